@@ -1,0 +1,26 @@
+"""LeanKV ops by backend: the byte layout of records, the block ring, and the attention over compressed pages.
+
+Importable as ``leankv_kernels``; needs torch alone and imports neither sglang nor the package.
+"""
+
+from leankv_kernels.layout import HIGH, LOW, PRUNED, TIERS, RecordLayout, Tier
+from leankv_kernels.ops import Ops, available_backends, get_ops
+from leankv_kernels.plan import Plan, build_plan
+from leankv_kernels.ring import BlockRing
+from leankv_kernels.store import RecordStore
+
+__all__ = [
+    "HIGH",
+    "LOW",
+    "PRUNED",
+    "TIERS",
+    "BlockRing",
+    "Ops",
+    "Plan",
+    "RecordLayout",
+    "RecordStore",
+    "Tier",
+    "available_backends",
+    "build_plan",
+    "get_ops",
+]

@@ -1,0 +1,90 @@
+"""The op registry: one signature per op, one implementation per backend, chosen by device or by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from leankv_kernels.plan import Plan
+from leankv_kernels.store import RecordStore
+
+BACKEND_ENV = "LEANKV_KERNELS"
+
+
+class AttendOpen(Protocol):
+    """Causal attention inside each unit's raw page; see ``reference.attention.attend_open``."""
+
+    def __call__(
+        self, q: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+class AttendCommitted(Protocol):
+    """Attention over committed pages by the read rule; see ``reference.attention.attend_committed``."""
+
+    def __call__(
+        self, q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class MergeStates(Protocol):
+    """Merge of two partial attentions; see ``reference.attention.merge_states``."""
+
+    def __call__(self, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class CommitPages(Protocol):
+    """Pack full pages into records; see ``reference.commit.commit_pages``."""
+
+    def __call__(
+        self, store: RecordStore, layer: int, pages: Tensor, key: Tensor, value: Tensor, tiers: Tensor, rotation: str
+    ) -> None: ...
+
+
+class Ops(NamedTuple):
+    """One backend's ops."""
+
+    name: str
+    attend_open: AttendOpen
+    attend_committed: AttendCommitted
+    merge_states: MergeStates
+    commit_pages: CommitPages
+
+
+def _reference() -> Ops:
+    from leankv_kernels.reference.attention import attend_committed, attend_open, merge_states
+    from leankv_kernels.reference.commit import commit_pages
+
+    return Ops("reference", attend_open, attend_committed, merge_states, commit_pages)
+
+
+_BACKENDS: dict[str, Callable[[], Ops]] = {"reference": _reference}
+_BEST: dict[str, str] = {"cpu": "reference", "cuda": "reference"}
+
+
+def available_backends() -> list[str]:
+    """Names that ``get_ops`` takes besides ``auto``."""
+    return sorted(_BACKENDS)
+
+
+def get_ops(device: torch.device | str, name: str | None = None) -> Ops:
+    """The ops for a device.
+
+    Args:
+        device: where the tensors live.
+        name: a backend, or ``auto`` or None for the environment's ``LEANKV_KERNELS`` and then the device's best.
+
+    Raises:
+        ValueError: for a backend that does not exist; an explicit choice never falls back to another.
+    """
+    if name in (None, "auto"):
+        name = os.environ.get(BACKEND_ENV) or "auto"
+    if name == "auto":
+        name = _BEST.get(torch.device(device).type, "reference")
+    if name not in _BACKENDS:
+        raise ValueError(f"kernel backend {name!r} does not exist: choose one of auto, {', '.join(_BACKENDS)}")
+    return _BACKENDS[name]()

@@ -1,0 +1,127 @@
+"""The plan of one forward: its queries cut into units, and where each unit's keys are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A batch's queries as units; a unit is the run of queries of one request that lie in one page.
+
+    A decode step has one unit of one query per request, a prefill chunk one unit per page it touches. Lists live on
+    the host and come from lengths the scheduler already knows; tensors live on the device. Every layer of the forward
+    shares one plan.
+    """
+
+    page_size: int
+    window: int
+    q_indptr: list[int]  # [U + 1] first query of each unit in the batch's token order
+    offset: list[int]  # [U] position of the unit's first query inside its page
+    page_index: list[int]  # [U] pages of the request before the unit's own
+    request: list[int]  # [U] index of the unit's request in the batch
+    page_indptr: list[int]  # [R + 1] first of each request's pages in ``pages``
+    rows: Tensor  # int64 [U] request row of each unit
+    own_pages: Tensor  # int64 [U] logical id of each unit's own page
+    pages: Tensor  # int64 [sum] logical ids of the pages each request's units read, in order
+    token_unit: Tensor  # int64 [T] unit of each query
+    token_pos: Tensor  # int64 [T] position of each query inside its page
+    token_rank: Tensor  # int64 [T] index of each query inside its unit
+    first: Tensor  # int64 [U] ``offset`` on the device
+    length: Tensor  # int64 [U] queries of each unit
+    carried: Tensor  # int64 [c] units that continue a page begun by an earlier forward
+    full: Tensor  # int64 [f] units that write their page's last token: committed in this forward
+    open: Tensor  # int64 [o] the other units: their raw tokens stay in the open page of their row
+    sequence_start: Tensor  # bool [f] for each full unit, whether its page is the sequence's first
+
+    @property
+    def num_units(self) -> int:
+        """U."""
+        return len(self.offset)
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.q_indptr[-1]
+
+    @property
+    def max_queries(self) -> int:
+        """Queries of the longest unit."""
+        return max(b - a for a, b in zip(self.q_indptr, self.q_indptr[1:], strict=False)) if self.offset else 0
+
+
+def build_plan(
+    rows: Tensor,
+    prefix_lens: Sequence[int],
+    extend_lens: Sequence[int],
+    req_to_token: Tensor,
+    page_size: int,
+    window: int,
+) -> Plan:
+    """Cut a batch into units.
+
+    Args:
+        rows: integers ``[R]``, request rows, on the device.
+        prefix_lens: tokens of each request before this forward (host).
+        extend_lens: tokens of each request in this forward, 1 for decode (host); requests with 0 have no unit.
+        req_to_token: int32 ``[rows, max_context]``, slot ids; ``slot // page_size`` is the logical page.
+        page_size: tokens of a page.
+        window: pages before the own page that are read at the near view.
+    """
+    prefix = np.asarray(prefix_lens, dtype=np.int64)
+    extend = np.asarray(extend_lens, dtype=np.int64)
+    first_page = prefix // page_size
+    last_page = (prefix + np.maximum(extend, 1) - 1) // page_size
+    units = np.where(extend > 0, last_page - first_page + 1, 0)
+    request = np.repeat(np.arange(len(prefix)), units)
+    unit_start = np.cumsum(units) - units
+    page_index = first_page[request] + np.arange(len(request)) - unit_start[request]
+    begin = np.maximum(page_index * page_size, prefix[request])
+    end = np.minimum((page_index + 1) * page_size, (prefix + extend)[request])
+    offset, length = begin - page_index * page_size, end - begin
+    q_indptr = np.concatenate([[0], np.cumsum(length)])
+    token_unit = np.repeat(np.arange(len(request)), length)
+    token_rank = np.arange(q_indptr[-1]) - q_indptr[:-1][token_unit]
+    reads = np.where(units > 0, last_page, 0)
+    page_indptr = np.concatenate([[0], np.cumsum(reads)])
+    page_request = np.repeat(np.arange(len(prefix)), reads)
+    page_number = np.arange(page_indptr[-1]) - page_indptr[:-1][page_request]
+    full = offset + length == page_size
+
+    device = req_to_token.device
+
+    def put(a: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(a)).to(device, non_blocking=True)
+
+    rows = rows.to(torch.int64)
+    unit_rows = rows[put(request)]
+
+    def logical(row: Tensor, page: np.ndarray) -> Tensor:
+        return req_to_token[row, put(page * page_size)].long() // page_size
+
+    return Plan(
+        page_size=page_size,
+        window=window,
+        q_indptr=q_indptr.tolist(),
+        offset=offset.tolist(),
+        page_index=page_index.tolist(),
+        request=request.tolist(),
+        page_indptr=page_indptr.tolist(),
+        rows=unit_rows,
+        own_pages=logical(unit_rows, page_index),
+        pages=logical(rows[put(page_request)], page_number),
+        token_unit=put(token_unit),
+        token_pos=put(offset[token_unit] + token_rank),
+        token_rank=put(token_rank),
+        first=put(offset),
+        length=put(length),
+        carried=put(np.flatnonzero(offset > 0)),
+        full=put(np.flatnonzero(full)),
+        open=put(np.flatnonzero(~full)),
+        sequence_start=put(page_index[full] == 0),
+    )

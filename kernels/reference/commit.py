@@ -1,0 +1,71 @@
+"""Commit of full pages: score -> tier per (token, KV head) -> pack into blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from leankv_kernels.layout import HIGH, LOW, PRUNED
+from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
+from leankv_kernels.reference.codec import rotate
+from leankv_kernels.reference.record import encode
+from leankv_kernels.store import RecordStore
+
+SINK_TOKENS = 4
+"""The first tokens of a sequence, which every head leans on; never below high."""
+
+
+def mean_attention(column_scores: Tensor, num_kv_heads: int) -> Tensor:
+    """The paper's significance, observed and normalized inside the page.
+
+    The mean attention probability a token receives from the page's queries at or after it, divided by what uniform
+    attention would give it, and the largest of these over the query heads of the KV head (paper section 4.2).
+
+    Args:
+        column_scores: integers ``[n, Hq, P]``, summed over all P queries of the page (see ``attend_open``).
+
+    Returns:
+        float64 ``[n, H, P]``; 1 means "as much as every other token".
+    """
+    page = column_scores.shape[-1]
+    inverse = 1.0 / torch.arange(1, page + 1, dtype=torch.float64, device=column_scores.device)
+    uniform = inverse.flip(0).cumsum(0).flip(0)
+    relative = column_scores.to(torch.float64) / (uniform * COLUMN_SCORE_ONE)
+    return relative.unflatten(1, (num_kv_heads, -1)).amax(2)
+
+
+def choose_tiers(significance: Tensor, alpha_high: Tensor, alpha_low: Tensor, sequence_start: Tensor) -> Tensor:
+    """Tier of every token: high above ``alpha_high``, low from ``alpha_low`` on, else pruned; sinks are always high.
+
+    Args:
+        significance: float64 ``[n, H, P]``.
+        alpha_high, alpha_low: float64 ``[H]``.
+        sequence_start: bool ``[n]``, whether the page is its sequence's first.
+
+    Returns:
+        uint8 ``[n, H, P]``.
+    """
+    high, low = alpha_high[:, None], alpha_low[:, None]
+    tiers = torch.full_like(significance, PRUNED, dtype=torch.uint8)
+    tiers = torch.where(significance >= low, LOW, tiers)
+    tiers = torch.where(significance > high, HIGH, tiers)
+    sink = torch.arange(significance.shape[-1], device=significance.device) < SINK_TOKENS
+    return torch.where(sequence_start[:, None, None] & sink, HIGH, tiers)
+
+
+def commit_pages(
+    store: RecordStore, layer: int, pages: Tensor, key: Tensor, value: Tensor, tiers: Tensor, rotation: str
+) -> None:
+    """Rotate, quantize and pack full pages and store their records; afterwards they are immutable.
+
+    Args:
+        store: where the records go.
+        layer: index in the store.
+        pages: int64 ``[n]``, logical ids that hold no record in this layer yet.
+        key, value: raw, model dtype ``[n, P, H, D]``, keys after RoPE.
+        tiers: uint8 ``[n, H, P]``.
+        rotation: ``hadamard`` or ``none``.
+    """
+    rotated = (rotate(x, rotation).transpose(1, 2) for x in (key, value))
+    records, nbytes = encode(*rotated, tiers, store.layout)
+    store.write(layer, pages, records, nbytes)

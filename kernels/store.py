@@ -1,0 +1,147 @@
+"""The physical store: one pool of fixed-byte blocks for all layers, heads and tiers; and the table of records."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from leankv_kernels import layout as L
+from leankv_kernels.layout import RecordLayout
+from leankv_kernels.reference.record import Header, read_header
+from leankv_kernels.ring import BlockRing
+
+
+class Usage(NamedTuple):
+    """What the live records hold. Bytes unless said; the first five add up to ``blocks * block_bytes``."""
+
+    header: int
+    high: int
+    low: int
+    near: int
+    padding: int
+    records: int
+    blocks: int
+    high_tokens: int  # tokens per KV head and layer, so one token of a page counts layers * heads times
+    low_tokens: int
+    pruned_tokens: int
+
+
+class RecordStore:
+    """Blocks, page table and free ring. All methods but the audit and ``usage`` leave the host unasked.
+
+    Args:
+        layout: the records' byte layout.
+        num_layers: attention layers.
+        num_pages: logical page ids run from 1 to ``num_pages``; page 0 is the padding sink and never holds a record.
+        device: where everything lives.
+    """
+
+    def __init__(self, layout: RecordLayout, num_layers: int, num_pages: int, device: torch.device | str) -> None:
+        self.layout, self.num_layers, self.num_pages = layout, num_layers, num_pages
+        self.num_blocks = num_pages * num_layers * layout.max_blocks
+        # Block 0 stays zero (it reads as "all pruned"), the last one takes the writes of absent blocks.
+        self.blocks = torch.zeros(self.num_blocks + 2, layout.block_bytes, dtype=torch.uint8, device=device)
+        self.page_table = torch.zeros(num_layers, num_pages + 1, dtype=torch.int32, device=device)
+        self.ring = BlockRing(self.num_blocks, device)
+        self._usage = torch.zeros(len(Usage._fields), dtype=torch.int64, device=device)
+
+    def write(self, layer: int, pages: Tensor, records: Tensor, nbytes: Tensor) -> None:
+        """Store the encoded records of ``pages`` int64 ``[n]`` (none of them held in this layer)."""
+        lay = self.layout
+        counts = -(-nbytes // lay.block_bytes)
+        ids = self.ring.take(counts, lay.max_blocks)
+        words = records.view(torch.int32)
+        words[:, L.W_PAGE] = pages.int()
+        words[:, L.W_LAYER] = layer
+        words[:, lay.list_word : lay.list_word + lay.max_blocks] = ids
+        to = torch.where(ids == 0, self.num_blocks + 1, ids).long().flatten()
+        self.blocks[to] = records.view(-1, lay.block_bytes)
+        self.page_table[layer, pages] = ids[:, 0]
+        self._usage += self._measure(read_header(records, lay))
+
+    def gather(self, layer: int, pages: Tensor) -> Tensor:
+        """The records of ``pages`` int64 ``[n]`` as uint8 ``[n, record_bytes]``; an absent one reads as all pruned."""
+        lay = self.layout
+        lists = self._lists(self.page_table[layer, pages].long())
+        return self.blocks[lists.long().flatten()].view(pages.shape[0], lay.record_bytes)
+
+    def free(self, pages: Tensor) -> None:
+        """Return the blocks of ``pages`` int64 ``[n]`` in every layer; pages that hold nothing are passed over."""
+        if not pages.numel():
+            return
+        heads = self.page_table[:, pages].long().flatten()
+        self._usage -= self._measure(read_header(self.blocks[heads, : self._fixed_end], self.layout))
+        self.ring.give(self._lists(heads))
+        self.page_table[:, pages] = 0
+
+    def clear(self) -> None:
+        """Forget every record."""
+        self.page_table.zero_()
+        self.ring.clear()
+        self._usage.zero_()
+
+    def usage(self) -> Usage:
+        """What the records hold now (asks the device)."""
+        return Usage(*self._usage.tolist())
+
+    def nbytes(self) -> int:
+        """Bytes of everything the store allocated: blocks, page table, ring."""
+        return self.blocks.numel() + 4 * self.page_table.numel() + self.ring.nbytes()
+
+    @property
+    def _fixed_end(self) -> int:
+        return 4 * (self.layout.head_word + L.HEAD_WORDS * self.layout.num_kv_heads)
+
+    def _measure(self, header: Header) -> Tensor:
+        """The :class:`Usage` of n records as one int64 vector; absent records (no blocks) count nothing."""
+        lay, rows = self.layout, self.layout.row_bytes
+        held = header.blocks > 0
+        fine = (header.level >= L.LEVEL_FAR).long()
+        base_row = rows.scale + rows.key_base + rows.value_base
+        n_high, n_low = header.high.sum(1), header.low.sum(1)
+        high = n_high * (base_row + fine * (rows.key_refine + rows.value_refine))
+        low = n_low * base_row
+        pruned = (lay.page_size * lay.num_kv_heads - n_high - n_low) * held
+        near_rows = n_low * (rows.key_refine + rows.value_refine) + pruned * sum(rows)
+        near = near_rows * (header.level >= L.LEVEL_NEAR)
+        fixed = held.long() * lay.header_bytes
+        total = header.blocks.long() * lay.block_bytes
+        parts = (fixed, high, low, near, total - fixed - high - low - near, held, header.blocks, n_high, n_low, pruned)
+        return torch.stack([p.long().sum() for p in parts])
+
+    def audit(self) -> list[str]:
+        """Check blocks against records: every block is free, or listed by exactly one record found in the table, and
+        the running usage equals what the headers say. Returns one sentence per violation; asks the device.
+        """
+        lay, problems = self.layout, []
+        layers, pages = self.page_table.nonzero(as_tuple=True)
+        heads = self.page_table[layers, pages].long()
+        header = read_header(self.blocks[heads, : self._fixed_end], lay)
+        for what, said, true in (("page", header.page, pages), ("layer", header.layer, layers)):
+            if bad := int((said != true).sum()):
+                problems.append(f"{bad} records name another {what} than the page table")
+        if bad := int((self.blocks.view(torch.int32)[heads, L.W_MAGIC] != L.MAGIC).sum()):
+            problems.append(f"{bad} records are not records")
+        expected = lay.level_bytes(header.high, header.low, header.level.long())
+        if bad := int((expected != header.nbytes).sum()):
+            problems.append(f"{bad} records have another length than their counts say")
+        listed = self._lists(heads)
+        used = listed[listed != 0].long()
+        if int(header.blocks.sum()) != used.numel():
+            problems.append("block lists and block counts disagree")
+        free = self.ring.free_ids().long()
+        seen = torch.bincount(torch.cat([used, free]), minlength=self.num_blocks + 1)[1:]
+        if lost := int((seen == 0).sum()):
+            problems.append(f"{lost} blocks are lost: neither free nor held by a record")
+        if twice := int((seen > 1).sum()):
+            problems.append(f"{twice} blocks are both free and held, or held twice")
+        running, counted = self.usage(), Usage(*self._measure(header).tolist())
+        if running != counted:
+            problems.append(f"running usage {running} differs from the headers' {counted}")
+        return problems
+
+    def _lists(self, heads: Tensor) -> Tensor:
+        start = self.layout.list_word
+        return self.blocks.view(torch.int32)[:, start : start + self.layout.max_blocks][heads]

@@ -1,0 +1,1 @@
+"""LeanKV: compressed KV-cache pages beneath SGLang's radix tree."""

@@ -1,0 +1,39 @@
+"""What sglang's platform discovery calls first, in every process: choose the platform before sglang looks at it."""
+
+from __future__ import annotations
+
+import os
+
+from leankv_sglang.config import CONFIG_ENV
+
+
+def has_accelerator() -> bool:
+    """Whether torch sees a GPU of any kind."""
+    import torch
+
+    return torch.accelerator.is_available()
+
+
+def prepare_cpu() -> None:
+    """Make sglang importable and sane on a machine without an accelerator; before sglang is imported, idempotent."""
+    from leankv_patches import cpu_imports
+
+    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+    # Spinning OpenMP threads of several processes cost ten times under contention. Read when libgomp loads, so it
+    # reaches the child processes; the launcher re-executes itself where it matters.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    cpu_imports.install()
+
+
+def activate() -> str | None:
+    """Entry point of group ``sglang.srt.platforms``: the qualified name of our platform class, or None.
+
+    Without an accelerator the CPU platform is ours always, so that plain ``sglang.launch_server`` works from the same
+    environment; LeanKV itself is on only where the launcher left its configuration in the environment.
+    """
+    if not has_accelerator():
+        prepare_cpu()
+        return "leankv_sglang.platform:LeanKVCpuPlatform"
+    if CONFIG_ENV in os.environ:
+        return "leankv_sglang.platform:LeanKVCudaPlatform"
+    return None

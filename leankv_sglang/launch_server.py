@@ -1,0 +1,155 @@
+"""``python -m leankv_sglang.launch_server``: SGLang's server with LeanKV pages beneath its radix tree."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from leankv_sglang.activation import has_accelerator, prepare_cpu
+from leankv_sglang.cli import add_flags, config_from_args, split_args
+from leankv_sglang.config import CONFIG_ENV, DEFAULT_PAGE_SIZE, LeanKVConfig
+from leankv_sglang.errors import LeanKVError
+
+if TYPE_CHECKING:
+    from leankv_sglang.profile import Profile
+
+DEFAULT_CPU_REQUESTS = 32
+DEFAULT_GPU_REQUESTS = 256
+
+
+def prepare_environment(config: LeanKVConfig) -> None:
+    """Set what sglang and its child processes read from the environment; before sglang is imported."""
+    os.environ[CONFIG_ENV] = config.to_json()
+    # The pool is sized once, at start.
+    os.environ["SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"] = "0"
+    if not has_accelerator():
+        prepare_cpu()
+
+
+def default_fields(given: dict[str, Any], on_cpu: bool) -> dict[str, Any]:
+    """SGLang's fields that LeanKV sets where the user did not; ``given`` holds the user's, None for unset."""
+    requests = DEFAULT_CPU_REQUESTS if on_cpu else DEFAULT_GPU_REQUESTS
+    defaults = {
+        "page_size": DEFAULT_PAGE_SIZE,
+        "attention_backend": "leankv",
+        # Every request row owns a raw open page, so rows are not free here.
+        "max_running_requests": requests,
+    }
+    return {name: value for name, value in defaults.items() if given.get(name) is None}
+
+
+def apply_fields(server_args: Any, profile: Profile | None) -> None:
+    """Check the flags, fill in our defaults, resolve, and check the model against the profile.
+
+    Raises:
+        LeanKVError: one sentence for anything LeanKV cannot go with.
+    """
+    from sglang.srt.arg_groups.overrides import model_config_of
+
+    from leankv_sglang.checks import check_flags
+    from leankv_sglang.profile import Shape
+
+    check_flags(server_args)
+    given = {name: getattr(server_args, name) for name in ("page_size", "attention_backend", "max_running_requests")}
+    for name, value in default_fields(given, not has_accelerator()).items():
+        setattr(server_args, name, value)
+    if server_args.enable_metrics and not server_args.stat_loggers:
+        from leankv_sglang.metrics import LeanKVMetricsCollector
+
+        server_args.stat_loggers = {"scheduler": LeanKVMetricsCollector}
+    server_args.resolve_once()
+    if profile is not None:
+        model = model_config_of(server_args)
+        profile.check_model(Shape(model.num_hidden_layers, model.get_total_num_kv_heads(), model.head_dim))
+
+
+def _merge_config_file(argv: list[str]) -> list[str]:
+    import argparse
+
+    from sglang.srt.server_args import ServerArgs
+    from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
+
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    add_flags(parser)
+    return ConfigArgumentMerger(parser).merge_config_with_args(argv)
+
+
+def _print_help() -> None:
+    import argparse
+
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser(prog="python -m leankv_sglang.launch_server")
+    add_flags(parser)
+    ServerArgs.add_cli_args(parser)
+    parser.print_help()
+
+
+def _with_model_path(rest: list[str]) -> list[str]:
+    """Replace the model argument by a folder on disk; without one, the default model's."""
+    from leankv_sglang.models import resolve_model_path
+
+    for i, arg in enumerate(rest):
+        for flag in ("--model-path", "--model"):
+            if arg == flag and i + 1 < len(rest):
+                return [*rest[: i + 1], resolve_model_path(rest[i + 1]), *rest[i + 2 :]]
+            if arg.startswith(f"{flag}="):
+                return [*rest[:i], f"{flag}={resolve_model_path(arg.split('=', 1)[1])}", *rest[i + 1 :]]
+    return ["--model-path", resolve_model_path(None), *rest]
+
+
+def launch(argv: Sequence[str]) -> None:
+    """Start the server and serve until stopped.
+
+    Raises:
+        LeanKVError: one sentence for flags, models and modes that cannot be served.
+    """
+    if "--config" in argv:
+        # Merging the file imports sglang, which picks its platform by this environment.
+        prepare_environment(LeanKVConfig())
+        argv = _merge_config_file(list(argv))
+    ours, rest = split_args(argv)
+    config, profile = config_from_args(ours)
+    prepare_environment(config)
+    if "-h" in rest or "--help" in rest:
+        _print_help()
+        return
+    rest = _with_model_path(rest)
+
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import prepare_server_args
+
+    from leankv_sglang.selfcheck import check_launcher
+    from leankv_sglang.summary import print_summary
+
+    load_plugins()
+    check_launcher()
+    server_args = prepare_server_args(rest)
+    apply_fields(server_args, profile)
+    print_summary(server_args, config)
+
+    from sglang.launch_server import run_server
+    from sglang.srt.utils import kill_process_tree
+
+    try:
+        run_server(server_args)
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
+
+
+def main() -> None:
+    """Command-line entry: errors are one sentence, exit status 2."""
+    from leankv_sglang.models import ModelError
+
+    try:
+        launch(sys.argv[1:])
+    except (LeanKVError, ModelError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Entry point of group ``sglang.srt.plugins``: registers our parts with sglang, in every process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from leankv_sglang.config import active_config
+
+
+class _Quiet(logging.Filter):
+    """Drops the complaints about optional models and kernels that no CPU machine has."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Ignore import error when loading ")
+
+
+def register() -> None:
+    """Register backend, hooks and patches; without a LeanKV configuration only quiets sglang's import noise."""
+    logging.getLogger("sglang.srt.models.registry").addFilter(_Quiet())
+    if active_config() is None:
+        return
+    from sglang.srt.arg_groups.choices import add_attention_backend_choices
+    from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+
+    from leankv_patches import cell_size, internal_state
+    from leankv_sglang.report import server_info
+    from leankv_sglang.sizing import bytes_per_token
+
+    add_attention_backend_choices(["leankv"])
+    register_attention_backend("leankv")(_create_backend)
+    register_resolution_hook("handle_attention_backend_compatibility")(_resolve)
+    cell_size.install(bytes_per_token)
+    internal_state.install(server_info)
+
+
+def _create_backend(runner: Any) -> Any:
+    from leankv_sglang.backend import LeanKVBackend
+
+    return LeanKVBackend(runner)
+
+
+def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
+    """Refuse models we cannot serve, before anything is loaded, and settle what depends on the model's shape."""
+    from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolving_view
+    from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
+
+    from leankv_sglang.checks import check_model
+    from leankv_sglang.sizing import default_max_total_tokens
+
+    previous(server_args)
+    cfg = resolving_view(server_args)
+    if cfg.attention_backend != "leankv":
+        return
+    for phase in (Phase.DECODE, Phase.PREFILL):
+        graphs = with_phase(cfg.cuda_graph_config, phase, backend=Backend.DISABLED)
+        declare_resolution(server_args, "leankv", cuda_graph_config=graphs)
+    model = model_config_of(server_args)
+    check_model(model)
+    if cfg.device == "cpu" and cfg.max_total_tokens is None and cfg.mem_fraction_static is None:
+        declare_resolution(server_args, "leankv", max_total_tokens=default_max_total_tokens(model, cfg.page_size))

@@ -1,0 +1,13 @@
+"""Significance strategies: how much a token is worth to a KV head, observed inside its own page.
+
+A strategy sees nothing behind the page's end, so the tiers it leads to are the same whoever writes the page.
+"""
+
+from leankv_sglang.significance.attention import Attention
+from leankv_sglang.significance.base import Significance
+from leankv_sglang.significance.none import NoSignificance
+
+STRATEGIES: dict[str, type[Significance]] = {s.name: s for s in (Attention, NoSignificance)}
+"""Every strategy by the name that ``--leankv-significance`` takes."""
+
+__all__ = ["STRATEGIES", "Attention", "NoSignificance", "Significance"]
