@@ -41,8 +41,10 @@ class RecordStore:
     def __init__(self, layout: RecordLayout, num_layers: int, num_pages: int, device: torch.device | str) -> None:
         self.layout, self.num_layers, self.num_pages = layout, num_layers, num_pages
         self.num_blocks = num_pages * num_layers * layout.max_blocks
-        # Block 0 stays zero (it reads as "all pruned"), the last one takes the writes of absent blocks.
-        self.blocks = torch.zeros(self.num_blocks + 2, layout.block_bytes, dtype=torch.uint8, device=device)
+        # Block 0 stays zero (it reads as "all pruned"), the last one takes the writes of absent blocks. The rest is
+        # not touched before it is used, so a large pool costs no start-up time.
+        self.blocks = torch.empty(self.num_blocks + 2, layout.block_bytes, dtype=torch.uint8, device=device)
+        self.blocks[0] = 0
         self.page_table = torch.zeros(num_layers, num_pages + 1, dtype=torch.int32, device=device)
         self.ring = BlockRing(self.num_blocks, device)
         self._usage = torch.zeros(len(Usage._fields), dtype=torch.int64, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 from leankv_sglang.config import CONFIG_ENV
 
@@ -20,8 +21,12 @@ def prepare_cpu() -> None:
 
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     # Spinning OpenMP threads of several processes cost ten times under contention. Read when libgomp loads, so it
-    # reaches the child processes; the launcher re-executes itself where it matters.
+    # reaches the scheduler, which is a child process.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    noise = "ignore:Only CUDA,ignore:Triton is not supported"
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), noise]))
+    for message in ("Only CUDA", "Triton is not supported"):
+        warnings.filterwarnings("ignore", message=message)
     cpu_imports.install()
 
 

@@ -9,16 +9,29 @@ from typing import Any
 from leankv_sglang.config import active_config
 
 
+_NOISE = {
+    "sglang.srt.models.registry": "Ignore import error when loading ",
+    # Four hundred resolved flags on one line; /get_server_info has them.
+    "sglang.srt.entrypoints.engine": "server_args=",
+}
+
+
 class _Quiet(logging.Filter):
-    """Drops the complaints about optional models and kernels that no CPU machine has."""
+    """Drops messages that start with a prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self.prefix = prefix
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("Ignore import error when loading ")
+        """False for a message to drop."""
+        return not record.getMessage().startswith(self.prefix)
 
 
 def register() -> None:
     """Register backend, hooks and patches; without a LeanKV configuration only quiets sglang's import noise."""
-    logging.getLogger("sglang.srt.models.registry").addFilter(_Quiet())
+    for name, prefix in _NOISE.items():
+        logging.getLogger(name).addFilter(_Quiet(prefix))
     if active_config() is None:
         return
     from sglang.srt.arg_groups.choices import add_attention_backend_choices
@@ -59,5 +72,6 @@ def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
         declare_resolution(server_args, "leankv", cuda_graph_config=graphs)
     model = model_config_of(server_args)
     check_model(model)
-    if cfg.device == "cpu" and cfg.max_total_tokens is None and cfg.mem_fraction_static is None:
+    # The record keeps what the user gave; the view already holds SGLang's own default fraction of the machine.
+    if cfg.device == "cpu" and server_args.max_total_tokens is None and server_args.mem_fraction_static is None:
         declare_resolution(server_args, "leankv", max_total_tokens=default_max_total_tokens(model, cfg.page_size))

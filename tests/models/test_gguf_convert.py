@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,20 +38,24 @@ def assert_weights(found: dict[str, torch.Tensor], expected: dict[str, np.ndarra
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_1"])
 @pytest.mark.parametrize("output", ["none", "same", "unrelated"])
-def test_weights(make_gguf, tmp_path, architecture, kind, output):
+def test_weights(make_gguf: Callable[..., Any], tmp_path: Path, architecture: str, kind: str, output: str) -> None:
     gguf, sample = make_gguf(architecture=architecture, kind=KINDS[kind], output=output)
     config, weights = converted(gguf, tmp_path / "out")
     assert_weights(weights, sample.expected)
     assert config["tie_word_embeddings"] == (output != "unrelated")
 
 
-def test_weights_are_the_same_in_slices(make_gguf, tmp_path, monkeypatch):
+def test_weights_are_the_same_in_slices(
+    make_gguf: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("leankv_sglang.models.weights._SLICE_ELEMENTS", 7 * 64)
     gguf, sample = make_gguf(kind=KINDS["Q8_0"])
     assert_weights(converted(gguf, tmp_path / "out")[1], sample.expected)
 
 
-def test_two_quantizations_of_one_matrix_are_tied_and_the_finer_kept(make_gguf, tmp_path):
+def test_two_quantizations_of_one_matrix_are_tied_and_the_finer_kept(
+    make_gguf: Callable[..., Any], tmp_path: Path
+) -> None:
     gguf, sample = make_gguf(kind=KINDS["Q5_0"], output="finer")
     config, weights = converted(gguf, tmp_path / "out")
     assert config["tie_word_embeddings"]
@@ -57,7 +63,7 @@ def test_two_quantizations_of_one_matrix_are_tied_and_the_finer_kept(make_gguf, 
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_config(make_gguf, tmp_path, architecture):
+def test_config(make_gguf: Callable[..., Any], tmp_path: Path, architecture: str) -> None:
     gguf, _ = make_gguf(architecture=architecture, tokenizer=True)
     config, _ = converted(gguf, tmp_path / "out")
     assert config["architectures"] == [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[architecture]]
@@ -82,7 +88,7 @@ def test_config(make_gguf, tmp_path, architecture):
     assert generation == {"bos_token_id": 258, "eos_token_id": [259, 257]}  # <|endoftext|> ends it as well
 
 
-def test_transformers_runs_it(make_gguf, tmp_path):
+def test_transformers_runs_it(make_gguf: Callable[..., Any], tmp_path: Path) -> None:
     gguf, sample = make_gguf(
         heads=2,
         kv_heads=1,
@@ -100,14 +106,14 @@ def test_transformers_runs_it(make_gguf, tmp_path):
     assert model(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 260)
 
 
-def test_linear_rope(make_gguf, tmp_path):
+def test_linear_rope(make_gguf: Callable[..., Any], tmp_path: Path) -> None:
     gguf, _ = make_gguf(metadata={"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0})
     config, _ = converted(gguf, tmp_path / "out")
     assert config["rope_parameters"] == {"rope_type": "linear", "rope_theta": 50000.0, "factor": 4.0}
     assert config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
 
 
-def test_llama3_rope_is_recognized_by_its_divisors(make_gguf, tmp_path):
+def test_llama3_rope_is_recognized_by_its_divisors(make_gguf: Callable[..., Any], tmp_path: Path) -> None:
     rope = {
         "rope_type": "llama3",
         "rope_theta": 500000.0,
@@ -142,7 +148,9 @@ def test_llama3_rope_is_recognized_by_its_divisors(make_gguf, tmp_path):
         ({"without": "blk.1.ffn_up.weight"}, "lacks the tensor blk.1.ffn_up.weight"),
     ],
 )
-def test_refusals_are_one_clear_sentence(make_gguf, tmp_path, fields, words):
+def test_refusals_are_one_clear_sentence(
+    make_gguf: Callable[..., Any], tmp_path: Path, fields: dict[str, Any], words: str
+) -> None:
     gguf, _ = make_gguf(**fields)
     with pytest.raises(ModelError) as caught:
         converted(gguf, tmp_path / "out")
@@ -154,14 +162,14 @@ def test_refusals_are_one_clear_sentence(make_gguf, tmp_path, fields, words):
 
 
 @pytest.mark.parametrize("keep", [0.02, 0.1, 0.5, 0.99])
-def test_truncated_file(make_gguf, keep):
+def test_truncated_file(make_gguf: Callable[..., Any], keep: float) -> None:
     gguf, _ = make_gguf(tokenizer=True)
     gguf.write_bytes(gguf.read_bytes()[: int(gguf.stat().st_size * keep)])
     with pytest.raises(ModelError, match="damaged or cut short"):
         GGUFFile(gguf)
 
 
-def test_missing_and_foreign_files(tmp_path):
+def test_missing_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="No such file"):
         GGUFFile(tmp_path / "absent.gguf")
     (tmp_path / "text.gguf").write_text("not a model")

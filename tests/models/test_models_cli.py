@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +15,7 @@ from leankv_sglang.models import DEFAULT_MODEL
 from leankv_sglang.models import __main__ as cli
 
 
-def test_listing_of_an_empty_cache(cache_home, capsys):
+def test_listing_of_an_empty_cache(cache_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["NAME", "DOWNLOAD", "LICENCE", "FETCHED", "PATH", "NOTE"]
@@ -28,7 +31,9 @@ def test_listing_of_an_empty_cache(cache_home, capsys):
     assert not cache_home.exists()
 
 
-def test_listing_shows_what_is_fetched(cache_home, capsys, monkeypatch):
+def test_listing_shows_what_is_fetched(
+    cache_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cli, "is_fetched", lambda name: name == DEFAULT_MODEL)
     cli.main(["list"])
     line = capsys.readouterr().out.splitlines()[1]
@@ -38,7 +43,9 @@ def test_listing_shows_what_is_fetched(cache_home, capsys, monkeypatch):
     assert capsys.readouterr().out == f"{cache_home / 'models' / DEFAULT_MODEL}\n"
 
 
-def test_convert_prints_the_folder(cache_home, make_gguf, capsys, tmp_path):
+def test_convert_prints_the_folder(
+    cache_home: Path, make_gguf: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     gguf, _ = make_gguf(tokenizer=True)
     assert cli.main(["convert", str(gguf), "--out", str(tmp_path / "out")]) == 0
     streams = capsys.readouterr()
@@ -55,7 +62,7 @@ def test_convert_prints_the_folder(cache_home, make_gguf, capsys, tmp_path):
         (["convert", "absent.gguf"], "No such file"),
     ],
 )
-def test_errors_are_one_line_and_exit_code_2(tmp_path, arguments, words):
+def test_errors_are_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "leankv_sglang.models", *arguments],
         env={**os.environ, "LEANKV_HOME": str(tmp_path)},

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from leankv_sglang.models import CATALOG, DEFAULT_MODEL, ensure_model
 
 
-def test_default_model_speaks():
+def test_default_model_speaks() -> None:
     folder = ensure_model()
     facts = CATALOG[DEFAULT_MODEL]
     tokenizer = AutoTokenizer.from_pretrained(folder)
