@@ -67,7 +67,7 @@ class RecordStore:
         """The records of ``pages`` int64 ``[n]`` as uint8 ``[n, record_bytes]``; an absent one reads as all pruned."""
         lay = self.layout
         lists = self._lists(self.page_table[layer, pages].long())
-        return self.blocks[lists.long().flatten()].view(pages.shape[0], lay.record_bytes)
+        return self.blocks.index_select(0, lists.flatten()).view(pages.shape[0], lay.record_bytes)
 
     def free(self, pages: Tensor) -> None:
         """Return the blocks of ``pages`` int64 ``[n]`` in every layer; pages that hold nothing are passed over."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from leankv_kernels.plan import Plan
 from leankv_kernels.reference.codec import rotate
-from leankv_kernels.reference.record import decode
+from leankv_kernels.reference.record import View, decode
 from leankv_kernels.store import RecordStore
 
 COLUMN_SCORE_ONE = 1 << 22
@@ -26,13 +26,16 @@ def _by_unit(x: Tensor, plan: Plan) -> Tensor:
     return out
 
 
-def _softmax_state(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalized probabilities and LSE over the last dim; a row of -inf gives zeros and -inf."""
+def _softmax_state(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights relative to the largest, their sum (1 where empty) and the LSE, over the last dim; in place.
+
+    A row of -inf gives zero weights and an LSE of -inf.
+    """
     peak = scores.amax(-1, keepdim=True)
-    weights = (scores - torch.where(peak.isinf(), torch.zeros_like(peak), peak)).exp()
+    weights = scores.sub_(peak.masked_fill(peak.isinf(), 0.0)).exp_()
     total = weights.sum(-1, keepdim=True)
-    lse = torch.where(total > 0, peak + total.log(), peak)
-    return weights / torch.where(total > 0, total, torch.ones_like(total)), lse.squeeze(-1)
+    lse = torch.where(total > 0, peak + total.log(), peak).squeeze(-1)
+    return weights, total.masked_fill(total == 0, 1.0), lse
 
 
 def attend_open(q: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,11 +62,11 @@ def attend_open(q: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float)
     # Stale bytes behind the last token may be anything, NaN included.
     k = key.to(torch.float64).masked_fill(~written[..., None, None], 0.0)
     v = value.to(torch.float64).masked_fill(~written[..., None, None], 0.0)
-    scores = torch.einsum("uqhgd,uphd->uhgqp", qu, k) * scale
-    scores = scores.masked_fill(~causal[:, None, None], float("-inf"))
-    prob, lse = _softmax_state(scores)
+    scores = torch.einsum("uqhgd,uphd->uhgqp", qu * scale, k)
+    weights, total, lse = _softmax_state(scores.masked_fill_(~causal[:, None, None], float("-inf")))
+    prob = weights.div_(total)
     out = torch.einsum("uhgqp,uphd->uqhgd", prob, v)
-    columns = (prob * COLUMN_SCORE_ONE).round().to(torch.int64) * asked[:, None, None, :, None]
+    columns = (prob * (COLUMN_SCORE_ONE * asked[:, None, None, :, None])).round_().to(torch.int64)
     at = (plan.token_unit, plan.token_rank)
     return (
         out.flatten(2, 3)[at],
@@ -89,39 +92,70 @@ def attend_committed(
         out float64 ``[T, Hq, D]``, rotated back, and LSE float64 ``[T, Hq]``: zeros and -inf where nothing is read.
     """
     lay = store.layout
-    heads, page = lay.num_kv_heads, lay.page_size
-    group = q.shape[1] // heads
     out = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
     lse = torch.full(q.shape[:2], float("-inf"), dtype=torch.float64, device=q.device)
+    rotated = rotate(q, rotation).mul_(scale).unflatten(1, (lay.num_kv_heads, -1))
     by_request: dict[int, list[int]] = {}
     for unit, request in enumerate(plan.request):
         if plan.page_index[unit]:
             by_request.setdefault(request, []).append(unit)
     for request, units in by_request.items():
         records = store.gather(layer, plan.pages[plan.page_indptr[request] : plan.page_indptr[request + 1]])
-        far = decode(records, lay, near=False)
-        far_k, far_v = (x.transpose(0, 1).flatten(1, 2) for x in (far.keys(), far.values()))
-        far_valid = far.valid.transpose(0, 1).flatten(1, 2)
+        last_far = plan.page_index[units[-1]]
+        first_near = last_far
         if lay.near:
+            last_far = max(last_far - plan.window, 0)
             first_near = max(plan.page_index[units[0]] - plan.window, 0)
-            near = decode(records[first_near:], lay, near=True)
-            near_k, near_v = (x.transpose(0, 1).flatten(1, 2) for x in (near.keys(), near.values()))
+        far = _keys_and_values(decode(records[:last_far], lay, near=False))
+        near = _keys_and_values(decode(records[first_near:], lay, near=True))
         for unit in units:
             tokens = slice(plan.q_indptr[unit], plan.q_indptr[unit + 1])
-            end = plan.page_index[unit] * page
-            split = max(plan.page_index[unit] - plan.window, 0) * page if lay.near else end
-            k, v, valid = far_k[:, :split], far_v[:, :split], far_valid[:, :split]
-            if split < end:
-                at = slice(split - first_near * page, end - first_near * page)
-                k, v = torch.cat([k, near_k[:, at]], 1), torch.cat([v, near_v[:, at]], 1)
-                valid = torch.cat([valid, valid.new_ones(heads, end - split)], 1)
-            qr = rotate(q[tokens], rotation).unflatten(1, (heads, group)).permute(1, 2, 0, 3).flatten(1, 2)
-            scores = (qr @ k.transpose(1, 2) * scale).masked_fill(~valid[:, None], float("-inf"))
-            prob, unit_lse = _softmax_state(scores)
-            unit_out = (prob @ v).unflatten(1, (group, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+            own = plan.page_index[unit]
+            split = max(own - plan.window, 0) if lay.near else own
+            parts = [_slice(far, 0, split), _slice(near, split - first_near, own - first_near)]
+            unit_out, unit_lse = _attend_views(rotated[tokens], [p for p in parts if p.valid.shape[0]])
             out[tokens] = rotate(unit_out, rotation)
-            lse[tokens] = unit_lse.unflatten(1, (group, -1)).permute(2, 0, 1).flatten(1, 2)
+            lse[tokens] = unit_lse
     return out, lse
+
+
+def _keys_and_values(view: View) -> View:
+    """The view with its codes in float64, where products and sums of them are exact."""
+    return view._replace(key=view.key.to(torch.float64), value=view.value.to(torch.float64))
+
+
+def _slice(view: View, start: int, end: int) -> View:
+    return View(*(x[start:end] for x in view))
+
+
+def _attend_views(q: Tensor, views: list[View]) -> tuple[Tensor, Tensor]:
+    """Attention of Q queries over all tokens of some pages; scales and zeros are folded out of the products.
+
+    Args:
+        q: rotated and scaled, float64 ``[Q, H, g, D]``.
+        views: pages, codes in float64.
+
+    Returns:
+        out ``[Q, Hq, D]``, still rotated, and LSE ``[Q, Hq]``.
+    """
+    queries, heads, group, dim = q.shape
+    rows = q.permute(1, 0, 2, 3).reshape(heads, queries * group, dim)
+    row_sum = rows.sum(-1)[..., None]
+    scores = []
+    for view in views:
+        dots = rows @ view.key.transpose(2, 3)  # [n, H, Q * g, P]
+        dots.mul_(view.key_scale[:, :, None]).add_(row_sum * view.key_zero[:, :, None])
+        scores.append(dots.masked_fill_(~view.valid[:, :, None], float("-inf")))
+    page = scores[0].shape[-1]
+    flat = torch.cat(scores).permute(1, 2, 0, 3).flatten(2)
+    weights, total, lse = _softmax_state(flat)
+    parts = weights.unflatten(2, (-1, page)).permute(2, 0, 1, 3).split([len(v.valid) for v in views])
+    out = torch.zeros_like(rows)
+    for view, weight in zip(views, parts, strict=True):
+        out += ((weight * view.value_scale[:, :, None]) @ view.value).sum(0)
+        out += (weight * view.value_zero[:, :, None]).sum((0, 3))[..., None]
+    out = (out / total).unflatten(1, (queries, group)).permute(1, 0, 2, 3).flatten(1, 2)
+    return out, lse.unflatten(1, (queries, group)).permute(1, 0, 2).flatten(1, 2)
 
 
 def merge_states(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,8 +68,10 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
         return packed.new_zeros((*packed.shape[:-1], width))
     if bits == 8:
         return packed
-    mask = (1 << bits) - 1
-    return torch.cat([(packed >> (bits * i)) & mask for i in range(8 // bits)], dim=-1)
+    out = packed.new_empty((*packed.shape[:-1], width))
+    for i, plane in enumerate(out.split(packed.shape[-1], dim=-1)):
+        torch.bitwise_and(packed >> (bits * i), (1 << bits) - 1, out=plane)
+    return out
 
 
 def _hadamard(n: int) -> Tensor:

@@ -28,7 +28,7 @@ class Header(NamedTuple):
 
 
 class View(NamedTuple):
-    """Dequantization of n records at every position: ``x = code * scale + zero``, ``valid`` False where pruned."""
+    """What n records say at every position: a channel is ``code * scale + zero``; nothing is read where not valid."""
 
     key: Tensor  # uint8 [n, H, P, D], top bits of the master code
     key_scale: Tensor  # float64 [n, H, P]
@@ -36,7 +36,7 @@ class View(NamedTuple):
     value: Tensor
     value_scale: Tensor
     value_zero: Tensor
-    valid: Tensor  # bool [n, H, P]
+    valid: Tensor  # bool [n, H, P], False where pruned
 
     def keys(self) -> Tensor:
         """Dequantized (still rotated) keys, float64 ``[n, H, P, D]``, zero where pruned."""
@@ -48,8 +48,8 @@ class View(NamedTuple):
 
 
 def _dequantize(codes: Tensor, scale: Tensor, zero: Tensor, valid: Tensor) -> Tensor:
-    x = codes.to(torch.float64).mul_(scale[..., None]).add_(zero[..., None])
-    return x.masked_fill_(~valid[..., None], 0.0)
+    x = codes.to(torch.float64) * scale[..., None] + zero[..., None]
+    return x.masked_fill(~valid[..., None], 0.0)
 
 
 def _row_index(offset: Tensor, row: int) -> Tensor:

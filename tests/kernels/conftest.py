@@ -1,0 +1,13 @@
+"""Fixtures of the kernel tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from leankv_kernels import Ops, get_ops
+
+
+@pytest.fixture(scope="session")
+def ops() -> Ops:
+    """The ops that are the specification."""
+    return get_ops("cpu", "reference")

@@ -1,0 +1,138 @@
+"""An independent reading of the specification in numpy: quantization, the read rule and the scores, token by token.
+
+Nothing here is shared with the ops under test, and nothing is fast. Everything is float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leankv_kernels import HIGH, LOW, Tier
+
+Array = NDArray[np.float64]
+
+
+def half_below(x: Array) -> Array:
+    """The largest float16 that is at most x."""
+    half = np.asarray(x, dtype=np.float64).astype(np.float16)
+    return np.where(half > x, np.nextafter(half, np.float16(-np.inf)), half).astype(np.float64)
+
+
+def master_codes(x: Array) -> tuple[Array, Array, Array]:
+    """8-bit codes, scale and zero of every row ``[..., D]`` (constant rows: scale 0)."""
+    zero = half_below(x.min(-1))
+    above = x - zero[..., None]
+    scale = -half_below(-above.max(-1) / 255)
+    return np.rint(above / np.where(scale > 0, scale, 1)[..., None]), scale, zero
+
+
+def reading(x: Array, bits: int) -> Array:
+    """What is read of rows ``[..., D]`` kept at the top ``bits`` bits of their code: the centre of each one's bin."""
+    codes, scale, zero = master_codes(x)
+    members = 2 ** (8 - bits)
+    return (codes // members * members + (members - 1) / 2) * scale[..., None] + zero[..., None]
+
+
+def hadamard(head_dim: int) -> Array:
+    """Sylvester matrices of the largest power of two that divides head_dim, on the diagonal."""
+    block = next(b for b in (256, 128, 64, 32, 16) if head_dim % b == 0)
+    index = np.arange(head_dim)
+    parity = [[bin(i & j & (block - 1)).count("1") % 2 for j in index] for i in index]
+    same_block = index[:, None] // block == index // block
+    return np.where(same_block, 1.0 - 2.0 * np.array(parity), 0.0) / np.sqrt(block)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What of the configuration the read rule depends on."""
+
+    page: int
+    window: int
+    high: Tier
+    low: Tier
+    rotation: str
+    scale: float
+
+    def stored(self, x: Array, bits: int) -> Array:
+        """Rows ``[..., D]`` as they come back from a record."""
+        if self.rotation == "none":
+            return reading(x, bits)
+        matrix = hadamard(x.shape[-1])
+        return reading(x @ matrix, bits) @ matrix
+
+
+class Views(NamedTuple):
+    """Every token of a sequence as each tier would give it back, ``[N, H, D]``."""
+
+    key_high: Array
+    key_low: Array
+    value_high: Array
+    value_low: Array
+
+
+def views(k: Array, v: Array, rule: Rule) -> Views:
+    """Both readings of every token."""
+    return Views(
+        rule.stored(k, rule.high.key_bits),
+        rule.stored(k, rule.low.key_bits),
+        rule.stored(v, rule.high.value_bits),
+        rule.stored(v, rule.low.value_bits),
+    )
+
+
+def softmax(scores: Array) -> Array:
+    """Over the last axis."""
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def attention(q: Array, k: Array, v: Array, tiers: NDArray[np.uint8], rule: Rule) -> Array:
+    """The read rule for one whole sequence.
+
+    Args:
+        q: ``[N, Hq, D]``.
+        k, v: ``[N, H, D]``.
+        tiers: ``[full pages, H, P]``.
+
+    Returns:
+        ``[N, Hq, D]``.
+    """
+    tokens, heads = k.shape[:2]
+    group = q.shape[1] // heads
+    seen = views(k, v, rule)
+    out = np.empty_like(q)
+    for t in range(tokens):
+        own = t // rule.page
+        raw = np.arange(own * rule.page, t + 1)
+        near = np.arange(max(own - rule.window, 0) * rule.page, own * rule.page)
+        far = np.arange(max(own - rule.window, 0) * rule.page)
+        for h in range(heads):
+            tier = tiers[:, h].reshape(-1)[far]
+            high, low = np.concatenate([far[tier == HIGH], near]), far[tier == LOW]
+            keys = np.concatenate([k[raw, h], seen.key_high[high, h], seen.key_low[low, h]])
+            values = np.concatenate([v[raw, h], seen.value_high[high, h], seen.value_low[low, h]])
+            queries = slice(h * group, (h + 1) * group)
+            out[t, queries] = softmax(q[t, queries] @ keys.T * rule.scale) @ values
+    return out
+
+
+def mean_attention(q: Array, k: Array, rule: Rule) -> Array:
+    """Significance of the tokens of full pages, ``[pages, H, P]``: see ``leankv_kernels.reference.commit``."""
+    pages, heads, page = len(k) // rule.page, k.shape[1], rule.page
+    group = q.shape[1] // heads
+    result = np.zeros((pages, heads, page))
+    for p in range(pages):
+        here = slice(p * page, (p + 1) * page)
+        for query_head in range(q.shape[1]):
+            received, uniform = np.zeros(page), np.zeros(page)
+            for i in range(page):
+                keys = k[here, query_head // group][: i + 1]
+                received[: i + 1] += softmax(q[here, query_head][i] @ keys.T * rule.scale)
+                uniform[: i + 1] += 1 / (i + 1)
+            head = result[p, query_head // group]
+            np.maximum(head, received / uniform, out=head)
+    return result

@@ -1,0 +1,134 @@
+"""What the kernel tests share: layouts, tier maps from harmless to ugly, and pages of values to commit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from leankv_kernels import HIGH, LOW, PRUNED, TIERS, RecordLayout, Tier
+from leankv_kernels.reference.record import encode
+
+HEAD_DIMS = (64, 80, 96, 128, 256)
+PAIRS = [
+    (high, low)
+    for high, low in itertools.product(TIERS.values(), repeat=2)
+    if {high.key_bits - low.key_bits, high.value_bits - low.value_bits} <= {0, 2, 4}
+]
+"""Every pair whose low tier is a cut of its high tier, single tiers included."""
+
+
+def few(examples: int) -> settings:
+    """The same few examples in every run, however slow the machine."""
+    return settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+
+
+def pair_name(pair: tuple[Tier, Tier]) -> str:
+    """A test id."""
+    return f"{pair[0].name},{pair[1].name}"
+
+
+def generator(seed: int) -> torch.Generator:
+    """A generator of its own for every test."""
+    return torch.Generator().manual_seed(seed)
+
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def layouts(draw: st.DrawFn, pair: tuple[Tier, Tier] | None = None) -> RecordLayout:
+    """Layouts of the shapes models have; every valid pair of tiers, or the one given."""
+    high, low = pair or draw(st.sampled_from(PAIRS))
+    return RecordLayout(
+        draw(st.sampled_from((64, 64, 128, 256))),
+        draw(st.integers(1, 8)),
+        draw(st.sampled_from(HEAD_DIMS)),
+        high,
+        low,
+        near=draw(st.booleans()),
+    )
+
+
+def small_layout(pair: str = "k8v4,k4v2", **changes: int | bool) -> RecordLayout:
+    """A layout whose records take few bytes yet several blocks."""
+    high, low = (TIERS[name] for name in pair.split(","))
+    shape = {"page_size": 32, "num_kv_heads": 2, "head_dim": 64, "near": True} | changes
+    return RecordLayout(high=high, low=low, **shape)  # type: ignore[arg-type]
+
+
+def _random_tiers(shape: tuple[int, int], seed: int) -> Tensor:
+    return torch.randint(0, 3, shape, generator=generator(seed), dtype=torch.uint8)
+
+
+def _one_head_pruned(shape: tuple[int, int], seed: int) -> Tensor:
+    tiers = _random_tiers(shape, seed)
+    tiers[seed % shape[0]] = PRUNED
+    return tiers
+
+
+def _one_token_high(shape: tuple[int, int], seed: int) -> Tensor:
+    tiers = torch.full(shape, PRUNED, dtype=torch.uint8)
+    tiers[seed % shape[0], seed % shape[1]] = HIGH
+    return tiers
+
+
+TIER_MAPS: dict[str, Callable[[tuple[int, int], int], Tensor]] = {
+    "random": _random_tiers,
+    "all pruned": lambda shape, _: torch.full(shape, PRUNED, dtype=torch.uint8),
+    "all high": lambda shape, _: torch.full(shape, HIGH, dtype=torch.uint8),
+    "all low": lambda shape, _: torch.full(shape, LOW, dtype=torch.uint8),
+    "one head all pruned": _one_head_pruned,
+    "one token high": _one_token_high,
+}
+
+
+@st.composite
+def tier_maps(draw: st.DrawFn, layout: RecordLayout, n: int = 2) -> Tensor:
+    """Tiers ``[n, H, P]``, each record's drawn from its own pattern."""
+    shape = (layout.num_kv_heads, layout.page_size)
+    names = st.sampled_from(sorted(TIER_MAPS))
+    return torch.stack([TIER_MAPS[draw(names)](shape, draw(seeds)) for _ in range(n)])
+
+
+def wild_rows(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Values of very different scale and offset per token, some with one channel that sticks out; float64."""
+    g = generator(seed)
+    x = torch.randn(shape, generator=g, dtype=torch.float64)
+    per_token = (*shape[:-1], 1)
+    x *= 10 ** torch.empty(per_token, dtype=torch.float64).uniform_(-3, 2, generator=g)
+    x += torch.randn(per_token, generator=g, dtype=torch.float64) * 50
+    outlier = torch.rand(per_token, generator=g) < 0.2
+    x[..., :1] += torch.where(outlier, 1000.0, 0.0)
+    return x
+
+
+@dataclass(frozen=True)
+class Committed:
+    """Encoded pages, with what went into them."""
+
+    layout: RecordLayout
+    tiers: Tensor = field(repr=False)  # [n, H, P]
+    key: Tensor = field(repr=False)  # float64 [n, H, P, D]
+    value: Tensor = field(repr=False)
+    records: Tensor = field(repr=False)
+    nbytes: Tensor = field(repr=False)
+
+
+def commit(layout: RecordLayout, tiers: Tensor, seed: int) -> Committed:
+    """Encode pages of wild values with these tiers."""
+    shape = (*tiers.shape, layout.head_dim)
+    key, value = wild_rows(shape, seed), wild_rows(shape, seed + 1)
+    return Committed(layout, tiers, key, value, *encode(key, value, tiers, layout))
+
+
+@st.composite
+def committed(draw: st.DrawFn, pair: tuple[Tier, Tier]) -> Committed:
+    """Two committed pages of any shape at this pair of tiers."""
+    layout = draw(layouts(pair))
+    return commit(layout, draw(tier_maps(layout)), draw(st.integers(0, 10_000)))

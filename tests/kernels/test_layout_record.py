@@ -1,0 +1,359 @@
+"""The byte layout of records: what is where, what a cut leaves, and what every view reads."""
+
+from __future__ import annotations
+
+import dense
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kernelutil import HEAD_DIMS, PAIRS, TIER_MAPS, Committed, commit, committed, few, layouts, pair_name, tier_maps
+from torch import Tensor
+
+from leankv_kernels import HIGH, LOW, PRUNED, TIERS, RecordLayout, Tier
+from leankv_kernels import layout as L
+from leankv_kernels.reference.record import View, cut, decode, read_header, read_tiers
+
+ROW_KINDS = L.RowOffsets._fields
+every_pair = pytest.mark.parametrize("pair", PAIRS, ids=pair_name)
+
+
+def counts(tiers: Tensor) -> tuple[Tensor, Tensor]:
+    return (tiers == HIGH).sum(2), (tiers == LOW).sum(2)
+
+
+def widest_step(x: Tensor) -> Tensor:
+    """An upper bound on the master step of each token: its range, with zero and scale rounded outwards to float16."""
+    zero = np.spacing(x.amin(-1).abs().numpy().astype(np.float16)).astype(np.float64) * 2
+    return (x.amax(-1) - x.amin(-1) + torch.from_numpy(zero)) / 255 * (1 + 2**-9) + 2**-24
+
+
+def check_reading(x: Tensor, read: Tensor, bits: int, where: Tensor) -> None:
+    """A code of ``bits`` bits read at its bin's centre is off by half a bin at most."""
+    bound = widest_step(x)[..., None] * 2 ** (8 - bits) / 2
+    assert bool(((read - x).abs() <= bound)[where].all())
+
+
+# What views read
+
+
+@every_pair
+@few(6)
+@given(data=st.data())
+def test_every_token_reads_within_half_a_bin_of_its_tier(pair: tuple[Tier, Tier], data: st.DataObject) -> None:
+    page = data.draw(committed(pair))
+    high, low = pair
+    far = decode(page.records, page.layout, near=False)
+    for tier, (key_bits, value_bits) in ((HIGH, high), (LOW, low)):
+        check_reading(page.key, far.keys(), key_bits, page.tiers == tier)
+        check_reading(page.value, far.values(), value_bits, page.tiers == tier)
+    assert torch.equal(far.valid, page.tiers != PRUNED)
+    assert not far.keys()[~far.valid].any()
+    assert not far.values()[~far.valid].any()
+    if page.layout.near:
+        near = decode(page.records, page.layout, near=True)
+        assert bool(near.valid.all())
+        check_reading(page.key, near.keys(), high.key_bits, near.valid)
+        check_reading(page.value, near.values(), high.value_bits, near.valid)
+
+
+@every_pair
+@few(4)
+@given(data=st.data())
+def test_a_low_code_is_the_high_code_with_its_low_bits_cut_off(pair: tuple[Tier, Tier], data: st.DataObject) -> None:
+    page = data.draw(committed(pair))
+    everything_high = commit_again(page, torch.full_like(page.tiers, HIGH))
+    everything_low = commit_again(page, torch.full_like(page.tiers, LOW))
+    high, low = (decode(p.records, p.layout, near=False) for p in (everything_high, everything_low))
+    assert torch.equal(low.key, high.key >> page.layout.key_refine_bits)
+    assert torch.equal(low.value, high.value >> page.layout.value_refine_bits)
+
+
+@every_pair
+def test_tiers_decide_the_far_view_alone(pair: tuple[Tier, Tier]) -> None:
+    """Pruning and lowering never touch the near view."""
+    layout = RecordLayout(64, 3, 80, *pair)
+    shape = (layout.num_kv_heads, layout.page_size)
+    first, *others = (
+        decode(commit(layout, pattern(shape, 1)[None], seed=5).records, layout, near=True)
+        for pattern in TIER_MAPS.values()
+    )
+    for other in others:
+        for mine, theirs in zip(first, other, strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def commit_again(page: Committed, tiers: Tensor) -> Committed:
+    from leankv_kernels.reference.record import encode
+
+    return Committed(page.layout, tiers, page.key, page.value, *encode(page.key, page.value, tiers, page.layout))
+
+
+@every_pair
+@few(3)
+@given(data=st.data())
+def test_the_bytes_of_a_token_lie_where_the_layout_says(pair: tuple[Tier, Tier], data: st.DataObject) -> None:
+    """Read single tokens byte by byte, as a kernel author would from the documentation."""
+    page = data.draw(committed(pair))
+    layout, (high, low) = page.layout, pair
+    offsets, record = layout.row_offsets(page.tiers), page.records.numpy()
+    for _ in range(8):
+        n, h, t = (data.draw(st.integers(0, size - 1)) for size in page.tiers.shape)
+        rows = {
+            kind: record[n, at[n, h, t] : at[n, h, t] + size] if at[n, h, t] >= 0 else None
+            for kind, at, size in zip(ROW_KINDS, offsets, layout.row_bytes, strict=True)
+        }
+        if rows["scale"] is None:
+            assert page.tiers[n, h, t] == PRUNED
+            assert not layout.near
+            continue
+        numbers = rows["scale"].view(np.float16).astype(np.float64)
+        for x, name, zero_at, long, short in (
+            (page.key, "key", 0, high.key_bits, low.key_bits),
+            (page.value, "value", 2, high.value_bits, low.value_bits),
+        ):
+            codes, scale, zero = dense.master_codes(x[n, h, t].numpy())
+            assert numbers[zero_at : zero_at + 2].tolist() == [scale, zero]
+            master = codes.astype(np.int64)
+            assert unpack_naively(rows[f"{name}_base"], short).tolist() == (master >> (8 - short)).tolist()
+            refinement = rows[f"{name}_refine"]
+            if refinement is not None and long > short:
+                cut_off = (master >> (8 - long)) & (2 ** (long - short) - 1)
+                assert unpack_naively(refinement, long - short).tolist() == cut_off.tolist()
+
+
+def unpack_naively(row: np.ndarray, bits: int) -> np.ndarray:
+    """Byte i holds channels i, i + n, i + 2n ..., lowest bits first."""
+    return np.concatenate([(row >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
+
+
+# Where rows lie
+
+
+@few(60)
+@given(data=st.data())
+def test_rows_fill_their_sections_without_touching_each_other(data: st.DataObject) -> None:
+    layout = data.draw(layouts())
+    tiers = data.draw(tier_maps(layout, n=1))
+    sections = layout.sections(*counts(tiers))
+    end = int(sections.end[0])
+    taken = np.zeros(layout.record_bytes, dtype=np.int64)
+    for offset, size in zip(layout.row_offsets(tiers), layout.row_bytes, strict=True):
+        kept = offset[offset >= 0].numpy() if size else np.zeros(0, dtype=np.int64)
+        touched = (kept[:, None] + np.arange(size)).reshape(-1)
+        assert not touched.size or layout.header_bytes <= touched.min() <= touched.max() < end
+        taken += np.bincount(touched, minlength=layout.record_bytes)
+    assert taken.max(initial=0) <= 1
+    assert end <= layout.record_bytes
+    # What is not a row is padding, less than 16 bytes behind each run.
+    runs = layout.num_kv_heads * (12 if layout.near else 5)
+    assert end - layout.header_bytes - taken.sum() <= runs * 15
+
+
+@few(60)
+@given(data=st.data())
+def test_sections_hold_the_rows_that_their_worth_says(data: st.DataObject) -> None:
+    """Base codes of far tokens, then refinement of high ones, then the near part."""
+    layout = data.draw(layouts())
+    tiers = data.draw(tier_maps(layout))
+    sections = layout.sections(*counts(tiers))
+    starts = [sections.base[:, 0], sections.refine[:, 0], sections.near[:, 0], sections.end]
+    assert bool((starts[0] == layout.header_bytes).all())
+    base_row = {kind: not kind.endswith("refine") for kind in ROW_KINDS}
+    for kind, offset, size in zip(ROW_KINDS, layout.row_offsets(tiers), layout.row_bytes, strict=True):
+        for n, h, t in np.ndindex(*tiers.shape):
+            if not size:
+                continue
+            tier, at = int(tiers[n, h, t]), int(offset[n, h, t])
+            section = 2 if tier == PRUNED or (tier == LOW and not base_row[kind]) else 0 if base_row[kind] else 1
+            if section == 2 and not layout.near:
+                assert at == -1
+            else:
+                assert starts[section][n] <= at
+                assert at + size <= starts[section + 1][n]
+
+
+@few(40)
+@given(data=st.data())
+def test_runs_are_aligned_and_ordered_by_position(data: st.DataObject) -> None:
+    """One run per head and kind of row: from a multiple of 16 on, high then low tokens, each in order of position."""
+    layout = data.draw(layouts())
+    tiers = data.draw(tier_maps(layout, n=1))
+    worth = torch.where(tiers == PRUNED, 3, HIGH - tiers.long())  # high, low, pruned
+    for kind, offset, size in zip(ROW_KINDS, layout.row_offsets(tiers), layout.row_bytes, strict=True):
+        groups = [(HIGH, LOW), (PRUNED,)] if not kind.endswith("refine") else [(HIGH,), (LOW,), (PRUNED,)]
+        for h in range(layout.num_kv_heads):
+            for group in groups:
+                member = torch.isin(tiers[0, h], torch.tensor(group, dtype=torch.uint8)) & (offset[0, h] >= 0)
+                order = worth[0, h][member].argsort(stable=True)
+                at = offset[0, h][member][order]
+                if at.numel() and size:
+                    assert int(at[0]) % 16 == 0
+                    assert bool((at.diff() == size).all())
+
+
+# Headers
+
+
+@every_pair
+@few(4)
+@given(data=st.data())
+def test_header_tells_counts_offsets_and_tiers(pair: tuple[Tier, Tier], data: st.DataObject) -> None:
+    page = data.draw(committed(pair))
+    layout, header = page.layout, read_header(page.records, page.layout)
+    n_high, n_low = counts(page.tiers)
+    assert torch.equal(header.high, n_high)
+    assert torch.equal(header.low, n_low)
+    assert torch.equal(header.nbytes.long(), page.nbytes)
+    assert torch.equal(header.blocks.long() * layout.block_bytes >= page.nbytes, torch.tensor([True, True]))
+    assert torch.equal((header.blocks.long() - 1) * layout.block_bytes < page.nbytes, torch.tensor([True, True]))
+    assert header.level.tolist() == [L.LEVEL_NEAR if layout.near else L.LEVEL_FAR] * 2
+    assert not header.block_list.any()
+    assert torch.equal(read_tiers(page.records, layout), page.tiers)
+    words = page.records.view(torch.int32)
+    assert words[:, L.W_MAGIC].tolist() == [L.MAGIC] * 2
+    heads = words[:, layout.head_word :][:, : 4 * layout.num_kv_heads].unflatten(1, (-1, 4)).long()
+    sections = layout.sections(n_high, n_low)
+    assert torch.equal(heads[..., 1:], torch.stack([sections.base, sections.refine, sections.near], dim=-1))
+
+
+def test_tier_map_is_planar_over_positions() -> None:
+    """Token t in byte t % (P / 4), bits 2 * (t // (P / 4))."""
+    layout = RecordLayout(64, 2, 64, TIERS["k8v4"], TIERS["k4v2"])
+    tiers = TIER_MAPS["random"]((2, 64), 3)[None]
+    record = commit(layout, tiers, seed=0).records[0].tolist()
+    for h in range(2):
+        start = layout.tier_map_start + h * 16
+        read = [record[start + t % 16] >> (2 * (t // 16)) & 3 for t in range(64)]
+        assert read == tiers[0, h].tolist()
+
+
+@few(80)
+@given(layouts())
+def test_a_reader_of_the_first_block_finds_the_block_list_and_the_heads(layout: RecordLayout) -> None:
+    assert 4 * (layout.head_word + L.HEAD_WORDS * layout.num_kv_heads) <= layout.block_bytes
+    assert layout.block_bytes & (layout.block_bytes - 1) == 0
+    assert layout.head_word == layout.list_word + layout.max_blocks
+    assert layout.tier_map_start + layout.num_kv_heads * layout.page_size // 4 <= layout.header_bytes
+
+
+@every_pair
+@few(8)
+@given(data=st.data())
+def test_no_tiers_make_a_record_longer_than_what_is_reserved(pair: tuple[Tier, Tier], data: st.DataObject) -> None:
+    layout = data.draw(layouts(pair))
+    high = torch.randint(0, layout.page_size + 1, (64, layout.num_kv_heads))
+    low = (torch.rand(high.shape) * (layout.page_size - high + 1)).long()
+    assert int(layout.sections(high, low).end.max()) <= layout.record_bytes
+
+
+# Cuts
+
+
+def assert_same_view(a: View, b: View) -> None:
+    for mine, theirs in zip(a, b, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@every_pair
+@few(5)
+@given(data=st.data())
+def test_a_trim_leaves_the_far_view_bit_identical(pair: tuple[Tier, Tier], data: st.DataObject) -> None:
+    page = data.draw(committed(pair))
+    before = decode(page.records, page.layout, near=False)
+    assert_same_view(decode(cut(page.records, page.layout, L.LEVEL_FAR), page.layout, near=False), before)
+
+
+@every_pair
+@few(5)
+@given(data=st.data())
+def test_a_demotion_reads_every_far_token_as_if_committed_low(pair: tuple[Tier, Tier], data: st.DataObject) -> None:
+    page = data.draw(committed(pair))
+    demoted = decode(cut(page.records, page.layout, L.LEVEL_BASE), page.layout, near=False)
+    low = commit_again(page, torch.where(page.tiers == HIGH, LOW, page.tiers))
+    if pair[0] == pair[1]:
+        low = page
+    assert_same_view(demoted, decode(low.records, low.layout, near=False))
+
+
+@every_pair
+@few(5)
+@given(data=st.data())
+def test_a_cut_frees_the_tail_and_touches_no_other_byte(pair: tuple[Tier, Tier], data: st.DataObject) -> None:
+    page = data.draw(committed(pair))
+    layout, before = page.layout, page.records.clone()
+    sections = layout.sections(*counts(page.tiers))
+    lengths = {L.LEVEL_BASE: sections.refine[:, 0], L.LEVEL_FAR: sections.near[:, 0], L.LEVEL_NEAR: sections.end}
+    full = L.LEVEL_NEAR if layout.near else L.LEVEL_FAR
+    for level, length in lengths.items():
+        after = cut(page.records, layout, level)
+        header = read_header(after, layout)
+        assert header.level.tolist() == [min(level, full)] * 2
+        assert torch.equal(header.nbytes.long(), length)
+        assert torch.equal(header.blocks.long(), -(-length // layout.block_bytes))
+        changed = torch.zeros(layout.record_bytes, dtype=torch.bool)
+        for word in (L.W_BLOCKS, L.W_BYTES, L.W_LEVEL):
+            changed[4 * word : 4 * word + 4] = True
+        for n in range(2):
+            kept = torch.arange(layout.record_bytes) < length[n]
+            assert torch.equal(after[n][kept & ~changed], before[n][kept & ~changed])
+            assert not after[n][~kept].any()
+    assert torch.equal(page.records, before)
+
+
+def test_cuts_compose() -> None:
+    """Demoting a trimmed record equals demoting at once, and nothing grows back."""
+    layout = RecordLayout(64, 2, 64, TIERS["k8v4"], TIERS["k4v2"])
+    page = commit(layout, TIER_MAPS["random"]((2, 64), 3)[None], seed=0)
+    trimmed = cut(page.records, layout, L.LEVEL_FAR)
+    demoted = cut(page.records, layout, L.LEVEL_BASE)
+    assert torch.equal(cut(trimmed, layout, L.LEVEL_BASE), demoted)
+    assert torch.equal(cut(demoted, layout, L.LEVEL_NEAR), demoted)
+
+
+def test_an_unknown_level_is_refused() -> None:
+    layout = RecordLayout(64, 2, 64, TIERS["k8v4"], TIERS["k4v2"])
+    with pytest.raises(ValueError, match=r"level 0.*1 \(base\), 2 \(far\), 3 \(near\)"):
+        cut(torch.zeros(1, layout.record_bytes, dtype=torch.uint8), layout, 0)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("heads", "head_dim"), [(8, 128), (4, 128), (2, 64), (3, 64)], ids=["Llama-3-8B", "Qwen2.5-7B", "0.5B", "SmolLM2"]
+)
+def test_padding_stays_below_three_percent(heads: int, head_dim: int) -> None:
+    layout = RecordLayout(128, heads, head_dim, TIERS["k8v4"], TIERS["k4v2"])
+    rows = heads * 128 * (8 + head_dim * (8 + 4) // 8)
+    assert 0 <= layout.record_bytes - layout.header_bytes - rows <= 0.03 * layout.record_bytes
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@every_pair
+def test_rows_of_both_tiers_take_the_bytes_of_their_bits(pair: tuple[Tier, Tier], head_dim: int) -> None:
+    (high, low), rows = pair, RecordLayout(128, 4, head_dim, *pair).row_bytes
+    assert rows.scale == 8
+    assert (rows.key_base + rows.value_base) * 8 == head_dim * sum(low)
+    assert (rows.key_base + rows.value_base + rows.key_refine + rows.value_refine) * 8 == head_dim * sum(high)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"page_size": 100}, "page size 100 is not a multiple of 16"),
+        ({"page_size": 0}, "page size 0"),
+        ({"page_size": 512}, "page size 512"),
+        ({"head_dim": 72}, "head_dim 72 is not a multiple of 16"),
+        ({"head_dim": 0}, "head_dim 0"),
+        ({"head_dim": 512}, "head_dim 512"),
+        ({"num_kv_heads": 0}, "at least one KV head"),
+        ({"high": TIERS["k4v2"], "low": TIERS["k8v4"]}, "tiers k4v2,k8v4: .* key of the high tier, not -4"),
+        ({"high": TIERS["k8v8"], "low": TIERS["k4v2"]}, "tiers k8v8,k4v2: .* value of the high tier, not 6"),
+    ],
+)
+def test_what_the_layout_cannot_hold_is_refused_by_name(changes: dict[str, int | Tier], says: str) -> None:
+    shape = {"page_size": 128, "num_kv_heads": 4, "head_dim": 128, "high": TIERS["k8v4"], "low": TIERS["k4v2"]}
+    with pytest.raises(ValueError, match=says):
+        RecordLayout(**(shape | changes))  # type: ignore[arg-type]
