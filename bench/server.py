@@ -163,4 +163,3 @@ def _wait_ready(server: Server, start: float) -> None:
             pass
         time.sleep(0.3)
     raise RuntimeError(f"the server was not ready in {READY_TIMEOUT:.0f} s:\n{server.log_text()[-3000:]}")
-

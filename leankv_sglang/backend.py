@@ -10,10 +10,10 @@ from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from torch import Tensor
 
 from leankv_kernels import build_plan, get_ops
-from leankv_kernels.reference.commit import choose_tiers
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.pool import LeanKVPool
+from leankv_sglang.read_rule import Compressor
 from leankv_sglang.selfcheck import check_process
 from leankv_sglang.significance import STRATEGIES
 
@@ -55,9 +55,14 @@ class LeanKVBackend(AttentionBackend):
             check_layer(layer)
         self.pool = pool
         self.window = config.window
-        self.rotation = config.rotation
-        self.significance = STRATEGIES[config.significance]()
-        self.ops = get_ops(pool.device, config.kernels)
+        self.compressor = Compressor(
+            get_ops(pool.device, config.kernels),
+            pool.store,
+            config.rotation,
+            STRATEGIES[config.significance](),
+            pool.alpha_high,
+            pool.alpha_low,
+        )
         self.req_to_token_pool = runner.req_to_token_pool
         rows = self.req_to_token_pool.req_to_token.shape[0]
         pool.attach_rows(rows, layers[0].tp_q_head_num)
@@ -135,9 +140,11 @@ class LeanKVBackend(AttentionBackend):
             raise LeanKVError("LeanKV cannot serve this model: a layer attends without writing its own KV.")
         if any(value is not None for value in extra.values()):
             raise LeanKVError(f"LeanKV cannot serve this model: its attention takes {', '.join(extra)}.")
-        plan, pool, ops = self.forward_metadata, self.pool, self.ops
+        plan, pool = self.forward_metadata, self.pool
         assert plan is not None
         index = layer.layer_id - pool.start_layer
+        if index == 0:
+            pool.note_commits(plan.full.numel())
         n = plan.num_tokens
         queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)[:n]
         rows = plan.rows
@@ -145,32 +152,16 @@ class LeanKVBackend(AttentionBackend):
         at = (plan.token_unit, plan.token_pos)
         key[at] = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)[:n].to(key.dtype)
         value[at] = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)[:n].to(value.dtype)
-
-        own, own_lse, scores = ops.attend_open(queries, key, value, plan, layer.scaling)
-        carried = plan.carried
-        if carried.numel():
-            scores[carried] += pool.open_scores[index][rows[carried]]
-        if plan.full.numel():
-            self._commit(index, plan, key, value, scores)
+        carried = pool.open_scores[index][rows[plan.carried]] if plan.carried.numel() else None
+        merged, scores = self.compressor.forward(index, plan, queries, key, value, layer.scaling, carried)
         if plan.open.numel():
             still = rows[plan.open]
             pool.open_key[index][still] = key[plan.open]
             pool.open_value[index][still] = value[plan.open]
             pool.open_scores[index][still] = scores[plan.open].to(torch.int32)
-
-        past, past_lse = ops.attend_committed(queries, pool.store, index, plan, layer.scaling, self.rotation)
-        merged, _ = ops.merge_states(own, own_lse, past, past_lse)
         out = q.new_zeros(q.numel() // (layer.tp_q_head_num * layer.qk_head_dim), queries.shape[1] * queries.shape[2])
         out[:n] = merged.flatten(1).to(q.dtype)
         return out
-
-    def _commit(self, index: int, plan: Plan, key: Tensor, value: Tensor, scores: Tensor) -> None:
-        pool, full = self.pool, plan.full
-        if index == 0:
-            pool.pages_committed += full.numel()
-        significance = self.significance(scores[full], pool.head_num)
-        tiers = choose_tiers(significance, pool.alpha_high[index], pool.alpha_low[index], plan.sequence_start)
-        self.ops.commit_pages(pool.store, index, plan.own_pages[full], key[full], value[full], tiers, self.rotation)
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         """Unused: graphs are off."""

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from leankv_kernels.layout import TIERS, Tier
 from leankv_sglang.errors import LeanKVError
 
 CONFIG_ENV = "LEANKV_CONFIG"
 PAGE_SIZES = (64, 128, 256)
 DEFAULT_PAGE_SIZE = 128
-TIER_NAMES = ("k8v8", "k8v4", "k4v4", "k4v2")
+TIER_NAMES = tuple(TIERS)
 ROTATIONS = ("hadamard", "none")
 SIGNIFICANCE_NAMES = ("attention", "none")
 MAX_WINDOW = 64
@@ -69,6 +70,11 @@ class LeanKVConfig:
     def tiers(self) -> str:
         """The tiers as the flag takes them."""
         return self.high if self.high == self.low else f"{self.high},{self.low}"
+
+    @property
+    def formats(self) -> tuple[Tier, Tier]:
+        """The high and the low tier's formats."""
+        return TIERS[self.high], TIERS[self.low]
 
     def to_json(self) -> str:
         """One line of JSON that :meth:`from_json` reads back."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from leankv_sglang.config import active_config
 
-
 _NOISE = {
     "sglang.srt.models.registry": "Ignore import error when loading ",
     # Four hundred resolved flags on one line; /get_server_info has them.

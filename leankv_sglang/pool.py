@@ -9,7 +9,7 @@ import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from torch import Tensor
 
-from leankv_kernels import TIERS, RecordLayout, RecordStore
+from leankv_kernels import RecordLayout, RecordStore
 from leankv_sglang.config import LeanKVConfig, Thresholds, required_config
 from leankv_sglang.errors import LeanKVError
 
@@ -30,9 +30,7 @@ def make_layout(config: LeanKVConfig, page_size: int, num_kv_heads: int, head_di
         LeanKVError: when the layout cannot hold that shape.
     """
     try:
-        return RecordLayout(
-            page_size, num_kv_heads, head_dim, TIERS[config.high], TIERS[config.low], near=config.window > 0
-        )
+        return RecordLayout(page_size, num_kv_heads, head_dim, *config.formats, near=config.window > 0)
     except ValueError as error:
         raise LeanKVError(f"LeanKV cannot serve this model: {error}.") from error
 
@@ -63,6 +61,8 @@ class LeanKVPool(MHATokenToKVPool):
         self.alpha_low = self._per_head(self.config.alpha_low)
         self._retired: list[Tensor] = []
         self.pages_committed = 0
+        # Changes whenever records do.
+        self.version = 0
         self.open_key = self.open_value = self.open_scores = torch.empty(0)
         self.row_fill = torch.zeros(0, dtype=torch.int64)
         # What the base class's own methods look at.
@@ -94,9 +94,15 @@ class LeanKVPool(MHATokenToKVPool):
         if page_ids.numel():
             self._retired.append(page_ids)
 
+    def note_commits(self, pages: int) -> None:
+        """Count the pages that a forward commits."""
+        self.pages_committed += pages
+        self.version += pages
+
     def drain(self) -> None:
         """Return the blocks of retired pages."""
         if self._retired:
+            self.version += 1
             pages, self._retired = torch.cat(self._retired), []
             self.store.free(pages)
 
@@ -104,6 +110,7 @@ class LeanKVPool(MHATokenToKVPool):
         """Forget every page."""
         self._retired.clear()
         self.store.clear()
+        self.version += 1
 
     def open_bytes(self) -> int:
         """Bytes of the raw open pages and their column scores."""

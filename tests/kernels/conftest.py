@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from kernelutil import Committed, sample
 
 from leankv_kernels import Ops, get_ops
 
@@ -11,3 +12,9 @@ from leankv_kernels import Ops, get_ops
 def ops() -> Ops:
     """The ops that are the specification."""
     return get_ops("cpu", "reference")
+
+
+@pytest.fixture
+def page(request: pytest.FixtureRequest) -> Committed:
+    """See ``every_sample``."""
+    return sample(*request.param)

@@ -19,7 +19,21 @@ Array = NDArray[np.float64]
 def half_below(x: Array) -> Array:
     """The largest float16 that is at most x."""
     half = np.asarray(x, dtype=np.float64).astype(np.float16)
-    return np.where(half > x, np.nextafter(half, np.float16(-np.inf)), half).astype(np.float64)
+    with np.errstate(over="ignore"):  # below the least float16, where it is not used
+        below = np.nextafter(half, np.float16(-np.inf))
+    return np.where(half > x, below, half).astype(np.float64)
+
+
+def half_step(x: Array) -> Array:
+    """The distance of neighbouring float16 numbers at x."""
+    exponent = np.frexp(x)[1] - 1
+    return np.exp2(np.maximum(np.where(x == 0, -24, exponent - 10), -24).astype(np.float64))
+
+
+def widest_step(x: Array) -> Array:
+    """What the scale of rows ``[..., D]`` is at most: a 255th of the range, with zero and scale rounded outwards."""
+    spread = x.max(-1) - x.min(-1) + half_step(half_below(x.min(-1)))
+    return spread / 255 * (1 + 2**-9) + 2**-24
 
 
 def master_codes(x: Array) -> tuple[Array, Array, Array]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
+from random import Random
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -38,20 +41,20 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-seeds = st.integers(0, 2**32 - 1)
+dice = st.builds(Random, st.integers(0, 2**32 - 1))
+"""A source of choices per example: unlike single draws, it spreads a few examples evenly over all that may vary."""
 
 
-@st.composite
-def layouts(draw: st.DrawFn, pair: tuple[Tier, Tier] | None = None) -> RecordLayout:
-    """Layouts of the shapes models have; every valid pair of tiers, or the one given."""
-    high, low = pair or draw(st.sampled_from(PAIRS))
+def random_layout(rng: Random, pair: tuple[Tier, Tier] | None = None, head_dim: int | None = None) -> RecordLayout:
+    """A layout of a shape that models have."""
+    high, low = pair or rng.choice(PAIRS)
     return RecordLayout(
-        draw(st.sampled_from((64, 64, 128, 256))),
-        draw(st.integers(1, 8)),
-        draw(st.sampled_from(HEAD_DIMS)),
+        rng.choice((64, 64, 128, 256)),
+        rng.randint(1, 8),
+        head_dim or rng.choice(HEAD_DIMS),
         high,
         low,
-        near=draw(st.booleans()),
+        near=rng.random() < 0.7,
     )
 
 
@@ -88,12 +91,10 @@ TIER_MAPS: dict[str, Callable[[tuple[int, int], int], Tensor]] = {
 }
 
 
-@st.composite
-def tier_maps(draw: st.DrawFn, layout: RecordLayout, n: int = 2) -> Tensor:
-    """Tiers ``[n, H, P]``, each record's drawn from its own pattern."""
+def random_tier_maps(rng: Random, layout: RecordLayout, n: int = 2) -> Tensor:
+    """Tiers ``[n, H, P]``, each record's of a pattern of its own."""
     shape = (layout.num_kv_heads, layout.page_size)
-    names = st.sampled_from(sorted(TIER_MAPS))
-    return torch.stack([TIER_MAPS[draw(names)](shape, draw(seeds)) for _ in range(n)])
+    return torch.stack([rng.choice([*TIER_MAPS.values()])(shape, rng.getrandbits(32)) for _ in range(n)])
 
 
 def wild_rows(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -108,16 +109,19 @@ def wild_rows(shape: tuple[int, ...], seed: int) -> Tensor:
     return x
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Committed:
     """Encoded pages, with what went into them."""
 
     layout: RecordLayout
-    tiers: Tensor = field(repr=False)  # [n, H, P]
-    key: Tensor = field(repr=False)  # float64 [n, H, P, D]
-    value: Tensor = field(repr=False)
-    records: Tensor = field(repr=False)
-    nbytes: Tensor = field(repr=False)
+    tiers: Tensor  # [n, H, P]
+    key: Tensor  # float64 [n, H, P, D]
+    value: Tensor
+    records: Tensor
+    nbytes: Tensor
+
+    def __repr__(self) -> str:
+        return f"{len(self.tiers)} pages of {self.layout}"
 
 
 def commit(layout: RecordLayout, tiers: Tensor, seed: int) -> Committed:
@@ -127,8 +131,17 @@ def commit(layout: RecordLayout, tiers: Tensor, seed: int) -> Committed:
     return Committed(layout, tiers, key, value, *encode(key, value, tiers, layout))
 
 
-@st.composite
-def committed(draw: st.DrawFn, pair: tuple[Tier, Tier]) -> Committed:
-    """Two committed pages of any shape at this pair of tiers."""
-    layout = draw(layouts(pair))
-    return commit(layout, draw(tier_maps(layout)), draw(st.integers(0, 10_000)))
+@cache
+def sample(pair: tuple[Tier, Tier], head_dim: int) -> Committed:
+    """Three committed pages at this pair of tiers, of a shape that differs from sample to sample; not to be changed."""
+    rng = Random(f"{pair_name(pair)} {head_dim}")
+    layout = random_layout(rng, pair, head_dim)
+    return commit(layout, random_tier_maps(rng, layout, n=3), rng.randint(0, 10_000))
+
+
+every_sample = pytest.mark.parametrize(
+    "page",
+    [pytest.param((pair, head_dim), id=f"{pair_name(pair)}-{head_dim}") for pair in PAIRS for head_dim in HEAD_DIMS],
+    indirect=True,
+)
+"""Runs a test on every pair of tiers with every head_dim, as the fixture ``page``."""

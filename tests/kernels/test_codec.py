@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernelutil import HEAD_DIMS, few, generator, seeds
+from kernelutil import HEAD_DIMS, few, generator
 from torch import Tensor
 
 from leankv_kernels.reference.codec import bin_centre, pack, quantize, rotate, rotation_matrix, unpack
@@ -49,9 +49,7 @@ def check_quantized(x: Tensor) -> None:
     s, z = scale.double(), zero.double()
     error = (x - (codes.double() * s[..., None] + z[..., None])).abs()
     assert bool((error <= s[..., None] / 2 + ROUNDING).all())
-    # Outward rounding: the zero falls by less than one float16 step, the scale grows by less than one of its own.
-    spread = x.amax(-1) - x.amin(-1) + torch.from_numpy(np.spacing(zero.abs().numpy())).double()
-    assert bool((s <= spread / 255 * (1 + 2**-9) + 2**-24).all())
+    assert (s.numpy() <= dense.widest_step(x.numpy())).all()
     assert bool((z <= x.amin(-1)).all())
 
 
@@ -67,7 +65,7 @@ def test_half_a_step_for_any_sixteen_numbers(row: list[float]) -> None:
 
 
 @few(60)
-@given(st.floats(-FP16_MAX, FP16_MAX), st.floats(1e-9, 10.0), seeds)
+@given(st.floats(-FP16_MAX, FP16_MAX), st.floats(1e-9, 10.0), st.integers(0, 10_000))
 def test_half_a_step_around_any_offset(offset: float, spread: float, seed: int) -> None:
     check_quantized((offset + spread * normal(seed, 8, 80)).clamp(-FP16_MAX, FP16_MAX))
 

@@ -1,0 +1,102 @@
+"""Many requests with aborts against a pool that is too small: nothing may be lost, nothing may leak.
+
+``python -m bench.stress`` starts a server whose pool holds a few requests at a time, so SGLang evicts and retracts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import requests
+from tqdm import tqdm
+
+from bench.data import random_prompts
+from bench.server import Server, serve
+from bench.table import print_table, write_json
+
+POOL_TOKENS = 6144
+CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
+
+
+def _ask(server: Server, prompt: list[int], new_tokens: int, abort_after: float | None, number: int) -> str:
+    body = {
+        "input_ids": prompt,
+        "rid": f"stress-{number}",
+        "sampling_params": {"max_new_tokens": new_tokens, "temperature": 0.8, "ignore_eos": True},
+        "stream": abort_after is not None,
+    }
+    if abort_after is None:
+        answer = requests.post(server.url + "/generate", json=body, timeout=1800)
+        if not answer.ok:
+            return f"http {answer.status_code}"
+        meta = answer.json()["meta_info"]
+        done = meta["finish_reason"]["type"] == "length" and meta["completion_tokens"] == new_tokens
+        return "answered" if done else f"cut short ({meta['finish_reason']})"
+    start = time.monotonic()
+    with requests.post(server.url + "/generate", json=body, timeout=1800, stream=True) as stream:
+        for _ in stream.iter_lines():
+            if time.monotonic() - start > abort_after:
+                break
+    requests.post(server.url + "/abort_request", json={"rid": f"stress-{number}"}, timeout=60)
+    return "aborted"
+
+
+def stress(server: Server, count: int, clients: int, longest: int, new_tokens: int, seed: int = 0) -> dict[str, Any]:
+    """Send ``count`` requests from ``clients`` threads, a fifth of them aborted; then look for what was lost.
+
+    Raises:
+        RuntimeError: when the server is no longer alive at the end.
+    """
+    rng = random.Random(seed)
+    prompts = random_prompts(count, 10, longest, seed)
+    # A third share a prefix with an earlier one, so that the tree splits and locks nodes.
+    for i in range(1, count):
+        if rng.random() < 0.33:
+            donor = prompts[rng.randrange(i)]
+            keep = rng.randrange(len(donor))
+            prompts[i] = donor[:keep] + prompts[i][: longest - keep]
+    rng.shuffle(prompts)
+    jobs = [(p, rng.randint(1, new_tokens), rng.uniform(0.0, 20.0) if rng.random() < 0.2 else None) for p in prompts]
+    with ThreadPoolExecutor(clients) as pool:
+        futures = [pool.submit(_ask, server, *job, i) for i, job in enumerate(jobs)]
+        outcomes = Counter(f.result() for f in tqdm(futures, unit="request"))
+    time.sleep(5)  # idle: the scheduler checks for leaks and audits the bytes, and prints what it finds
+    if server.process.poll() is not None:
+        raise RuntimeError(f"the server died:\n{server.log_text()[-3000:]}")
+    held = server.info()["leankv"]["tokens_held"]
+    server.flush()
+    log, figures = server.log_text(), server.info()["leankv"]
+    return {
+        "requests": count,
+        **outcomes,
+        "retractions": log.count("KV cache pool is full. Retract"),
+        "leaks": sum(log.count(word) for word in ("leak detected", "[pool-bytes]", "Traceback")),
+        "tokens_held_at_idle": held,
+        "blocks_after_flush": figures["blocks_total"] - figures["blocks_free"],
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--longest", type=int, default=1500, help="longest prompt in tokens")
+    parser.add_argument("--tokens", type=int, default=200, help="most new tokens")
+    parser.add_argument("--pool", type=int, default=POOL_TOKENS, help="tokens of the pool")
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args()
+    flags = ("--max-total-tokens", str(args.pool), "--schedule-conservativeness", "0.1")
+    with serve(*flags, env=CHECKS) as server:
+        row = stress(server, args.requests, args.clients, args.longest, args.tokens)
+    print_table([row], "Stress")
+    write_json(args.json, [row])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,432 @@
+"""The read rule: against an independent evaluator, and bit for bit the same however a sequence reaches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from random import Random
+
+import dense
+import numpy as np
+import pytest
+import torch
+from driver import Driver, Method, Request, Tokens, without_place
+from hypothesis import given
+from kernelutil import PAIRS, commit, dice, few, generator, small_layout
+from torch import Tensor
+
+from leankv_kernels import HIGH, LOW, PRUNED, Ops, Plan, RecordLayout, RecordStore, build_plan
+from leankv_kernels import layout as L
+from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
+from leankv_kernels.reference.record import cut, read_header, read_tiers
+
+MINUS_INF = float("-inf")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model's attention shape and a method."""
+
+    method: Method
+    group: int
+    dtype: torch.dtype
+
+    @property
+    def page(self) -> int:
+        return self.method.layout.page_size
+
+    def tokens(self, length: int, seed: int, like: Tokens | None = None) -> Tokens:
+        """A sequence as a model makes it: peaked attention, keys with channels far off zero.
+
+        Args:
+            length: tokens in all.
+            seed: of the tokens that are new.
+            like: a sequence that it begins with.
+        """
+        g, lay = generator(seed), self.method.layout
+        heads, width = lay.num_kv_heads, lay.head_dim
+        new = length - (len(like) if like else 0)
+        q = torch.randn(new, heads * self.group, width, generator=g) * 2.5
+        k = torch.randn(new, heads, width, generator=g) + torch.arange(width).cos() * 3
+        v = torch.randn(new, heads, width, generator=g) * 0.5
+        parts = [x.to(self.dtype) for x in (q, k, v)]
+        if like:
+            parts = [torch.cat(pair) for pair in zip((like.q, like.k, like.v), parts, strict=True)]
+        return Tokens(*parts)
+
+    def driver(self, ops: Ops, garbage: float = float("nan")) -> Driver:
+        return Driver(ops, self.method, garbage=garbage)
+
+    def alone(self, ops: Ops, tokens: Tokens) -> tuple[Driver, Request]:
+        """The whole sequence in one forward and alone: what every other way must equal."""
+        driver = self.driver(ops)
+        return driver, driver.run(driver.admit(tokens, row=1))
+
+
+ALPHAS = [(1.0, 0.0), (1.2, 0.4), (float("inf"), 0.7), (2.0, 2.0), (0.0, 0.0)]
+
+
+def random_case(rng: Random, *dtypes: torch.dtype) -> Case:
+    """Any shape, pair of tiers, window and thresholds."""
+    window = rng.randint(0, 2)
+    layout = RecordLayout(
+        rng.choice((16, 32, 64)),
+        rng.randint(1, 3),
+        rng.choice((64, 80, 128)),
+        *rng.choice(PAIRS),
+        near=window > 0,
+    )
+    high, low = rng.choice(ALPHAS)
+    rotation = rng.choice(("hadamard", "hadamard", "none"))
+    return Case(Method(layout, window, rotation, high, low), rng.randint(1, 8), rng.choice(dtypes))
+
+
+def random_length(rng: Random, page: int, pages: int = 4) -> int:
+    """Often at a page's edge."""
+    edge = rng.randint(0, pages) * page + rng.choice((-1, 0, 1))
+    return rng.choice((max(edge, 1), rng.randint(1, pages * page)))
+
+
+def random_splits(rng: Random, length: int) -> list[int]:
+    """Chunks of any length, often single tokens."""
+    chunks: list[int] = []
+    while left := length - sum(chunks):
+        chunks.append(rng.choice((1, rng.randint(1, min(left, 20)), rng.randint(1, left))))
+    return chunks
+
+
+# Against the evaluator
+
+
+def rule_of(method: Method) -> dense.Rule:
+    lay = method.layout
+    return dense.Rule(lay.page_size, method.window, lay.high, lay.low, method.rotation, lay.head_dim**-0.5)
+
+
+def arrays(tokens: Tokens) -> tuple[dense.Array, dense.Array, dense.Array]:
+    return tokens.q.numpy(), tokens.k.numpy(), tokens.v.numpy()
+
+
+def stored_tiers(driver: Driver, request: Request) -> np.ndarray:
+    return read_tiers(driver.records(request), driver.method.layout).numpy()
+
+
+@few(30)
+@given(rng=dice)
+def test_every_token_reads_what_the_rule_says(ops: Ops, rng: Random) -> None:
+    """Several requests in one batch, each in a few forwards; float64 in and out, so nothing hides in rounding."""
+    case = random_case(rng, torch.float64)
+    driver = case.driver(ops)
+    requests = [
+        driver.admit(case.tokens(random_length(rng, case.page), rng.getrandbits(32)), row)
+        for row in range(2, rng.randint(3, 4))
+    ]
+    for request in requests:
+        first = rng.randrange(len(request.tokens))
+        if first:
+            driver.step([(request, first)])
+    driver.step([(r, len(r.tokens) - r.done) for r in requests])
+    for request in requests:
+        want = dense.attention(*arrays(request.tokens), stored_tiers(driver, request), rule_of(case.method))
+        np.testing.assert_allclose(request.output().numpy(), want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 128])
+@pytest.mark.parametrize("group", [1, 3, 8])
+def test_the_rule_holds_at_the_edges_of_pages(ops: Ops, length: int, group: int) -> None:
+    method = Method(small_layout(page_size=64, num_kv_heads=2), window=1, alpha_high=1.2, alpha_low=0.4)
+    case = Case(method, group, torch.float64)
+    driver, request = case.alone(ops, case.tokens(length, seed=length))
+    want = dense.attention(*arrays(request.tokens), stored_tiers(driver, request), rule_of(method))
+    np.testing.assert_allclose(request.output().numpy(), want, rtol=0, atol=1e-10)
+
+
+def test_pruning_and_both_tiers_are_really_exercised(ops: Ops) -> None:
+    """The cases above mean something only if their thresholds lead to every tier."""
+    method = Method(small_layout(page_size=64), alpha_high=1.2, alpha_low=0.4)
+    case = Case(method, 2, torch.bfloat16)
+    tiers = stored_tiers(*case.alone(ops, case.tokens(256, seed=0)))
+    assert (np.bincount(tiers.ravel(), minlength=3) > 0.05 * tiers.size).all()
+
+
+@few(15)
+@given(rng=dice)
+def test_the_column_scores_of_all_queries_add_up_to_their_number(ops: Ops, rng: Random) -> None:
+    case = random_case(rng, torch.float64)
+    tokens = case.tokens(case.page, rng.getrandbits(32))
+    plan = plan_of(case, queries=case.page)
+    _, lse, scores = ops.attend_open(tokens.q, tokens.k[None], tokens.v[None], plan, 1.0)
+    received = scores.sum(-1).double() / COLUMN_SCORE_ONE
+    assert bool(((received - case.page).abs() < case.page**2 / COLUMN_SCORE_ONE).all())
+    k = tokens.k.repeat_interleave(case.group, dim=1)
+    for t in (0, case.page // 2, case.page - 1):
+        want = torch.einsum("hd,phd->hp", tokens.q[t], k[: t + 1]).logsumexp(-1)
+        torch.testing.assert_close(lse[t], want, atol=1e-10, rtol=0)
+
+
+# The key property: what a token gets and what is stored do not depend on how the sequence came
+
+
+def assert_same_output(got: Tensor, wanted: Tensor) -> None:
+    """Equal bits for 16-bit types; float32, where float64 sums can round differently, within one unit."""
+    assert got.dtype == wanted.dtype
+    if got.dtype != torch.float32:
+        assert torch.equal(got, wanted)
+        return
+    unit = np.spacing(torch.maximum(got.abs(), wanted.abs()).numpy())
+    assert ((got - wanted).abs().numpy() <= unit).all()
+
+
+def assert_same(driver: Driver, request: Request, ops: Ops, case: Case) -> None:
+    """The request's outputs and records equal those of its tokens alone in one forward."""
+    reference, alone = case.alone(ops, request.tokens)
+    assert_same_output(request.output(), alone.output()[-len(request.output()) :])
+    assert torch.equal(driver.records(request), reference.records(alone))
+    assert driver.store.audit() == []
+
+
+MODEL_DTYPES = (torch.bfloat16, torch.bfloat16, torch.float16, torch.float32)
+
+
+@few(40)
+@given(rng=dice)
+def test_any_split_into_chunks_gives_the_same_bits(ops: Ops, rng: Random) -> None:
+    case = random_case(rng, *MODEL_DTYPES)
+    length = random_length(rng, case.page)
+    driver = case.driver(ops)
+    request = driver.admit(case.tokens(length, rng.getrandbits(32)), row=3)
+    assert_same(driver, driver.run(request, random_splits(rng, length)), ops, case)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("head_dim", "group", "window"), [(64, 3, 1), (80, 1, 0), (128, 4, 2)])
+def test_token_by_token_gives_the_same_bits(
+    ops: Ops, head_dim: int, group: int, window: int, dtype: torch.dtype
+) -> None:
+    layout = small_layout(page_size=32, head_dim=head_dim, near=window > 0)
+    case = Case(Method(layout, window, alpha_high=1.2, alpha_low=0.4), group, dtype)
+    driver = case.driver(ops)
+    request = driver.admit(case.tokens(100, seed=head_dim), row=1)
+    assert_same(driver, driver.run(request, [1] * 100), ops, case)
+
+
+@few(25)
+@given(rng=dice)
+def test_company_in_the_batch_changes_no_bit(ops: Ops, rng: Random) -> None:
+    """Requests come and go in any order and chunking: prefill beside decode, beside requests that wait."""
+    case = random_case(rng, *MODEL_DTYPES)
+    driver = case.driver(ops)
+    rows = rng.sample(range(1, 8), 3)
+    requests = [driver.admit(case.tokens(random_length(rng, case.page, 3), rng.getrandbits(32)), row) for row in rows]
+    while running := [r for r in requests if r.done < len(r.tokens)]:
+        chosen = rng.sample(running, rng.randint(1, len(running)))
+        driver.step([(r, random_splits(rng, len(r.tokens) - r.done)[0]) for r in chosen])
+    for request in requests:
+        assert_same(driver, request, ops, case)
+
+
+@few(25)
+@given(rng=dice)
+def test_a_hit_in_the_tree_gives_the_bits_of_a_miss(ops: Ops, rng: Random) -> None:
+    """A second request reads the first one's pages, as the radix tree lets it, and goes on in its own way."""
+    case = random_case(rng, *MODEL_DTYPES)
+    driver = case.driver(ops)
+    shared = case.page * rng.randint(1, 3)
+    first = driver.admit(case.tokens(shared + rng.randint(0, 20), rng.getrandbits(32)), row=1)
+    driver.run(first, random_splits(rng, len(first.tokens)))
+    prefix = Tokens(first.tokens.q[:shared], first.tokens.k[:shared], first.tokens.v[:shared])
+    tail = random_length(rng, case.page, 2)
+    # The row of the request that left is taken over with all its bytes.
+    second = driver.admit(
+        case.tokens(shared + tail, rng.getrandbits(32), prefix), 1, first.pages[: shared // case.page]
+    )
+    driver.run(second, random_splits(rng, tail))
+    assert_same(driver, second, ops, case)
+    assert second.pages[: shared // case.page] == first.pages[: shared // case.page]
+
+
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), MINUS_INF, 3e38])
+def test_what_was_never_written_is_never_read(ops: Ops, garbage: float) -> None:
+    """Open pages behind a row's last token and other rows may hold anything."""
+    layout = small_layout(page_size=32)
+    case = Case(Method(layout, alpha_high=1.2, alpha_low=0.4), 3, torch.bfloat16)
+    driver = case.driver(ops, garbage)
+    one, other = (driver.admit(case.tokens(75, seed), row) for seed, row in ((1, 2), (2, 5)))
+    for n in (1, 30, 2, 42):
+        driver.step([(other, n), (one, n)])
+    for request in (one, other):
+        assert bool(request.output().isfinite().all())
+        assert_same(driver, request, ops, case)
+
+
+def test_far_apart_scores_keep_their_bits_too(ops: Ops) -> None:
+    """Attention so peaked that most weights vanish, as attention sinks make it."""
+    case = Case(Method(small_layout(page_size=32), alpha_high=1.2, alpha_low=0.4), 2, torch.bfloat16)
+    calm = case.tokens(80, seed=3)
+    tokens = replace(calm, q=calm.q * 1000)
+    driver = case.driver(ops)
+    request = driver.run(driver.admit(tokens, row=1), [7, 31, 1, 41])
+    assert bool(request.output().isfinite().all())
+    assert_same(driver, request, ops, case)
+
+
+# Committed pages alone
+
+
+def plan_of(case: Case, queries: int, before: int = 0, window: int | None = None) -> Plan:
+    """One request with ``before`` whole pages, ids 1, 2, ..., behind it."""
+    slots = torch.arange((before + 2) * case.page, dtype=torch.int32)[None] + case.page
+    window = case.method.window if window is None else window
+    return build_plan(torch.tensor([0]), [before * case.page], [queries], slots, case.page, window)
+
+
+def store_with(case: Case, tiers: Tensor, level: int = L.LEVEL_NEAR, only: int | None = None) -> RecordStore:
+    """Pages 1, 2, ... committed with these tiers and cut to a level, all of them or only one."""
+    layout = case.method.layout
+    page = commit(layout, tiers, seed=1)
+    records = page.records.clone()
+    some = slice(None) if only is None else slice(only, only + 1)
+    records[some] = cut(records[some], layout, level)
+    store = RecordStore(layout, 1, len(tiers), "cpu")
+    store.write(0, torch.arange(1, len(tiers) + 1), records, read_header(records, layout).nbytes.long())
+    return store
+
+
+def simple(window: int = 1, near: bool = True) -> Case:
+    return Case(Method(small_layout(near=near), window), 2, torch.float64)
+
+
+def random_tiers(pages: int) -> Tensor:
+    return torch.randint(0, 3, (pages, 2, 32), generator=generator(pages), dtype=torch.uint8)
+
+
+def attend(ops: Ops, case: Case, store: RecordStore, pages: int, window: int | None = None) -> tuple[Tensor, Tensor]:
+    """Two queries behind this many pages."""
+    tokens = case.tokens(2, seed=9)
+    plan = plan_of(case, queries=2, before=pages, window=window)
+    return ops.attend_committed(tokens.q, store, 0, plan, 0.1, case.method.rotation)
+
+
+def assert_empty(out: Tensor, lse: Tensor) -> None:
+    assert not out.any()
+    assert bool((lse == MINUS_INF).all())
+
+
+def test_without_pages_nothing_is_read(ops: Ops) -> None:
+    case = simple()
+    assert_empty(*attend(ops, case, store_with(case, random_tiers(1)), pages=0))
+
+
+@pytest.mark.parametrize("pages", [1, 3])
+def test_a_head_whose_tokens_are_all_pruned_reads_nothing(ops: Ops, pages: int) -> None:
+    case, tiers = simple(window=0, near=False), random_tiers(pages)
+    tiers[:, 1] = PRUNED
+    out, lse = attend(ops, case, store_with(case, tiers), pages)
+    assert_empty(out[:, case.group :], lse[:, case.group :])
+    assert bool(lse[:, : case.group].isfinite().all())
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 5])
+def test_a_window_reads_pruned_tokens_of_the_nearest_pages(ops: Ops, window: int) -> None:
+    """Beyond it, the tiers rule; a window longer than the context reads all of it at high."""
+    case, pages = simple(), 3
+    tiers = torch.full((pages, 2, 32), PRUNED, dtype=torch.uint8)
+    got = attend(ops, case, store_with(case, tiers), pages, window)
+    tiers[pages - min(window, pages) :] = HIGH
+    want = attend(ops, case, store_with(case, tiers), pages, window=0)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("tiers", [random_tiers(3), torch.full((3, 2, 32), LOW, dtype=torch.uint8)])
+def test_a_window_of_zero_needs_no_near_part(ops: Ops, tiers: Tensor) -> None:
+    with_near, without = simple(window=0), simple(window=0, near=False)
+    got = (attend(ops, case, store_with(case, tiers), 3) for case in (with_near, without))
+    for a, b in zip(*got, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_trimmed_page_reads_the_same_from_afar(ops: Ops) -> None:
+    case, tiers = simple(window=1), random_tiers(3)
+    whole = attend(ops, case, store_with(case, tiers), 3)
+    for trimmed in (0, 1):
+        got = attend(ops, case, store_with(case, tiers, L.LEVEL_FAR, trimmed), 3)
+        for a, b in zip(got, whole, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_demoted_page_reads_its_far_tokens_low(ops: Ops) -> None:
+    case, tiers = simple(window=1), random_tiers(3)
+    demoted = attend(ops, case, store_with(case, tiers, L.LEVEL_BASE, only=0), 3)
+    tiers[0] = torch.where(tiers[0] == HIGH, LOW, tiers[0])
+    low = attend(ops, case, store_with(case, tiers), 3)
+    for a, b in zip(demoted, low, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+def test_other_layers_are_not_read(ops: Ops) -> None:
+    """Records of the same pages in another layer are other records."""
+    case, layout = simple(), simple().method.layout
+    both = RecordStore(layout, 2, 3, "cpu")
+    for layer in (0, 1):
+        page = commit(layout, random_tiers(3), seed=layer + 1)
+        both.write(layer, torch.tensor([1, 2, 3]), page.records, page.nbytes)
+    got, want = attend(ops, case, both, 3), attend(ops, case, store_with(case, random_tiers(3)), 3)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(
+        without_place(both.gather(1, torch.tensor([2])), layout), without_place(page.records[1:2], layout)
+    )
+
+
+# Merging partial attentions
+
+
+def partial(seed: int, tokens: int = 5, heads: int = 3) -> tuple[Tensor, Tensor]:
+    g = generator(seed)
+    out = torch.randn(tokens, heads, 16, generator=g, dtype=torch.float64)
+    return out, torch.randn(tokens, heads, generator=g, dtype=torch.float64) * 20
+
+
+def nothing(like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return torch.zeros_like(like[0]), torch.full_like(like[1], MINUS_INF)
+
+
+def test_merging_with_nothing_changes_no_bit(ops: Ops) -> None:
+    state = partial(0)
+    for merged in (ops.merge_states(*state, *nothing(state)), ops.merge_states(*nothing(state), *state)):
+        assert torch.equal(merged[0], state[0])
+        torch.testing.assert_close(merged[1], state[1], atol=1e-12, rtol=0)
+
+
+def test_merging_nothing_with_nothing_is_nothing(ops: Ops) -> None:
+    empty = nothing(partial(0))
+    assert_empty(*ops.merge_states(*empty, *empty))
+
+
+@few(30)
+@given(rng=dice)
+def test_merging_is_associative_and_commutative(ops: Ops, rng: Random) -> None:
+    """Any of the three may be empty."""
+    states = [partial(rng.getrandbits(32)) for _ in range(3)]
+    a, b, c = (state if rng.random() < 0.7 else nothing(state) for state in states)
+    left = ops.merge_states(*ops.merge_states(*a, *b), *c)
+    right = ops.merge_states(*a, *ops.merge_states(*b, *c))
+    swapped = ops.merge_states(*c, *ops.merge_states(*b, *a))
+    for other in (right, swapped):
+        for mine, theirs in zip(left, other, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=1e-12)
+
+
+@few(20)
+@given(rng=dice)
+def test_merging_equals_one_softmax_over_the_union(ops: Ops, rng: Random) -> None:
+    g, first = generator(rng.getrandbits(32)), rng.randint(1, 9)
+    scores = torch.randn(2, 3, 10, generator=g, dtype=torch.float64) * 10 ** rng.uniform(-3, 3)
+    values = torch.randn(10, 16, generator=g, dtype=torch.float64)
+
+    def attention(part: slice) -> tuple[Tensor, Tensor]:
+        return scores[..., part].softmax(-1) @ values[part], scores[..., part].logsumexp(-1)
+
+    merged = ops.merge_states(*attention(slice(0, first)), *attention(slice(first, 10)))
+    for got, want in zip(merged, attention(slice(0, 10)), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)

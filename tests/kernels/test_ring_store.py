@@ -1,0 +1,273 @@
+"""The block ring and the record store against simple models, and the audit against deliberate corruption."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+from driver import without_place
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from kernelutil import PAIRS, TIER_MAPS, commit, few, generator, pair_name, small_layout
+from torch import Tensor
+
+from leankv_kernels import HIGH, LOW, BlockRing, RecordLayout, RecordStore
+from leankv_kernels import layout as L
+from leankv_kernels.reference.record import cut, decode, read_header, read_tiers
+from leankv_kernels.store import Usage
+
+WIDTH = 5
+
+
+class RingModel(RuleBasedStateMachine):
+    """The ring is a queue of free ids."""
+
+    @initialize(num_blocks=st.integers(1, 12))
+    def create(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self.ring = BlockRing(num_blocks, "cpu")
+        self.free, self.held = deque(range(1, num_blocks + 1)), list[int]()
+
+    @rule(data=st.data())
+    def take(self, data: st.DataObject) -> None:
+        counts, left = [], len(self.free)
+        for _ in range(data.draw(st.integers(0, 4))):
+            counts.append(data.draw(st.integers(0, min(left, WIDTH))))
+            left -= counts[-1]
+        got = self.ring.take(torch.tensor(counts, dtype=torch.int64), WIDTH)
+        wanted = [[self.free.popleft() for _ in range(n)] for n in counts]
+        assert got.dtype == torch.int32
+        assert got.tolist() == [ids + [0] * (WIDTH - len(ids)) for ids in wanted]
+        self.held += chain(*wanted)
+
+    @rule()
+    def take_everything(self) -> None:
+        counts = torch.tensor([len(self.free)])
+        assert self.ring.take(counts, self.num_blocks)[0, : len(self.free)].tolist() == list(self.free)
+        self.held += self.free
+        self.free.clear()
+
+    @rule(data=st.data())
+    def give(self, data: st.DataObject) -> None:
+        """In any order, zeros in between."""
+        back = data.draw(st.lists(st.sampled_from(self.held), unique=True)) if self.held else []
+        with_zeros = [x for i in back for x in ([i, 0] if data.draw(st.booleans()) else [i])]
+        self.ring.give(torch.tensor([[*with_zeros, 0]], dtype=torch.int32))
+        self.free += back
+        self.held = [i for i in self.held if i not in back]
+
+    @rule()
+    def clear(self) -> None:
+        self.ring.clear()
+        self.free, self.held = deque(range(1, self.num_blocks + 1)), []
+
+    @invariant()
+    def the_ring_knows_what_is_free(self) -> None:
+        assert int(self.ring.free_blocks) == len(self.free)
+        assert self.ring.free_ids().tolist() == list(self.free)
+
+
+TestRing = RingModel.TestCase
+TestRing.settings = few(60)
+
+
+def test_ring_size_is_counted() -> None:
+    ring = BlockRing(10, "cpu")
+    assert ring.nbytes() == 4 * (10 + 1) + 8 + 8
+
+
+# The store
+
+LAYERS, PAGES = 2, 5
+
+
+def count_by_hand(layout: RecordLayout, tiers: Tensor, level: int, nbytes: int) -> Usage:
+    """The usage of one record from its tiers, in words of the documentation."""
+    d, high, low = layout.head_dim, sum(layout.high), sum(layout.low)
+    n_high, n_low = int((tiers == HIGH).sum()), int((tiers == LOW).sum())
+    n_pruned = tiers.numel() - n_high - n_low
+    blocks = -(-nbytes // layout.block_bytes)
+    high_bytes = n_high * (8 + d * (high if level > L.LEVEL_BASE else low) // 8)
+    low_bytes = n_low * (8 + d * low // 8)
+    near = n_low * d * (high - low) // 8 + n_pruned * (8 + d * high // 8) if level == L.LEVEL_NEAR else 0
+    padding = blocks * layout.block_bytes - layout.header_bytes - high_bytes - low_bytes - near
+    assert padding >= 0
+    return Usage(layout.header_bytes, high_bytes, low_bytes, near, padding, 1, blocks, n_high, n_low, n_pruned)
+
+
+class StoreModel(RuleBasedStateMachine):
+    """The store is a dictionary from (layer, page) to a record."""
+
+    @initialize(pair=st.sampled_from(PAIRS), near=st.booleans(), page_size=st.sampled_from((16, 32)))
+    def create(self, pair: Any, near: bool, page_size: int) -> None:
+        self.layout = small_layout(pair_name(pair), near=near, page_size=page_size)
+        self.store = RecordStore(self.layout, LAYERS, PAGES, "cpu")
+        # Memory that was never written may hold anything.
+        self.store.blocks[1:] = torch.randint(0, 256, self.store.blocks[1:].shape, dtype=torch.uint8)
+        self.records: dict[tuple[int, int], Tensor] = {}
+        self.counted: dict[tuple[int, int], Usage] = {}
+        self.seed = 0
+
+    @rule(data=st.data(), layer=st.integers(0, LAYERS - 1))
+    def write(self, data: st.DataObject, layer: int) -> None:
+        absent = [p for p in range(1, PAGES + 1) if (layer, p) not in self.records]
+        if not absent:
+            return
+        pages = data.draw(st.lists(st.sampled_from(absent), unique=True, min_size=1))
+        names = [data.draw(st.sampled_from(sorted(TIER_MAPS))) for _ in pages]
+        self.seed += 1
+        shape = (self.layout.num_kv_heads, self.layout.page_size)
+        page = commit(self.layout, torch.stack([TIER_MAPS[name](shape, self.seed) for name in names]), self.seed)
+        level = data.draw(st.integers(L.LEVEL_BASE, L.LEVEL_NEAR))
+        records = cut(page.records, self.layout, level)
+        header = read_header(records, self.layout)
+        self.store.write(layer, torch.tensor(pages), records.clone(), header.nbytes.long())
+        for i, p in enumerate(pages):
+            self.records[layer, p] = records[i]
+            self.counted[layer, p] = count_by_hand(
+                self.layout, page.tiers[i], int(header.level[i]), int(header.nbytes[i])
+            )
+
+    @rule(pages=st.lists(st.integers(0, PAGES), unique=True))
+    def free(self, pages: list[int]) -> None:
+        """Pages that hold nothing, page 0 included, are passed over."""
+        self.store.free(torch.tensor(pages, dtype=torch.int64))
+        for held in [key for key in self.records if key[1] in pages]:
+            del self.records[held], self.counted[held]
+
+    @rule()
+    def clear(self) -> None:
+        self.store.clear()
+        self.records.clear()
+        self.counted.clear()
+
+    @invariant()
+    def every_block_is_accounted_for(self) -> None:
+        assert self.store.audit() == []
+        usage = self.store.usage()
+        assert usage == Usage(*(sum(column) for column in zip(Usage(*[0] * 10), *self.counted.values(), strict=True)))
+        assert sum(usage[:5]) == usage.blocks * self.layout.block_bytes
+        assert int(self.store.ring.free_blocks) == self.store.num_blocks - usage.blocks
+
+    @invariant()
+    def what_was_written_comes_back(self) -> None:
+        pages = torch.arange(PAGES + 1).flip(0)
+        for layer in range(LAYERS):
+            got = self.store.gather(layer, pages)
+            header, words = read_header(got, self.layout), got.view(torch.int32)
+            bare = without_place(got, self.layout)
+            for i, p in enumerate(pages.tolist()):
+                if (layer, p) not in self.records:
+                    assert not got[i].any()
+                    continue
+                assert torch.equal(bare[i], self.records[layer, p])
+                assert words[i, : L.W_LAYER + 1].tolist() == [p, layer]
+                held = torch.arange(self.layout.max_blocks) < header.blocks[i]
+                assert torch.equal(header.block_list[i] != 0, held)
+
+
+TestStore = StoreModel.TestCase
+TestStore.settings = few(25)
+
+
+def filled_store(layers: int = 2, pages: int = 3) -> RecordStore:
+    """Every page of every layer holds a record of random tiers."""
+    layout = small_layout()
+    store = RecordStore(layout, layers, pages, "cpu")
+    for layer in range(layers):
+        tiers = torch.randint(0, 3, (pages, 2, 32), generator=generator(layer), dtype=torch.uint8)
+        page = commit(layout, tiers, layer)
+        store.write(layer, torch.arange(1, pages + 1), page.records, page.nbytes)
+    assert store.audit() == []
+    return store
+
+
+def test_an_absent_page_reads_as_all_pruned() -> None:
+    store = filled_store()
+    store.free(torch.tensor([2]))
+    for page in (0, 2):
+        records = store.gather(1, torch.tensor([page]))
+        assert not read_tiers(records, store.layout).any()
+        assert not decode(records, store.layout, near=False).valid.any()
+
+
+def test_freed_blocks_serve_again_until_the_pool_is_full() -> None:
+    """The worst case of every page fits at once, again and again."""
+    layout = small_layout("k8v8,k8v8")
+    store = RecordStore(layout, 1, 3, "cpu")
+    page = commit(layout, torch.full((3, 2, 32), HIGH, dtype=torch.uint8), 0)
+    for _ in range(5):
+        store.write(0, torch.tensor([3, 1, 2]), page.records.clone(), page.nbytes)
+        assert store.audit() == []
+        store.free(torch.tensor([1, 2, 3]))
+    assert int(store.ring.free_blocks) == store.num_blocks == 3 * layout.max_blocks
+
+
+def test_store_size_is_counted() -> None:
+    store = RecordStore(small_layout(), 2, 3, "cpu")
+    tensors = (store.blocks, store.page_table)
+    assert store.nbytes() == sum(t.numel() * t.element_size() for t in tensors) + store.ring.nbytes()
+    assert store.blocks.shape == (2 * 3 * store.layout.max_blocks + 2, store.layout.block_bytes)
+
+
+def head_words(store: RecordStore, layer: int = 1, page: int = 2) -> Tensor:
+    """The header words of one record, to be tampered with."""
+    return store.blocks.view(torch.int32)[int(store.page_table[layer, page])]
+
+
+def _lose_a_block(store: RecordStore) -> None:
+    store.ring.free_blocks -= 1
+
+
+def _hold_a_block_twice(store: RecordStore) -> None:
+    words, at = head_words(store), store.layout.list_word + 1
+    words[at] = head_words(store, page=1)[at]
+
+
+def _free_a_page_twice(store: RecordStore) -> None:
+    store.free(torch.tensor([2, 2]))
+
+
+def _free_a_held_block(store: RecordStore) -> None:
+    store.ring.give(store.page_table[1, 2])
+
+
+def _forget_a_record(store: RecordStore) -> None:
+    store.page_table[1, 2] = 0
+
+
+def _tamper(word: Callable[[RecordLayout], int], by: int) -> Callable[[RecordStore], None]:
+    def tamper(store: RecordStore) -> None:
+        head_words(store)[word(store.layout)] += by
+
+    return tamper
+
+
+CORRUPTIONS: dict[str, tuple[Callable[[RecordStore], None], str]] = {
+    "a lost block": (_lose_a_block, "1 blocks are lost: neither free nor held by a record"),
+    "a block held twice": (_hold_a_block_twice, "1 blocks are both free and held, or held twice"),
+    "a page freed twice": (_free_a_page_twice, "blocks are both free and held, or held twice"),
+    "a held block given back": (_free_a_held_block, "1 blocks are both free and held, or held twice"),
+    "a record forgotten": (_forget_a_record, "blocks are lost"),
+    "a wrong page": (_tamper(lambda lay: L.W_PAGE, 1), "1 records name another page than the page table"),
+    "a wrong layer": (_tamper(lambda lay: L.W_LAYER, 1), "1 records name another layer than the page table"),
+    "a wrong length": (_tamper(lambda lay: L.W_BYTES, 8), "1 records have another length than their counts say"),
+    "a wrong block count": (_tamper(lambda lay: L.W_BLOCKS, 1), "block lists and block counts disagree"),
+    "not a record": (_tamper(lambda lay: L.W_MAGIC, 1), "1 records are not records"),
+    "another high count": (_tamper(lambda lay: lay.head_word, 1), "records have another length than their counts"),
+    "high for low": (_tamper(lambda lay: lay.head_word, 1 - (1 << 16)), "differs from the headers'"),
+    "another low count": (_tamper(lambda lay: lay.head_word, 1 << 16), "differs from the headers'"),
+    "another level": (_tamper(lambda lay: L.W_LEVEL, -1), "1 records have another length than their counts say"),
+}
+
+
+@pytest.mark.parametrize("what", CORRUPTIONS)
+def test_the_audit_says_what_is_wrong(what: str) -> None:
+    corrupt, sentence = CORRUPTIONS[what]
+    store = filled_store()
+    corrupt(store)
+    assert any(sentence in problem for problem in store.audit())
