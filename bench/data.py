@@ -36,7 +36,7 @@ def mt_bench() -> list[list[str]]:
 
 
 def random_prompts(count: int, low: int, high: int, seed: int = 0) -> list[list[int]]:
-    """Token ids of ``count`` passages of WikiText, their lengths uniform in [low, high], for the default model."""
+    """Token ids of ``count`` passages of WikiText, lengths from low to high in equal ratios, for the default model."""
     from transformers import AutoTokenizer
 
     from leankv_sglang.models import ensure_model
@@ -44,6 +44,6 @@ def random_prompts(count: int, low: int, high: int, seed: int = 0) -> list[list[
     tokenizer = AutoTokenizer.from_pretrained(ensure_model(quiet=True))
     ids = tokenizer(wikitext()).input_ids
     rng = random.Random(seed)
-    lengths = [round(low + (high - low) * i / max(count - 1, 1)) for i in range(count)]
+    lengths = [round(low * (high / low) ** (i / max(count - 1, 1))) for i in range(count)]
     starts = [rng.randrange(len(ids) - high) for _ in lengths]
     return [ids[start : start + length] for start, length in zip(starts, lengths, strict=True)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from leankv_kernels import build_plan, get_ops
@@ -50,9 +51,9 @@ class LeanKVBackend(AttentionBackend):
         pool = runner.token_to_kv_pool
         check_process(pool, runner.token_to_kv_pool_allocator)
         assert isinstance(pool, LeanKVPool)
-        layers = [m for m in runner.model.modules() if isinstance(m, RadixAttention)]
-        for layer in layers:
-            check_layer(layer)
+        for module in runner.model.modules():
+            if isinstance(module, RadixAttention):
+                check_layer(module)
         self.pool = pool
         self.window = config.window
         self.compressor = Compressor(
@@ -65,7 +66,7 @@ class LeanKVBackend(AttentionBackend):
         )
         self.req_to_token_pool = runner.req_to_token_pool
         rows = self.req_to_token_pool.req_to_token.shape[0]
-        pool.attach_rows(rows, layers[0].tp_q_head_num)
+        pool.attach_rows(rows, runner.model_config.get_num_attention_heads(get_parallel().attn_tp_size))
         self.req_to_token_pool.register_on_alloc_rows(self._reset_rows)
         self.forward_metadata: Plan | None = None
 

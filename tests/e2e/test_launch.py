@@ -1,0 +1,62 @@
+"""Starting: refusals are one sentence, stock SGLang works from the same environment, the engine works in-process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from bench.server import serve
+
+
+def _launch(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "leankv_sglang.launch_server", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--leankv-tiers", "k2v2"), "--leankv-tiers takes k8v8, k8v4, k4v4, k4v2, not 'k2v2'."),
+        (("--page-size", "1"), "LeanKV cannot start: --page-size must be 64, 128 or 256."),
+        (("--leankv-profile", "nowhere.json"), "--leankv-profile nowhere.json: cannot be read"),
+    ],
+)
+def test_refusals_are_one_sentence(flags: tuple[str, ...], sentence: str) -> None:
+    result = _launch(*flags)
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_help_groups_our_flags() -> None:
+    text = _launch("--help").stdout
+    group = text[text.index("LeanKV:") :]
+    assert "--leankv-tiers" in group
+    assert "--max-total-tokens" in text
+
+
+def test_plain_sglang_serves_from_the_same_environment() -> None:
+    with serve("--max-total-tokens", "4096", stock=True) as server:
+        assert "Paris" in server.generate("The capital of France is", 8).text
+        assert "leankv" not in server.info()
+
+
+ENGINE = """
+from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.engine import engine
+if __name__ == "__main__":
+    e = engine(leankv=LeanKVConfig("k8v4", "k8v4"), max_total_tokens=4096)
+    print("ANSWER", e.generate("The capital of France is", {"max_new_tokens": 8, "temperature": 0})["text"])
+    print("STATE", e.get_server_info()["internal_states"][0]["leankv"]["config"])
+    e.shutdown()
+"""
+
+
+def test_engine_in_process(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    script = tmp_path / "run_engine.py"
+    script.write_text(ENGINE)
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240, check=False)
+    assert "ANSWER  Paris" in result.stdout, result.stderr[-2000:]
+    assert "tiers k8v4," in result.stdout

@@ -1,0 +1,90 @@
+"""OpenAI clients and SGLang frontend programs work unchanged."""
+
+from __future__ import annotations
+
+import json
+
+import openai
+import pytest
+import requests
+
+from bench.server import Server
+
+MODEL = "default"
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 20}, "country": {"type": "string", "maxLength": 20}},
+    "required": ["city", "country"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> openai.OpenAI:
+    """The OpenAI client, pointed at the server."""
+    return openai.OpenAI(base_url=server.url + "/v1", api_key="none")
+
+
+def test_completion_knows_paris(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt="The capital of France is", max_tokens=8, temperature=0)
+    assert "Paris" in answer.choices[0].text
+
+
+def test_streaming_equals_not_streaming(client: openai.OpenAI) -> None:
+    ask = {"model": MODEL, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    whole = client.chat.completions.create(**ask, max_tokens=24, temperature=0)
+    chunks = list(client.chat.completions.create(**ask, max_tokens=24, temperature=0, stream=True))
+    streamed = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert "Paris" in streamed
+    assert len(chunks) > 3
+    assert streamed == whole.choices[0].message.content
+
+
+def test_plain_http(server: Server) -> None:
+    body = {"model": MODEL, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
+    answer = requests.post(server.url + "/v1/completions", json=body, timeout=120).json()
+    assert "Paris" in answer["choices"][0]["text"]
+
+
+def test_sampling_is_seeded_and_varied(client: openai.OpenAI) -> None:
+    """n=2 at temperature 0.8 gives two full answers; the two share the prompt's pages."""
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Tell me a story about a fox. " + "The fox is red. " * 60}],
+        max_tokens=32,
+        temperature=0.8,
+        n=2,
+    )
+    texts = [c.message.content for c in answer.choices]
+    assert len(texts) == 2
+    assert all(texts)
+    assert texts[0] != texts[1]
+
+
+def test_json_schema(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "The capital of France, as JSON with city and country."}],
+        max_tokens=64,
+        temperature=0,
+        response_format={"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA, "strict": True}},
+    )
+    place = json.loads(answer.choices[0].message.content or "")
+    assert set(place) == {"city", "country"}
+
+
+def test_frontend_program_forks_and_generates(server: Server) -> None:
+    import sglang as sgl
+
+    @sgl.function
+    def advice(s: sgl.ProgramState, topic: str) -> None:
+        s += sgl.system("You are helpful. " + "Answer briefly. " * 80)
+        s += sgl.user(f"Give me two tips about {topic}.")
+        forks = s.fork(2)
+        for i, branch in enumerate(forks):
+            branch += sgl.assistant(f"Tip {i + 1}: " + sgl.gen("tip", max_tokens=12, temperature=0))
+        s += sgl.assistant("\n".join(branch["tip"] for branch in forks) + sgl.gen("end", max_tokens=8, temperature=0))
+
+    state = advice.run(topic="sleep", backend=sgl.RuntimeEndpoint(server.url))
+    assert state["end"]
+    assert state.text().count("Tip") >= 2 or "tip" in state.text().lower()

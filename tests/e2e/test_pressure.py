@@ -1,0 +1,17 @@
+"""A pool that is too small: requests are evicted, retracted and aborted, and nothing is lost."""
+
+from __future__ import annotations
+
+from bench.server import serve
+from bench.stress import CHECKS, stress
+
+
+def test_requests_survive_a_pool_too_small() -> None:
+    flags = ("--max-total-tokens", "2048", "--schedule-conservativeness", "0.05", "--max-running-requests", "12")
+    with serve(*flags, env=CHECKS) as server:
+        row = stress(server, count=30, clients=30, longest=200, new_tokens=160)
+    assert row["answered"] + row["aborted"] == 30
+    assert row["answered"] >= 20
+    assert row["retractions"] > 0
+    assert row["leaks"] == 0
+    assert row["blocks_after_flush"] == 0

@@ -1,0 +1,53 @@
+"""The server says truthfully what it holds."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import requests
+
+from bench.data import random_prompts
+from bench.server import Server
+
+
+def _gauges(server: Server) -> dict[str, float]:
+    text = requests.get(server.url + "/metrics", timeout=60).text
+    found = {}
+    for name, labels, value in re.findall(r"^leankv:(\w+)(\{[^}]*\})? (\S+)$", text, re.MULTILINE):
+        part = re.search(r'part="(\w+)"', labels or "")
+        found[name + (f"_{part[1]}" if part else "")] = float(value)
+    return found
+
+
+def test_bytes_follow_from_the_layout(server: Server) -> None:
+    server.flush()
+    server.generate(random_prompts(1, 1000, 1000, seed=7)[0], 32)
+    figures = server.info()["leankv"]
+    assert figures["tokens_held"] == 1000 // 128 * 128 + 128  # 1,032 tokens: eight full pages
+    held = sum(figures["bytes"].values())
+    assert held == figures["bytes_total"]
+    # 30 layers, 3 KV heads of 64 channels: 104 bytes a token and head, all tiers together, plus 4% of headers.
+    payload = figures["tokens_held"] * 30 * 3 * 104
+    assert payload < held < 1.04 * payload
+    assert figures["ratio"] == pytest.approx(figures["tokens_held"] * 23040 / held)
+    assert figures["blocks_free"] == figures["blocks_total"] - (held - figures["bytes"]["table"]) // 512
+
+
+def test_gauges_agree_with_server_info(server: Server) -> None:
+    server.flush()
+    server.generate(random_prompts(1, 600, 600, seed=8)[0], 80)
+    figures, gauges = server.info()["leankv"], _gauges(server)
+    # Gauges are written when SGLang logs; the pages of the finished request may come after.
+    assert {"tokens_held", "ratio", "pages_committed", "blocks_free", "bytes_allocated"} <= set(gauges)
+    assert gauges["bytes_allocated"] == figures["bytes_allocated"]
+    assert gauges["bytes_high"] > gauges["bytes_header"] > 0
+    assert gauges["ratio"] == pytest.approx(figures["ratio"], rel=0.05)
+
+
+def test_starts_fast_and_quietly(server: Server) -> None:
+    log = server.log_text()
+    assert "LeanKV beneath SGLang" in log
+    assert "k8v4,k4v2" in log
+    assert "Ignore import error" not in log
+    assert "server_args={" not in log
