@@ -43,7 +43,7 @@ class Server:
     log: Path
     ready_seconds: float
 
-    def post(self, path: str, timeout: float = 600, **body: Any) -> Any:
+    def post(self, path: str, body: dict[str, Any], timeout: float = 1800) -> Any:
         """POST JSON, return the decoded answer; raises for an HTTP error."""
         response = requests.post(self.url + path, json=body, timeout=timeout)
         response.raise_for_status()
@@ -54,9 +54,9 @@ class Server:
     ) -> Completion:
         """Greedy unless ``params`` say otherwise; with log-probabilities."""
         key = "text" if isinstance(prompt, str) else "input_ids"
-        sampling = {"max_new_tokens": max_new_tokens, "temperature": 0, "ignore_eos": True, **params}
-        body = {key: prompt, "sampling_params": sampling, "return_logprob": True, "top_logprobs_num": 2 if top2 else 0}
-        return self.completion(self.post("/generate", **body))
+        sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": 0, "ignore_eos": True, **params}
+        ask = {key: prompt, "sampling_params": sampling, "return_logprob": True, "top_logprobs_num": 2 if top2 else 0}
+        return self.completion(self.post("/generate", body=ask))
 
     @staticmethod
     def completion(answer: dict[str, Any]) -> Completion:

@@ -44,6 +44,7 @@ class LeanKVPool(MHATokenToKVPool):
     """
 
     store: RecordStore
+    dtype: torch.dtype
 
     def _create_buffers(self) -> None:
         global _current
@@ -52,7 +53,7 @@ class LeanKVPool(MHATokenToKVPool):
             raise LeanKVError("LeanKV cannot serve this model: its values have another head_dim than its keys.")
         if self.size % self.page_size:
             self.size -= self.size % self.page_size
-        self.open_dtype = self.dtype
+        self.open_dtype: torch.dtype = self.dtype
         # Some models fuse RoPE with a raw store into the pool when it claims to hold bfloat16.
         self.dtype = torch.uint8
         self.layout = make_layout(self.config, self.page_size, self.head_num, self.head_dim)
@@ -66,7 +67,8 @@ class LeanKVPool(MHATokenToKVPool):
         self.open_key = self.open_value = self.open_scores = torch.empty(0)
         self.row_fill = torch.zeros(0, dtype=torch.int64)
         # What the base class's own methods look at.
-        self.k_buffer, self.v_buffer = [], []
+        self.k_buffer: list[Tensor] = []
+        self.v_buffer: list[Tensor] = []
         self.k_scale_buffer = self.v_scale_buffer = None
         _current = self
 

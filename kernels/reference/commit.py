@@ -66,6 +66,6 @@ def commit_pages(
         tiers: uint8 ``[n, H, P]``.
         rotation: ``hadamard`` or ``none``.
     """
-    rotated = (rotate(x, rotation).transpose(1, 2) for x in (key, value))
-    records, nbytes = encode(*rotated, tiers, store.layout)
+    by_head = [rotate(x, rotation).transpose(1, 2) for x in (key, value)]
+    records, nbytes = encode(by_head[0], by_head[1], tiers, store.layout)
     store.write(layer, pages, records, nbytes)
