@@ -232,46 +232,48 @@ class RecordLayout:
             tiers: tier of every token, integers ``[n, H, P]``.
         """
         rows = self.row_bytes
-        is_high, is_low, is_pruned = tiers == HIGH, tiers == LOW, tiers == PRUNED
-        rank_high, rank_low, rank_pruned = (m.long().cumsum(2) - 1 for m in (is_high, is_low, is_pruned))
-        n_high, n_low = is_high.sum(2), is_low.sum(2)
-        s = self.sections(n_high, n_low)
-        far, pruned = n_high + n_low, self.page_size - n_high - n_low
-        far_rank = torch.where(is_high, rank_high, n_high[..., None] + rank_low)
+        # [tier, n, H, P], tiers in the order of their codes
+        member = torch.stack([tiers == PRUNED, tiers == LOW, tiers == HIGH])
+        upto = member.cumsum(3)
+        pruned, low, high = upto[..., -1]
+        rank = upto.gather(0, tiers.long()[None])[0] - 1
+        far_rank = rank + high[..., None] * member[LOW]
+        far = high + low
+        s = self.sections(high, low)
 
-        def run(start: Tensor, rank: Tensor, row: int) -> Tensor:
-            return start[..., None] + rank * row
+        def after(start: Tensor, *runs: Tensor) -> list[Tensor]:
+            starts = [start]
+            for run in runs:
+                starts.append(starts[-1] + _align(run))
+            return starts
 
-        key_at = s.base + _align(far * rows.scale)
-        value_at = key_at + _align(far * rows.key_base)
-        near_value_at = s.near + _align(n_low * rows.key_refine)
-        p_scale = near_value_at + _align(n_low * rows.value_refine)
-        p_key = p_scale + _align(pruned * rows.scale)
-        p_key_refine = p_key + _align(pruned * rows.key_base)
-        p_value = p_key_refine + _align(pruned * rows.key_refine)
-        p_value_refine = p_value + _align(pruned * rows.value_base)
-        high_value_refine = s.refine + _align(n_high * rows.key_refine)
-
-        def pick(high: Tensor, low: Tensor, prune: Tensor) -> Tensor:
-            if not self.near:
-                prune = torch.full_like(prune, -1)
-            return torch.where(is_high, high, torch.where(is_low, low, prune))
-
-        def far_rows(start: Tensor, row: int, prune_start: Tensor) -> Tensor:
-            far_at = run(start, far_rank, row)
-            return pick(far_at, far_at, run(prune_start, rank_pruned, row))
-
-        def refine_rows(high_start: Tensor, low_start: Tensor, row: int, prune_start: Tensor) -> Tensor:
-            low_at = run(low_start, rank_low, row) if self.near else torch.full_like(rank_low, -1)
-            return pick(run(high_start, rank_high, row), low_at, run(prune_start, rank_pruned, row))
-
-        return RowOffsets(
-            far_rows(s.base, rows.scale, p_scale),
-            far_rows(key_at, rows.key_base, p_key),
-            far_rows(value_at, rows.value_base, p_value),
-            refine_rows(s.refine, s.near, rows.key_refine, p_key_refine),
-            refine_rows(high_value_refine, near_value_at, rows.value_refine, p_value_refine),
-        )
+        scale, key, value = after(s.base, far * rows.scale, far * rows.key_base)
+        key_high, value_high = after(s.refine, high * rows.key_refine)
+        lost = torch.full_like(s.base, -(1 << 40))
+        key_low = value_low = p_scale = p_key = p_value = p_key_refine = p_value_refine = lost
+        if self.near:
+            key_low, value_low, p_scale, p_key, p_key_refine, p_value, p_value_refine = after(
+                s.near,
+                low * rows.key_refine,
+                low * rows.value_refine,
+                pruned * rows.scale,
+                pruned * rows.key_base,
+                pruned * rows.key_refine,
+                pruned * rows.value_base,
+            )
+        starts = [
+            (p_scale, scale, scale),
+            (p_key, key, key),
+            (p_value, value, value),
+            (p_key_refine, key_low, key_high),
+            (p_value_refine, value_low, value_high),
+        ]
+        table = torch.stack([torch.stack(by_tier, dim=-1) for by_tier in starts])
+        tier_index = tiers.long().expand(len(rows), *tiers.shape)
+        first = table.gather(3, tier_index)
+        ranks = [far_rank] * 3 + [rank] * 2
+        offsets = [(start + r * row).clamp(min=-1) for start, r, row in zip(first, ranks, rows, strict=True)]
+        return RowOffsets(*offsets)
 
 
 class RowBytes(NamedTuple):

@@ -101,19 +101,22 @@ def attend_committed(
             by_request.setdefault(request, []).append(unit)
     for request, units in by_request.items():
         records = store.gather(layer, plan.pages[plan.page_indptr[request] : plan.page_indptr[request + 1]])
-        last_far = plan.page_index[units[-1]]
-        first_near = last_far
-        if lay.near:
-            last_far = max(last_far - plan.window, 0)
-            first_near = max(plan.page_index[units[0]] - plan.window, 0)
-        far = _keys_and_values(decode(records[:last_far], lay, near=False))
-        near = _keys_and_values(decode(records[first_near:], lay, near=True))
+        last = len(records)
+        first_near = max(plan.page_index[units[0]] - plan.window, 0) if lay.near else last
+        last_far = max(last - plan.window, 0) if lay.near else last
+        # A page between the two is read near by one unit and far by a later one.
+        both = torch.cat([records[:last_far], records[first_near:]]) if first_near < last_far else records
+        is_near = torch.arange(len(both), device=q.device) >= last_far
+        view = _keys_and_values(decode(both, lay, is_near))
         for unit in units:
             tokens = slice(plan.q_indptr[unit], plan.q_indptr[unit + 1])
             own = plan.page_index[unit]
             split = max(own - plan.window, 0) if lay.near else own
-            parts = [_slice(far, 0, split), _slice(near, split - first_near, own - first_near)]
-            unit_out, unit_lse = _attend_views(rotated[tokens], [p for p in parts if p.valid.shape[0]])
+            shift = len(both) - last
+            parts = [_slice(view, 0, split), _slice(view, split + shift, own + shift)]
+            if not shift:
+                parts = [_slice(view, 0, own)]
+            unit_out, unit_lse = _attend_views(rotated[tokens], [p for p in parts if len(p.valid)])
             out[tokens] = rotate(unit_out, rotation)
             lse[tokens] = unit_lse
     return out, lse

@@ -136,59 +136,45 @@ def read_tiers(records: Tensor, layout: RecordLayout) -> Tensor:
     return unpack(maps.unflatten(1, (layout.num_kv_heads, layout.tier_map_bytes)), 2, layout.page_size)
 
 
-def decode(records: Tensor, layout: RecordLayout, near: bool) -> View:
-    """Read n records at the near view (every token high) or the far view (tiers as committed).
+def decode(records: Tensor, layout: RecordLayout, near: Tensor | bool) -> View:
+    """Read n records, each at its near view (every token high) or its far view (tiers as committed).
 
     A record cut to its base codes is read with every far token low. The near view needs an uncut record.
 
     Args:
         records: uint8 ``[n, record_bytes]``, contiguous.
+        near: one for all, or bool ``[n]``.
     """
+    if isinstance(near, bool):
+        near = torch.full((len(records),), near, device=records.device)
     tiers = read_tiers(records, layout)
-    offsets = layout.row_offsets(tiers)
+    offsets = torch.stack(layout.row_offsets(tiers)).clamp_(min=0)
     level = read_header(records, layout).level
-    if near:
-        fine = torch.ones_like(tiers, dtype=torch.bool)
-        valid = fine
-    else:
-        fine = (tiers == HIGH) & (level >= L.LEVEL_FAR)[:, None, None]
-        valid = tiers != PRUNED
-    words = records.view(torch.int32)
+    whole = near[:, None, None]
+    fine = whole | ((tiers == HIGH) & (level >= L.LEVEL_FAR)[:, None, None])
+    valid = whole | (tiers != PRUNED)
+    # All rows of a token in one gather: word i of the five kinds of rows, one after the other.
+    sizes = [row // _UNIT for row in layout.row_bytes]
+    kind = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    word = torch.cat([torch.arange(size) for size in sizes])
+    index = (offsets // _UNIT).permute(1, 2, 3, 0)[..., kind.to(records.device)] + word.to(records.device)
+    words = records.view(torch.int32).gather(1, index.flatten(1)).view(index.shape)
+    scale, k_base, v_base, k_refine, v_refine = (part.view(torch.uint8) for part in words.split(sizes, dim=-1))
+    ks, kz, vs, vz = scale.view(torch.float16).to(torch.float64).unbind(-1)
 
-    def rows(offset: Tensor, row: int) -> Tensor:
-        got = words.gather(1, _row_index(offset.clamp(min=0), row))
-        return got.view(*offset.shape, row // _UNIT).view(torch.uint8)
-
-    row = layout.row_bytes
-    scales = rows(offsets.scale, row.scale).view(torch.float16).to(torch.float64)
-
-    def field(base: Tensor, base_row: int, refine: Tensor, refine_row: int, low: int, high: int) -> tuple[Tensor, ...]:
-        width = layout.head_dim
-        codes = unpack(rows(base, base_row), low, width)
+    def field(base: Tensor, refine: Tensor, low: int, high: int) -> tuple[Tensor, Tensor | int, Tensor | float]:
+        codes = unpack(base, low, layout.head_dim)
         step, centre = bin_centre(low)
-        scale = torch.full_like(scales[..., 0], step)
-        offset = torch.full_like(scales[..., 0], centre)
-        if refine_row:
-            fine_codes = (codes << (high - low)) | unpack(rows(refine, refine_row), high - low, width)
-            codes = torch.where(fine[..., None], fine_codes, codes)
-            fine_step, fine_centre = bin_centre(high)
-            scale = torch.where(fine, fine_step, scale)
-            offset = torch.where(fine, fine_centre, offset)
-        return codes, scale, offset
+        if low == high:
+            return codes, step, centre
+        finer = (codes << (high - low)) | unpack(refine, high - low, layout.head_dim)
+        fine_step, fine_centre = bin_centre(high)
+        codes = torch.where(fine[..., None], finer, codes)
+        return codes, torch.where(fine, fine_step, step), torch.where(fine, fine_centre, centre).to(torch.float64)
 
-    key, k_step, k_offset = field(
-        offsets.key_base, row.key_base, offsets.key_refine, row.key_refine, layout.low.key_bits, layout.high.key_bits
-    )
-    value, v_step, v_offset = field(
-        offsets.value_base,
-        row.value_base,
-        offsets.value_refine,
-        row.value_refine,
-        layout.low.value_bits,
-        layout.high.value_bits,
-    )
-    ks, kz, vs, vz = scales.unbind(-1)
-    return View(key, ks * k_step, kz + ks * k_offset, value, vs * v_step, vz + vs * v_offset, valid)
+    key, k_step, k_centre = field(k_base, k_refine, layout.low.key_bits, layout.high.key_bits)
+    value, v_step, v_centre = field(v_base, v_refine, layout.low.value_bits, layout.high.value_bits)
+    return View(key, ks * k_step, kz + ks * k_centre, value, vs * v_step, vz + vs * v_centre, valid)
 
 
 def cut(records: Tensor, layout: RecordLayout, level: int) -> Tensor:
