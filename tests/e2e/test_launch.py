@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -10,9 +11,9 @@ import pytest
 from bench.server import serve
 
 
-def _launch(*flags: str) -> subprocess.CompletedProcess[str]:
+def _launch(*flags: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "leankv_sglang.launch_server", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **env})
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,14 @@ def test_refusals_are_one_sentence(flags: tuple[str, ...], sentence: str) -> Non
     assert result.returncode == 2
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_a_seam_that_did_not_take_stops_the_start() -> None:
+    """SGLang skips our plugin without a word; the launcher must not serve uncompressed."""
+    result = _launch(SGLANG_PLUGINS="something_else")
+    assert result.returncode == 2
+    assert "LeanKV does not reach into this sglang as it must" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_help_groups_our_flags() -> None:

@@ -1,0 +1,95 @@
+"""Every patch takes on the pinned sglang, says so when it does not, and LeanKV then refuses to start."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import sglang
+from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator
+from sglang.srt.plugins.hook_registry import HookRegistry
+
+from leankv_patches import SGLANG_VERSION, cell_size, cpu_imports, internal_state
+from leankv_sglang import selfcheck
+from leankv_sglang.errors import LeanKVError
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook registry of this test's own; what it patched is put back."""
+    monkeypatch.setattr(HookRegistry, "_hooks", HookRegistry._hooks.__class__(list))
+    monkeypatch.setattr(HookRegistry, "_patched", set())
+    monkeypatch.setattr(DefaultPoolConfigurator, "_compute_cell_size", DefaultPoolConfigurator._compute_cell_size)
+    from sglang.srt.managers.scheduler_components.internal_state import SchedulerInternalStateController as Controller
+
+    monkeypatch.setattr(Controller, "get_internal_state", Controller.get_internal_state)
+
+
+def test_the_pinned_release_is_installed() -> None:
+    assert sglang.__version__ == SGLANG_VERSION
+    selfcheck.check_version()
+
+
+def test_another_release_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sglang, "__version__", "0.5.99")
+    with pytest.raises(LeanKVError, match=r"works with sglang 0\.5\.23, not 0\.5\.99"):
+        selfcheck.check_version()
+
+
+def test_a_token_is_priced_by_us(hooks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cell_size.problem() is not None
+
+    def upstream(self: object, kvc: SimpleNamespace, num_layers: int) -> int:
+        return 1
+
+    monkeypatch.setattr(DefaultPoolConfigurator, "_compute_cell_size", upstream)
+    cell_size.install(lambda kvc, layers: kvc.price * layers)
+    HookRegistry.apply_hooks()
+    assert cell_size.problem() is None
+    assert DefaultPoolConfigurator._compute_cell_size(SimpleNamespace(), SimpleNamespace(price=7), 3) == 21
+
+
+def test_a_target_with_other_arguments_is_a_problem(hooks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DefaultPoolConfigurator, "_compute_cell_size", lambda self, context: 1)
+    cell_size.install(lambda kvc, layers: 1)
+    HookRegistry.apply_hooks()
+    assert "takes ['self', 'context'] now" in (cell_size.problem() or "")
+
+
+def test_server_info_hook(hooks: None) -> None:
+    assert internal_state.problem() is not None
+    internal_state.install(lambda scheduler: {"of": scheduler})
+    HookRegistry.apply_hooks()
+    assert internal_state.problem() is None
+
+
+def test_a_missing_seam_stops_the_start(hooks: None) -> None:
+    with pytest.raises(LeanKVError, match=r"price of a token.*server info"):
+        selfcheck._stop_if(selfcheck._problems())
+
+
+def test_a_foreign_pool_stops_the_scheduler() -> None:
+    with pytest.raises(LeanKVError, match="the KV pool is SimpleNamespace; the allocator is SimpleNamespace"):
+        selfcheck.check_process(SimpleNamespace(), SimpleNamespace())
+
+
+def test_placeholders_import_but_do_not_run() -> None:
+    if "sgl_kernel" in sys.modules and not isinstance(sys.modules["sgl_kernel"], cpu_imports._Placeholder):
+        pytest.skip("a real sgl_kernel is installed")
+    cpu_imports.install()
+    assert cpu_imports.problem() is None
+    import sgl_kernel
+    from torchvision.transforms import InterpolationMode
+
+    assert InterpolationMode.BICUBIC.value == "bicubic"
+    with pytest.raises(NotImplementedError, match=r"sgl_kernel\.rmsnorm needs the package sgl_kernel"):
+        sgl_kernel.rmsnorm(1)
+    with pytest.raises(AttributeError):
+        _ = sgl_kernel.__version__
+
+
+def test_installed_packages_win_over_placeholders() -> None:
+    cpu_imports.install()
+    assert isinstance(sys.meta_path[-1], cpu_imports._PlaceholderFinder)
+    assert sys.meta_path[-1].find_spec("torch") is None
