@@ -24,9 +24,11 @@ CHECKS = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
 
 
 def _ask(server: Server, prompt: list[int], new_tokens: int, abort_after: float | None, number: int) -> str:
+    # An abort takes every request whose id begins with the given one, so ids have one length.
+    rid = f"stress-{number:06d}"
     body = {
         "input_ids": prompt,
-        "rid": f"stress-{number}",
+        "rid": rid,
         "sampling_params": {"max_new_tokens": new_tokens, "temperature": 0.8, "ignore_eos": True},
         "stream": abort_after is not None,
     }
@@ -42,7 +44,7 @@ def _ask(server: Server, prompt: list[int], new_tokens: int, abort_after: float 
         for _ in stream.iter_lines():
             if time.monotonic() - start > abort_after:
                 break
-    requests.post(server.url + "/abort_request", json={"rid": f"stress-{number}"}, timeout=60)
+    requests.post(server.url + "/abort_request", json={"rid": rid}, timeout=60)
     return "aborted"
 
 
@@ -73,7 +75,9 @@ def stress(server: Server, count: int, clients: int, longest: int, new_tokens: i
     log, figures = server.log_text(), server.info()["leankv"]
     return {
         "requests": count,
-        **outcomes,
+        "answered": outcomes.pop("answered", 0),
+        "aborted": outcomes.pop("aborted", 0),
+        "lost": ", ".join(f"{n} {what}" for what, n in outcomes.items()) or "none",
         "retractions": log.count("KV cache pool is full. Retract"),
         "leaks": sum(log.count(word) for word in ("leak detected", "[pool-bytes]", "Traceback")),
         "tokens_held_at_idle": held,

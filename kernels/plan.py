@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -39,6 +40,26 @@ class Plan:
     open: Tensor  # int64 [o] the other units: their raw tokens stay in the open page of their row
     sequence_start: Tensor  # bool [f] for each full unit, whether its page is the sequence's first
 
+    @cached_property
+    def causal(self) -> Tensor:
+        """bool ``[U, max_queries, P]``: which positions of its page each query sees."""
+        rank = torch.arange(self.max_queries, device=self.first.device)
+        return self._position <= (self.first[:, None] + rank)[..., None]
+
+    @cached_property
+    def asked(self) -> Tensor:
+        """bool ``[U, max_queries]``: which queries exist, units being padded to the longest."""
+        return torch.arange(self.max_queries, device=self.first.device) < self.length[:, None]
+
+    @cached_property
+    def unwritten(self) -> Tensor:
+        """bool ``[U, P]``: positions behind each unit's last query."""
+        return self._position >= (self.first + self.length)[:, None]
+
+    @property
+    def _position(self) -> Tensor:
+        return torch.arange(self.page_size, device=self.first.device)
+
     @property
     def num_units(self) -> int:
         """U."""
@@ -49,7 +70,7 @@ class Plan:
         """T."""
         return self.q_indptr[-1]
 
-    @property
+    @cached_property
     def max_queries(self) -> int:
         """Queries of the longest unit."""
         return max(b - a for a, b in zip(self.q_indptr, self.q_indptr[1:], strict=False)) if self.offset else 0

@@ -37,7 +37,7 @@ def register() -> None:
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
-    from leankv_patches import cell_size, internal_state
+    from leankv_patches import cell_size, internal_state, single_row
     from leankv_sglang.report import server_info
     from leankv_sglang.sizing import bytes_per_token
 
@@ -46,6 +46,7 @@ def register() -> None:
     register_resolution_hook("handle_attention_backend_compatibility")(_resolve)
     cell_size.install(bytes_per_token)
     internal_state.install(server_info)
+    single_row.install()
 
 
 def _create_backend(runner: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from leankv_patches import SGLANG_VERSION, cell_size, internal_state
+from leankv_patches import SGLANG_VERSION, cell_size, internal_state, single_row
 from leankv_sglang.errors import LeanKVError
 
 
@@ -21,7 +21,7 @@ def check_version() -> None:
 def _problems() -> list[str]:
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
-    problems = [p for p in (cell_size.problem(), internal_state.problem()) if p]
+    problems = [p for p in (cell_size.problem(), internal_state.problem(), single_row.problem()) if p]
     if "leankv" not in ATTENTION_BACKENDS:
         problems.append("the attention backend leankv is not registered")
     return problems

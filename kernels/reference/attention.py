@@ -51,22 +51,17 @@ def attend_open(q: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float)
         out float64 ``[T, Hq, D]``; LSE float64 ``[T, Hq]``; column scores int64 ``[U, Hq, P]``: the in-page softmax
         probability each key received from the unit's queries, summed, in units of 1 / COLUMN_SCORE_ONE.
     """
-    page, heads = key.shape[1], key.shape[2]
-    group = q.shape[1] // heads
-    qu = _by_unit(q.to(torch.float64), plan).unflatten(2, (heads, group))
-    position = torch.arange(page, device=q.device)
-    rank = torch.arange(plan.max_queries, device=q.device)
-    causal = position <= (plan.first[:, None] + rank)[..., None]  # [U, Q, P]
-    asked = rank < plan.length[:, None]
-    written = position < (plan.first + plan.length)[:, None]
+    heads = key.shape[2]
     # Stale bytes behind the last token may be anything, NaN included.
-    k = key.to(torch.float64).masked_fill(~written[..., None, None], 0.0)
-    v = value.to(torch.float64).masked_fill(~written[..., None, None], 0.0)
-    scores = torch.einsum("uqhgd,uphd->uhgqp", qu * scale, k)
-    weights, total, lse = _softmax_state(scores.masked_fill_(~causal[:, None, None], float("-inf")))
+    stale = plan.unwritten[..., None, None]
+    k, v = (x.to(torch.float64).masked_fill(stale, 0.0).transpose(1, 2) for x in (key, value))
+    # [U, H, g * Q, D]
+    rows = _by_unit(q.to(torch.float64) * scale, plan).unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    scores = (rows @ k.transpose(2, 3)).unflatten(2, (-1, plan.max_queries))
+    weights, total, lse = _softmax_state(scores.masked_fill_(~plan.causal[:, None, None], float("-inf")))
     prob = weights.div_(total)
-    out = torch.einsum("uhgqp,uphd->uqhgd", prob, v)
-    columns = (prob * (COLUMN_SCORE_ONE * asked[:, None, None, :, None])).round_().to(torch.int64)
+    out = (prob.flatten(2, 3) @ v).unflatten(2, (-1, plan.max_queries)).permute(0, 3, 1, 2, 4)
+    columns = (prob * (COLUMN_SCORE_ONE * plan.asked[:, None, None, :, None])).round_().to(torch.int64)
     at = (plan.token_unit, plan.token_rank)
     return (
         out.flatten(2, 3)[at],
@@ -94,7 +89,7 @@ def attend_committed(
     lay = store.layout
     out = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
     lse = torch.full(q.shape[:2], float("-inf"), dtype=torch.float64, device=q.device)
-    rotated = rotate(q, rotation).mul_(scale).unflatten(1, (lay.num_kv_heads, -1))
+    rotated = (rotate(q, rotation) * scale).unflatten(1, (lay.num_kv_heads, -1))
     by_request: dict[int, list[int]] = {}
     for unit, request in enumerate(plan.request):
         if plan.page_index[unit]:

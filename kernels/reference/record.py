@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,14 @@ def _dequantize(codes: Tensor, scale: Tensor, zero: Tensor, valid: Tensor) -> Te
 def _row_index(offset: Tensor, row: int) -> Tensor:
     unit = torch.arange(row // _UNIT, device=offset.device)
     return (offset[..., None] // _UNIT + unit).flatten(1)
+
+
+@lru_cache(maxsize=32)
+def _row_words(layout: RecordLayout, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each int32 word of a token's rows, kinds one after the other: its kind, and its number within the row."""
+    sizes = [row // _UNIT for row in layout.row_bytes]
+    kind = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    return kind.to(device), torch.cat([torch.arange(size) for size in sizes]).to(device)
 
 
 def encode(key: Tensor, value: Tensor, tiers: Tensor, layout: RecordLayout) -> tuple[Tensor, Tensor]:
@@ -149,15 +158,14 @@ def decode(records: Tensor, layout: RecordLayout, near: Tensor | bool) -> View:
         near = torch.full((len(records),), near, device=records.device)
     tiers = read_tiers(records, layout)
     offsets = torch.stack(layout.row_offsets(tiers)).clamp_(min=0)
-    level = read_header(records, layout).level
+    level = records.view(torch.int32)[:, L.W_LEVEL]
     whole = near[:, None, None]
     fine = whole | ((tiers == HIGH) & (level >= L.LEVEL_FAR)[:, None, None])
     valid = whole | (tiers != PRUNED)
     # All rows of a token in one gather: word i of the five kinds of rows, one after the other.
     sizes = [row // _UNIT for row in layout.row_bytes]
-    kind = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    word = torch.cat([torch.arange(size) for size in sizes])
-    index = (offsets // _UNIT).permute(1, 2, 3, 0)[..., kind.to(records.device)] + word.to(records.device)
+    kind, word = _row_words(layout, records.device)
+    index = (offsets // _UNIT).permute(1, 2, 3, 0)[..., kind] + word
     words = records.view(torch.int32).gather(1, index.flatten(1)).view(index.shape)
     scale, k_base, v_base, k_refine, v_refine = (part.view(torch.uint8) for part in words.split(sizes, dim=-1))
     ks, kz, vs, vz = scale.view(torch.float16).to(torch.float64).unbind(-1)

@@ -258,6 +258,21 @@ def test_what_was_never_written_is_never_read(ops: Ops, garbage: float) -> None:
         assert_same(driver, request, ops, case)
 
 
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), MINUS_INF])
+def test_open_pages_are_read_up_to_each_units_last_query_only(ops: Ops, garbage: float) -> None:
+    """Units of unequal length: neither outputs nor scores see what lies behind."""
+    case = simple()
+    slots = torch.arange(64, dtype=torch.int32).expand(2, 64) + 32
+    plan = build_plan(torch.tensor([0, 1]), [5, 3], [1, 20], slots, case.page, 1)
+    tokens = case.tokens(64, seed=4)
+    pages = [x.unflatten(0, (2, 32)).clone() for x in (tokens.k, tokens.v)]
+    want = ops.attend_open(tokens.q[:21], *pages, plan, 0.1)
+    for page in pages:
+        page[0, 6:], page[1, 23:] = garbage, garbage
+    for a, b in zip(ops.attend_open(tokens.q[:21], *pages, plan, 0.1), want, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_far_apart_scores_keep_their_bits_too(ops: Ops) -> None:
     """Attention so peaked that most weights vanish, as attention sinks make it."""
     case = Case(Method(small_layout(page_size=32), alpha_high=1.2, alpha_low=0.4), 2, torch.bfloat16)
@@ -267,6 +282,18 @@ def test_far_apart_scores_keep_their_bits_too(ops: Ops) -> None:
     request = driver.run(driver.admit(tokens, row=1), [7, 31, 1, 41])
     assert bool(request.output().isfinite().all())
     assert_same(driver, request, ops, case)
+
+
+def test_exactly_equal_scores_keep_all_but_the_noise_of_cancelling_values(ops: Ops) -> None:
+    """Queries of zeros: where the mean of the values is exactly zero, float64 leaves 1e-16 or nothing, by its order."""
+    case = Case(Method(small_layout(page_size=32), alpha_high=1.2, alpha_low=0.4), 2, torch.bfloat16)
+    drawn = case.tokens(80, seed=1)
+    tokens = replace(drawn, q=drawn.q * 0, v=(drawn.v * 4).round())
+    driver = case.driver(ops)
+    request = driver.run(driver.admit(tokens, row=1), [1] * 80)
+    reference, alone = case.alone(ops, tokens)
+    assert torch.equal(driver.records(request), reference.records(alone))
+    torch.testing.assert_close(request.output(), alone.output(), rtol=0, atol=1e-14)
 
 
 # Committed pages alone
@@ -376,6 +403,18 @@ def test_other_layers_are_not_read(ops: Ops) -> None:
     assert torch.equal(
         without_place(both.gather(1, torch.tensor([2])), layout), without_place(page.records[1:2], layout)
     )
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_no_page_id_reads_as_a_number(ops: Ops, near: bool) -> None:
+    """Rows that a record does not keep must not be taken from its header, where a page id may look like a NaN."""
+    case, tiers = simple(window=int(near), near=near), random_tiers(3)
+    store = store_with(case, tiers)
+    want = attend(ops, case, store, 3)
+    for head in store.page_table[0, 1:].tolist():
+        store.blocks.view(torch.int32)[head, L.W_PAGE] = 0x7E007E00
+    for a, b in zip(attend(ops, case, store, 3), want, strict=True):
+        assert torch.equal(a, b)
 
 
 # Merging partial attentions

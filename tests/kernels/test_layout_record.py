@@ -22,6 +22,7 @@ from kernelutil import (
     pair_name,
     random_layout,
     random_tier_maps,
+    small_layout,
 )
 from torch import Tensor
 
@@ -73,6 +74,15 @@ def test_every_token_reads_within_half_a_bin_of_its_tier(page: Committed) -> Non
         assert bool(near.valid.all())
         check_reading(page.key, near.keys(), high.key_bits, near.valid)
         check_reading(page.value, near.values(), high.value_bits, near.valid)
+
+
+def test_each_record_may_be_read_at_a_view_of_its_own() -> None:
+    layout = small_layout()
+    page = commit(layout, torch.stack([TIER_MAPS["random"]((2, 32), seed) for seed in range(4)]), seed=0)
+    near = torch.tensor([True, False, False, True])
+    mixed, at = (decode(page.records, layout, near), {n: decode(page.records, layout, near=n) for n in (True, False)})
+    for i, n in enumerate(near.tolist()):
+        assert_same_view(View(*(x[i] for x in mixed)), View(*(x[i] for x in at[n])))
 
 
 @every_sample

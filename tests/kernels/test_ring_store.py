@@ -195,6 +195,21 @@ def test_an_absent_page_reads_as_all_pruned() -> None:
         assert not decode(records, store.layout, near=False).valid.any()
 
 
+def test_bytes_behind_the_end_of_a_record_reach_no_other_page() -> None:
+    """Whoever encodes need not clear what lies behind."""
+    layout = small_layout()
+    store = RecordStore(layout, 1, 2, "cpu")
+    page = commit(layout, TIER_MAPS["all pruned"]((2, 32), 0)[None], seed=0)
+    short = cut(page.records, layout, L.LEVEL_FAR)
+    length = int(read_header(short, layout).nbytes[0])
+    assert length < layout.record_bytes - layout.block_bytes
+    short[:, length:] = 0xFF
+    store.write(0, torch.tensor([1]), short, torch.tensor([length]))
+    assert not store.gather(0, torch.tensor([2])).any()
+    assert not decode(store.gather(0, torch.tensor([1])), layout, near=False).valid.any()
+    assert store.audit() == []
+
+
 def test_freed_blocks_serve_again_until_the_pool_is_full() -> None:
     """The worst case of every page fits at once, again and again."""
     layout = small_layout("k8v8,k8v8")
