@@ -94,9 +94,9 @@ class LeanKVConfig:
         parts.append(f"significance {self.significance}")
         if self.significance != "none":
             if self.profile:
-                parts.append(f"thresholds per head from {self.profile}")
+                parts.append(f"thresholds from {self.profile}")
             else:
-                parts.append(f"alpha high {self.alpha_high:g}, low {self.alpha_low:g}")
+                parts.append(f"alpha high {_say(self.alpha_high)}, low {_say(self.alpha_low)}")
         return ", ".join(parts)
 
 
@@ -150,6 +150,10 @@ def _parse_cached(text: str) -> LeanKVConfig:
 
 def _numbers(value: Thresholds) -> list[float]:
     return [value] if isinstance(value, (int, float)) else [x for row in value for x in row]
+
+
+def _say(value: Thresholds) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else "per head"
 
 
 def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:

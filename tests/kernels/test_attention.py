@@ -110,7 +110,7 @@ def stored_tiers(driver: Driver, request: Request) -> np.ndarray:
     return read_tiers(driver.records(request), driver.method.layout).numpy()
 
 
-@few(20)
+@few(40)
 @given(rng=dice)
 def test_every_token_reads_what_the_rule_says(ops: Ops, rng: Random) -> None:
     """Several requests in one batch, each in a few forwards; float64 in and out, so nothing hides in rounding."""
@@ -148,7 +148,7 @@ def test_pruning_and_both_tiers_are_really_exercised(ops: Ops) -> None:
     assert (np.bincount(tiers.ravel(), minlength=3) > 0.05 * tiers.size).all()
 
 
-@few(15)
+@few(20)
 @given(rng=dice)
 def test_the_column_scores_of_all_queries_add_up_to_their_number(ops: Ops, rng: Random) -> None:
     case = random_case(rng, torch.float64)
@@ -187,7 +187,7 @@ def assert_same(driver: Driver, request: Request, ops: Ops, case: Case) -> None:
 MODEL_DTYPES = (torch.bfloat16, torch.bfloat16, torch.float16, torch.float32)
 
 
-@few(40)
+@few(120)
 @given(rng=dice)
 def test_any_split_into_chunks_gives_the_same_bits(ops: Ops, rng: Random) -> None:
     case = random_case(rng, *MODEL_DTYPES)
@@ -209,7 +209,7 @@ def test_token_by_token_gives_the_same_bits(
     assert_same(driver, driver.run(request, [1] * 100), ops, case)
 
 
-@few(25)
+@few(60)
 @given(rng=dice)
 def test_company_in_the_batch_changes_no_bit(ops: Ops, rng: Random) -> None:
     """Requests come and go in any order and chunking: prefill beside decode, beside requests that wait."""
@@ -224,7 +224,7 @@ def test_company_in_the_batch_changes_no_bit(ops: Ops, rng: Random) -> None:
         assert_same(driver, request, ops, case)
 
 
-@few(25)
+@few(80)
 @given(rng=dice)
 def test_a_hit_in_the_tree_gives_the_bits_of_a_miss(ops: Ops, rng: Random) -> None:
     """A second request reads the first one's pages, as the radix tree lets it, and goes on in its own way."""

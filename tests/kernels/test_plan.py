@@ -86,6 +86,13 @@ def check(batch: Batch) -> None:
     assert sorted(plan.full.tolist() + plan.open.tolist()) == list(range(len(units)))
     assert plan.sequence_start.tolist() == [units[i].page == 0 for i in full]
 
+    for i, u in enumerate(units):
+        assert plan.unwritten[i].tolist() == [position > u.positions[-1] for position in range(size)]
+        assert plan.asked[i].tolist() == [rank < len(u.positions) for rank in range(plan.max_queries)]
+        seen = plan.causal[i, : len(u.positions)].sum(1).tolist()
+        assert seen == [position + 1 for position in u.positions]
+        assert bool((plan.causal[i].int().diff(dim=-1) <= 0).all())  # a prefix of the page
+
     for request in range(len(batch.extend)):
         read = plan.pages[plan.page_indptr[request] : plan.page_indptr[request + 1]].tolist()
         # The last unit of a request reads every page before its own.

@@ -72,7 +72,7 @@ class RingModel(RuleBasedStateMachine):
 
 
 TestRing = RingModel.TestCase
-TestRing.settings = few(60)
+TestRing.settings = few(100)
 
 
 def test_ring_size_is_counted() -> None:
@@ -171,7 +171,7 @@ class StoreModel(RuleBasedStateMachine):
 
 
 TestStore = StoreModel.TestCase
-TestStore.settings = few(25)
+TestStore.settings = few(40)
 
 
 def filled_store(layers: int = 2, pages: int = 3) -> RecordStore:

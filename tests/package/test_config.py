@@ -156,7 +156,6 @@ def test_the_description_tells_what_was_chosen() -> None:
     assert "alpha" not in LeanKVConfig(significance="none").describe()
 
 
-@pytest.mark.xfail(strict=True, reason="describe() formats a table with :g, a TypeError, unless a profile is named")
 def test_thresholds_per_head_can_be_described_without_a_profile() -> None:
     assert "per head" in LeanKVConfig(alpha_high=PER_HEAD).describe()
 

@@ -132,7 +132,6 @@ NO_NUMBERS = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="_thresholds asks float() of anything: the first three raise, the rest pass")
 @pytest.mark.parametrize("what", NO_NUMBERS)
 def test_thresholds_that_only_look_like_numbers_are_refused(write: Callable[..., str], what: str) -> None:
     check_refused(write({"alpha_high": NO_NUMBERS[what]}), '"alpha_high"')
