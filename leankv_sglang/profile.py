@@ -90,18 +90,19 @@ def load_profile(path: str, kernels: str = "auto") -> Profile:
 def _thresholds(data: dict[str, Any], name: str, shape: Shape, broken: Any) -> Thresholds:
     value = data[name]
     rows = value if isinstance(value, list) else [[value]]
-    if not all(isinstance(row, list) and all(map(_is_threshold, row)) for row in rows):
-        raise broken(f'"{name}" must be a number of at least 0, or a list per layer of such numbers per KV head')
+    if not all(isinstance(row, list) and all(map(_is_number, row)) for row in rows):
+        raise broken(f'"{name}" must be a number or a list per layer of numbers per KV head')
+    # NaN is not at least 0 either.
+    if not all(x >= 0 for row in rows for x in row):
+        raise broken(f'"{name}" must hold numbers of at least 0')
     if isinstance(value, list) and [len(row) for row in rows] != [shape.num_kv_heads] * shape.num_layers:
         raise broken(f'"{name}" must be {shape.num_layers} layers of {shape.num_kv_heads} KV heads')
     return freeze_thresholds(value)
 
 
-def _is_threshold(x: Any) -> bool:
-    # JSON gives NaN, Infinity (nothing is that high) and whole numbers beyond any float; true is not a number here.
-    if isinstance(x, float):
-        return x >= 0
-    return type(x) is int and 0 <= x <= sys.float_info.max
+def _is_number(x: Any) -> bool:
+    # JSON gives Infinity (nothing is that high), NaN, and whole numbers beyond any float; true is not a number here.
+    return isinstance(x, float) or (type(x) is int and abs(x) <= sys.float_info.max)
 
 
 def _say(shape: Shape) -> str:
