@@ -29,7 +29,8 @@ def _ask(server: Server, prompt: list[int], new_tokens: int, abort_after: float 
     body = {
         "input_ids": prompt,
         "rid": rid,
-        "sampling_params": {"max_new_tokens": new_tokens, "temperature": 0.8, "ignore_eos": True},
+        # With ignore_eos the scheduler would reserve every token beforehand and never have to retract.
+        "sampling_params": {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "temperature": 0.8},
         "stream": abort_after is not None,
     }
     if abort_after is None:

@@ -9,11 +9,11 @@ from bench.stress import CHECKS, stress
 def test_requests_survive_a_pool_too_small() -> None:
     # Mixed batches and small chunks too: prefill beside decode, pages committed across chunks.
     mixed = ("--enable-mixed-chunk", "--chunked-prefill-size", "256")
-    tight = ("--max-total-tokens", "2048", "--schedule-conservativeness", "0.05", "--max-running-requests", "12")
+    tight = ("--max-total-tokens", "1536", "--schedule-conservativeness", "0.05", "--max-running-requests", "12")
     with serve(*mixed, *tight, env=CHECKS) as server:
-        row = stress(server, count=30, clients=30, longest=200, new_tokens=160)
+        row = stress(server, count=24, clients=24, longest=120, new_tokens=200)
     assert row["lost"] == "none"
-    assert row["answered"] >= 20
+    assert row["answered"] >= 15
     assert row["retractions"] > 0
     assert row["leaks"] == 0
     assert row["blocks_after_flush"] == 0
