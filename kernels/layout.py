@@ -118,6 +118,7 @@ class RecordLayout:
                     f"tiers {self.high.name},{self.low.name}: the low tier must cut 0, 2 or 4 bits off a {what} of the "
                     f"high tier, not {cut}"
                 )
+        _ = self.block_bytes  # raises for shapes no block can hold
 
     @property
     def key_refine_bits(self) -> int:
@@ -164,6 +165,10 @@ class RecordLayout:
         # Block list and head words must end inside the first block, where a reader finds them.
         fixed = 4 * (HEADER_WORDS + HEAD_WORDS * self.num_kv_heads)
         fits = [b for b in candidates if fixed + 4 * (-(-body // b) + 4) <= b]
+        if not fits:
+            raise ValueError(
+                f"records of {self.num_kv_heads} KV heads of {self.head_dim} are too long for any block size"
+            )
         return min(fits, key=lambda b: b / 2 + 4 * (body / b))
 
     @cached_property

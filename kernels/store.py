@@ -70,9 +70,16 @@ class RecordStore:
         return self.blocks.index_select(0, lists.flatten()).view(pages.shape[0], lay.record_bytes)
 
     def free(self, pages: Tensor) -> None:
-        """Return the blocks of ``pages`` int64 ``[n]`` in every layer; pages that hold nothing are passed over."""
+        """Return the blocks of ``pages`` int64 ``[n]`` in every layer; pages that hold nothing are passed over.
+
+        A page may be named more than once.
+        """
         if not pages.numel():
             return
+        # One of a page's mentions stays, the others become page 0, which holds nothing.
+        mention = torch.arange(len(pages), device=pages.device)
+        chosen = torch.zeros(self.num_pages + 1, dtype=torch.int64, device=pages.device).scatter_(0, pages, mention)
+        pages = torch.where(chosen[pages] == mention, pages, 0)
         heads = self.page_table[:, pages].long().flatten()
         self._usage -= self._measure(read_header(self.blocks[heads, : self._fixed_end], self.layout))
         self.ring.give(self._lists(heads))

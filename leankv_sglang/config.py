@@ -63,6 +63,9 @@ class LeanKVConfig:
             for number in _numbers(value):
                 if not (number >= 0) or (name == "low" and math.isinf(number)):
                     raise LeanKVError(f"--leankv-alpha-{name} is a number of at least 0, not {number}.")
+        if isinstance(self.alpha_high, (int, float)) and isinstance(self.alpha_low, (int, float)):  # noqa: SIM102
+            if self.alpha_low > self.alpha_high:
+                raise LeanKVError("--leankv-alpha-low must not be above --leankv-alpha-high.")
         if self.significance == "none" and any(_numbers(self.alpha_low)):
             raise LeanKVError("--leankv-alpha-low prunes by significance; it cannot go with significance none.")
 

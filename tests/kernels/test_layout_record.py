@@ -352,3 +352,8 @@ def test_what_the_layout_cannot_hold_is_refused_by_name(changes: dict[str, int |
     shape = {"page_size": 128, "num_kv_heads": 4, "head_dim": 128, "high": TIERS["k8v4"], "low": TIERS["k4v2"]}
     with pytest.raises(ValueError, match=says):
         RecordLayout(**(shape | changes))  # type: ignore[arg-type]
+
+
+def test_more_heads_than_any_block_size_holds_are_refused() -> None:
+    with pytest.raises(ValueError, match="1024 KV heads of 256 are too long"):
+        RecordLayout(256, 1024, 256, TIERS["k8v4"], TIERS["k4v2"])

@@ -174,3 +174,9 @@ def test_page_sizes_are_ones_the_layout_holds() -> None:
     for page_size in config_module.PAGE_SIZES:
         assert RecordLayout(page_size, 4, 64, TIERS["k8v4"], TIERS["k4v2"]).max_blocks > 0
     assert config_module.DEFAULT_PAGE_SIZE in config_module.PAGE_SIZES
+
+
+def test_a_low_threshold_above_the_high_one_is_refused() -> None:
+    LeanKVConfig(alpha_high=0.04, alpha_low=0.04)
+    with pytest.raises(LeanKVError, match="--leankv-alpha-low must not be above --leankv-alpha-high"):
+        LeanKVConfig(alpha_high=0.5, alpha_low=0.6)
