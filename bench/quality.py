@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.data import wikitext
+from bench.plot import scatter
 from bench.table import print_table, write_json
 from leankv_kernels import RecordLayout, RecordStore, build_plan, get_ops
 from leankv_sglang.config import LeanKVConfig
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, help="pages of near view, instead of each form's own")
     parser.add_argument("--form", action="append", choices=list(FORMS))
     parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--plot", metavar="FILE", help="PNG or SVG")
     args = parser.parse_args()
     model, tokenizer = load(args.model)
     ids = tokenizer(wikitext(), return_tensors="pt").input_ids[0]
@@ -152,6 +154,17 @@ def main() -> None:
             rows.append(evaluate(model, windows, form, config, args.page_size, args.skip))
     print_table(rows, f"WikiText-2, {args.windows} windows of {args.length} tokens")
     write_json(args.json, rows)
+    if args.plot:
+        scatter(
+            rows,
+            "ratio_trimmed",
+            "kl",
+            "form",
+            args.plot,
+            x_text="bytes of a 16-bit cache over physical bytes, near parts trimmed",
+            y_text="KL against the full cache",
+            title=f"WikiText-2, {args.windows} windows of {args.length} tokens",
+        )
 
 
 if __name__ == "__main__":
