@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
+from pathlib import Path
 
 from leankv_sglang.config import CONFIG_ENV
 
@@ -13,6 +15,18 @@ def has_accelerator() -> bool:
     import torch
 
     return torch.accelerator.is_available()
+
+
+def unshadow_kernels() -> None:
+    """Let ``import kernels`` find the Hugging Face package, not our folder, when started from the checkout's root.
+
+    ``python -m`` puts the current folder first on the path; a checkout's root moves to its end. Child processes
+    inherit the order.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if (root / "kernels" / "layout.py").is_file():
+        here = [p for p in sys.path if Path(p or ".").resolve() == root]
+        sys.path[:] = [p for p in sys.path if p not in here] + here
 
 
 def prepare_cpu() -> None:
@@ -36,6 +50,7 @@ def activate() -> str | None:
     Without an accelerator the CPU platform is ours always, so that plain ``sglang.launch_server`` works from the same
     environment; LeanKV itself is on only where the launcher left its configuration in the environment.
     """
+    unshadow_kernels()
     if not has_accelerator():
         prepare_cpu()
         return "leankv_sglang.platform:LeanKVCpuPlatform"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from leankv_sglang.activation import has_accelerator, prepare_cpu
+from leankv_sglang.activation import has_accelerator, prepare_cpu, unshadow_kernels
 from leankv_sglang.cli import add_flags, config_from_args, split_args
 from leankv_sglang.config import CONFIG_ENV, DEFAULT_PAGE_SIZE, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from leankv_sglang.profile import Profile
 
 DEFAULT_CPU_REQUESTS = 32
-DEFAULT_GPU_REQUESTS = 256
+DEFAULT_GPU_REQUESTS = 128
 
 
 def prepare_environment(config: LeanKVConfig) -> None:
     """Set what sglang and its child processes read from the environment; before sglang is imported."""
+    unshadow_kernels()
     os.environ[CONFIG_ENV] = config.to_json()
     # The pool is sized once, at start.
     os.environ["SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"] = "0"
