@@ -35,14 +35,17 @@ def mt_bench() -> list[list[str]]:
     return [row["turns"] for row in rows]
 
 
-def random_prompts(count: int, low: int, high: int, seed: int = 0) -> list[list[int]]:
-    """Token ids of ``count`` passages of WikiText, lengths from low to high in equal ratios, for the default model."""
+def random_prompts(count: int, low: int, high: int, seed: int = 0, text: str | None = None) -> list[list[int]]:
+    """Token ids of ``count`` passages, lengths from low to high in equal ratios, for the default model.
+
+    The passages are of ``text``, by default WikiText.
+    """
     from transformers import AutoTokenizer
 
     from leankv_sglang.models import ensure_model
 
     tokenizer = AutoTokenizer.from_pretrained(ensure_model(quiet=True))
-    ids = tokenizer(wikitext()).input_ids
+    ids = tokenizer(text or wikitext()).input_ids
     rng = random.Random(seed)
     lengths = [round(low * (high / low) ** (i / max(count - 1, 1))) for i in range(count)]
     starts = [rng.randrange(len(ids) - high) for _ in lengths]

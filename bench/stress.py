@@ -53,14 +53,18 @@ def _ask(server: Server, prompt: list[int], new_tokens: int, abort_after: float 
     return "aborted"
 
 
-def stress(server: Server, count: int, clients: int, longest: int, new_tokens: int, seed: int = 0) -> dict[str, Any]:
+def stress(
+    server: Server, count: int, clients: int, longest: int, new_tokens: int, seed: int = 0, text: str | None = None
+) -> dict[str, Any]:
     """Send ``count`` requests from ``clients`` threads, a fifth of them aborted; then look for what was lost.
+
+    Prompts are passages of ``text``, by default WikiText.
 
     Raises:
         RuntimeError: when the server is no longer alive at the end.
     """
     rng = random.Random(seed)
-    prompts = random_prompts(count, 10, longest, seed)
+    prompts = random_prompts(count, 10, longest, seed, text)
     # A third share a prefix with an earlier one, so that the tree splits and locks nodes.
     for i in range(1, count):
         if rng.random() < 0.33:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from prompts import passages
 
-from bench.data import random_prompts
 from bench.hit_miss import PRUNED, chat_turns
 from bench.server import Server, serve
 
@@ -24,12 +24,12 @@ def _assert_hits_equal_misses(server: Server, prompts: list[list[int]], new_toke
 
 def test_alone(server: Server) -> None:
     # 40 new tokens carry the last prompt over a page boundary, so a page is committed while decoding.
-    _assert_hits_equal_misses(server, [*random_prompts(2, 300, 700), random_prompts(1, 620, 620, seed=5)[0]], 40)
+    _assert_hits_equal_misses(server, [*passages(2, 300, 700), passages(1, 620, 620, seed=5)[0]], 40)
 
 
 def test_output_tokens_are_reused(server: Server) -> None:
     """What decoding wrote is inserted into the tree; continuing from it equals computing it afresh."""
-    prompt = random_prompts(1, 300, 300, seed=1)[0]
+    prompt = passages(1, 300, 300, seed=1)[0]
     server.flush()
     first = server.generate(prompt, 150)
     longer = prompt + first.tokens
@@ -49,7 +49,7 @@ def test_chat_of_six_turns(server: Server) -> None:
 @pytest.mark.parametrize("chunk", ["128", "512"])
 def test_small_chunks_and_pruning(chunk: str) -> None:
     """Pages are committed chunk by chunk, tokens are pruned, and nothing changes."""
-    prompts = random_prompts(1, 900, 900, seed=3)
+    prompts = passages(1, 600, 600, seed=3)
     with serve("--chunked-prefill-size", chunk, "--max-total-tokens", "8192", *PRUNED) as server:
-        _assert_hits_equal_misses(server, prompts, 24)
+        _assert_hits_equal_misses(server, prompts, 16)
         assert server.info()["leankv"]["share_pruned"] > 0.02

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from prompts import OWN_TEXT
+
 from bench.server import serve
 from bench.stress import ENV, stress
 
@@ -11,7 +13,7 @@ def test_requests_survive_a_pool_too_small() -> None:
     mixed = ("--enable-mixed-chunk", "--chunked-prefill-size", "256")
     tight = ("--max-total-tokens", "1536", "--schedule-conservativeness", "0.05", "--max-running-requests", "12")
     with serve(*mixed, *tight, env=ENV) as server:
-        row = stress(server, count=24, clients=24, longest=120, new_tokens=200)
+        row = stress(server, count=24, clients=24, longest=120, new_tokens=200, text=OWN_TEXT)
     assert row["lost"] == "none"
     assert row["answered"] >= 15
     assert row["retractions"] > 0

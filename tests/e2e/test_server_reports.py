@@ -6,8 +6,8 @@ import re
 
 import pytest
 import requests
+from prompts import passages
 
-from bench.data import random_prompts
 from bench.server import Server
 
 
@@ -22,7 +22,7 @@ def _gauges(server: Server) -> dict[str, float]:
 
 def test_bytes_follow_from_the_layout(server: Server) -> None:
     server.flush()
-    server.generate(random_prompts(1, 1000, 1000, seed=7)[0], 32)
+    server.generate(passages(1, 1000, 1000, seed=7)[0], 32)
     figures = server.info()["leankv"]
     assert figures["tokens_held"] == 1000 // 128 * 128 + 128  # 1,032 tokens: eight full pages
     held = sum(figures["bytes"].values())
@@ -36,7 +36,7 @@ def test_bytes_follow_from_the_layout(server: Server) -> None:
 
 def test_gauges_agree_with_server_info(server: Server) -> None:
     server.flush()
-    server.generate(random_prompts(1, 600, 600, seed=8)[0], 80)
+    server.generate(passages(1, 600, 600, seed=8)[0], 80)
     figures, gauges = server.info()["leankv"], _gauges(server)
     # Gauges are written when SGLang logs; the pages of the finished request may come after.
     assert {"tokens_held", "ratio", "pages_committed", "blocks_free", "bytes_allocated"} <= set(gauges)

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import sglang
+import torch
 from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator
 from sglang.srt.plugins.hook_registry import HookRegistry
 
-from leankv_patches import SGLANG_VERSION, cell_size, cpu_imports, internal_state
+from leankv_patches import SGLANG_VERSION, cell_size, cpu_imports, internal_state, single_row
 from leankv_sglang import selfcheck
 from leankv_sglang.errors import LeanKVError
 
@@ -93,3 +94,20 @@ def test_installed_packages_win_over_placeholders() -> None:
     cpu_imports.install()
     assert isinstance(sys.meta_path[-1], cpu_imports._PlaceholderFinder)
     assert sys.meta_path[-1].find_spec("torch") is None
+
+
+def test_a_lone_row_runs_as_two() -> None:
+    seen = []
+
+    def linear(
+        _method: object, weight: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        seen.append(len(x))
+        return torch.nn.functional.linear(x, weight, bias)
+
+    weight, x = torch.randn(8, 64).bfloat16(), torch.randn(5, 64).bfloat16()
+    alone = single_row.two_rows(linear, None, weight, x[:1])
+    assert alone.shape == (1, 8)
+    assert torch.equal(alone, single_row.two_rows(linear, None, weight, x, None)[:1])
+    assert single_row.two_rows(linear, None, weight, x[:0]).shape == (0, 8)
+    assert seen == [2, 5, 0]
