@@ -17,8 +17,7 @@ from bench.data import random_prompts
 from bench.server import Server, serve
 from bench.table import print_table, write_json
 
-CONTEXTS = (512, 2048)
-BATCHES = (1, 8)
+SHAPES = ("512x1", "2048x1", "512x8", "2048x8")
 
 
 def _timed(server: Server, prompts: list[list[int]], new_tokens: int) -> float:
@@ -43,32 +42,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=24, help="new tokens of a decode measurement")
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="CONTEXTxBATCH")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with serve("--max-total-tokens", "40000") as ours, serve("--max-total-tokens", "40000", stock=True) as stock:
         servers = {"leankv": ours, "stock torch_native": stock}
-        for context in CONTEXTS:
-            for batch in BATCHES:
-                speeds: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "decode": []} for name in servers}
-                for seed in tqdm(range(args.rounds), desc=f"context {context}, batch {batch}"):
-                    for name, server in servers.items():
-                        for what, speed in measure(server, context, batch, args.tokens, seed).items():
-                            speeds[name][what].append(speed)
-                for what in ("prefill", "decode"):
-                    medians = {name: statistics.median(s[what]) for name, s in speeds.items()}
-                    ours_all = speeds["leankv"][what]
-                    rows.append(
-                        {
-                            "what": what,
-                            "context": context,
-                            "batch": batch,
-                            "leankv tok/s": medians["leankv"],
-                            "spread": f"{min(ours_all):.0f}-{max(ours_all):.0f}",
-                            "stock tok/s": medians["stock torch_native"],
-                            "ratio": medians["leankv"] / medians["stock torch_native"],
-                        }
-                    )
+        for context, batch in ([int(n) for n in shape.split("x")] for shape in args.shapes):
+            speeds: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "decode": []} for name in servers}
+            for seed in tqdm(range(args.rounds), desc=f"context {context}, batch {batch}"):
+                for name, server in servers.items():
+                    for what, speed in measure(server, context, batch, args.tokens, seed).items():
+                        speeds[name][what].append(speed)
+            for what in ("prefill", "decode"):
+                medians = {name: statistics.median(s[what]) for name, s in speeds.items()}
+                ours_all = speeds["leankv"][what]
+                rows.append(
+                    {
+                        "what": what,
+                        "context": context,
+                        "batch": batch,
+                        "leankv tok/s": medians["leankv"],
+                        "spread": f"{min(ours_all):.0f}-{max(ours_all):.0f}",
+                        "stock tok/s": medians["stock torch_native"],
+                        "ratio": medians["leankv"] / medians["stock torch_native"],
+                    }
+                )
     print_table(rows, "SmolLM2 on this machine, reference ops")
     write_json(args.json, rows)
 
