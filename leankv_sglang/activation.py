@@ -38,7 +38,9 @@ def prepare_cpu() -> None:
     # reaches the scheduler, which is a child process.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     noise = "ignore:Only CUDA,ignore:Triton is not supported"
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), noise]))
+    given = os.environ.get("PYTHONWARNINGS", "")
+    if noise not in given:
+        os.environ["PYTHONWARNINGS"] = f"{given},{noise}" if given else noise
     for message in ("Only CUDA", "Triton is not supported"):
         warnings.filterwarnings("ignore", message=message)
     cpu_imports.install()

@@ -108,9 +108,8 @@ def attend_committed(
             own = plan.page_index[unit]
             split = max(own - plan.window, 0) if lay.near else own
             shift = len(both) - last
-            parts = [_slice(view, 0, split), _slice(view, split + shift, own + shift)]
-            if not shift:
-                parts = [_slice(view, 0, own)]
+            cuts = [(0, split), (split + shift, own + shift)] if shift else [(0, own)]
+            parts = [_slice(view, start, end) for start, end in cuts]
             unit_out, unit_lse = _attend_views(rotated[tokens], [p for p in parts if len(p.valid)])
             out[tokens] = rotate(unit_out, rotation)
             lse[tokens] = unit_lse
