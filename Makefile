@@ -1,19 +1,25 @@
 # The README's commands. Each does all it needs and skips what is done.
 PYTHON ?= python3
 VENV := .venv
+SANITIZE := .sanitize
 PY := $(VENV)/bin/python
 ARGS ?=
 MODEL := SmolLM2-135M-Instruct
 # Spinning OpenMP threads of several processes slow each other down tenfold.
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: setup model serve test lint bench-quality bench-hit-miss bench-stress bench-chat bench-throughput clean
+CPU_SOURCES := kernels/cpu/CMakeLists.txt $(wildcard kernels/cpu/csrc/*)
+
+.PHONY: setup model serve test lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput clean
 
 setup: $(VENV)/.installed model
 
-$(VENV)/.installed: requirements-cpu.lock pyproject.toml
+$(VENV)/.requirements: requirements-cpu.lock
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-cpu.lock
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.requirements pyproject.toml $(CPU_SOURCES)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -29,12 +35,23 @@ test: setup
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl,$(CPU_SOURCES))
 	mkdir -p .mypy && ln -sfn ../kernels .mypy/leankv_kernels && ln -sfn ../patches .mypy/leankv_patches \
 	  && ln -sfn ../leankv_sglang .mypy/leankv_sglang && ln -sfn ../bench .mypy/bench
 	cd .mypy && ../$(VENV)/bin/mypy --config-file ../pyproject.toml -p leankv_kernels -p leankv_patches -p leankv_sglang -p bench
+
+# The CPU kernels with the sanitizers, in a build of their own that the tests load in place of the installed one.
+# libstdc++ comes along because the address sanitizer has to find it before Python loads it.
+sanitize: setup
+	$(VENV)/bin/cmake -S kernels/cpu -B $(SANITIZE) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin/ninja) \
+	  -DPython_EXECUTABLE=$(abspath $(PY)) -Dnanobind_DIR=$$($(PY) -m nanobind --cmake_dir) -DLEANKV_SANITIZE=ON
+	$(VENV)/bin/cmake --build $(SANITIZE)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 LEANKV_CPU_MODULE=$$(echo $(SANITIZE)/_cpu*.so) \
+	  $(PY) -m pytest tests/kernels -k "cpu or dense_baseline" $(ARGS)
 
 bench-quality bench-hit-miss bench-stress bench-chat bench-throughput: setup
 	$(PY) -m $(subst -,_,$(subst bench-,bench.,$@)) $(ARGS)
 
 clean:
-	rm -rf $(VENV) .mypy .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(SANITIZE) .mypy .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -37,7 +37,7 @@ def _converse(server: Server, passage: list[int], turns: list[str], tokenizer: A
 def predicted_bytes(tokens: int, page_size: int) -> int:
     """What records of the default tiers for so many tokens take by the layout, table entries included."""
     layout = RecordLayout(page_size, KV_HEADS, HEAD_DIM, TIERS["k8v4"], TIERS["k4v2"])
-    payload = layout.header_bytes + KV_HEADS * page_size * sum(layout.row_bytes)
+    payload = layout.header_bytes + KV_HEADS * page_size * sum(layout.token_bytes)
     return tokens // page_size * LAYERS * (align_up(payload, layout.block_bytes) + 4)
 
 

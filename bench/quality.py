@@ -17,7 +17,7 @@ from tqdm import tqdm
 from bench.data import wikitext
 from bench.plot import scatter
 from bench.table import print_table, write_json
-from leankv_kernels import RecordLayout, RecordStore, build_plan, get_ops
+from leankv_kernels import RawPages, RecordLayout, RecordStore, build_plan, get_ops
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.models import resolve_model_path
 from leankv_sglang.read_rule import Compressor
@@ -77,10 +77,13 @@ class Patched:
     def _attend(
         self, module: Any, q: Tensor, k: Tensor, v: Tensor, _mask: Any, scaling: float, **_kwargs: Any
     ) -> tuple[Tensor, None]:
-        at = (self.plan.token_unit, self.plan.token_pos)
-        raw = k.new_zeros(2, self.plan.num_units, self.page_size, k.shape[1], k.shape[3])
-        raw[0][at], raw[1][at] = k[0].transpose(0, 1), v[0].transpose(0, 1)
-        out, _ = self.compressor.forward(module.layer_idx, self.plan, q[0].transpose(0, 1), raw[0], raw[1], scaling)
+        plan = self.plan
+        key, value = k.new_zeros(2, plan.num_units, self.page_size, k.shape[1], k.shape[3])
+        scores = torch.zeros(plan.num_units, q.shape[1], self.page_size, dtype=torch.int32)
+        at = (plan.token_unit, plan.token_pos)
+        key[at], value[at] = k[0].transpose(0, 1), v[0].transpose(0, 1)
+        raw = RawPages(key, value, scores, plan.unit_range)
+        out = self.compressor.forward(module.layer_idx, plan, q[0].transpose(0, 1), raw, scaling)
         return out[None].to(q.dtype), None
 
     def bytes_per_token(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ Importable as ``leankv_kernels``; needs torch alone and imports neither sglang n
 from leankv_kernels.layout import HIGH, LOW, PRUNED, TIERS, RecordLayout, Tier
 from leankv_kernels.ops import Ops, available_backends, get_ops
 from leankv_kernels.plan import Plan, build_plan
+from leankv_kernels.raw import RawPages
 from leankv_kernels.ring import BlockRing
 from leankv_kernels.store import RecordStore
 
@@ -17,6 +18,7 @@ __all__ = [
     "BlockRing",
     "Ops",
     "Plan",
+    "RawPages",
     "RecordLayout",
     "RecordStore",
     "Tier",

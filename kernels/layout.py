@@ -6,13 +6,21 @@ trimming and demoting ever do::
     header | base codes of far tokens | refinement of high tokens | near part
            ^ base_start               ^ refine_start              ^ near_start
 
-Header (int32 words): page, layer, blocks, bytes, level, magic, 2 spare | block list | per KV head {high + low * 65536
+Header (int32 words): page, layer, blocks, bytes, level, magic, 2 spare (zero) | block list | per KV head {high + low * 65536
 counts, base, refine, near offsets} | per KV head the 2-bit tier map (token t in byte t % (P/4), bits 2 * (t // (P/4))).
 
 Every code is the top ``b`` bits of one 8-bit master code over the token's [min, max], read at the centre of its bin,
-so a low token is a high token with its tail cut off and one scale and zero serve every tier. Inside a section each KV
-head owns one run per kind of row; runs start at multiples of 16 bytes. Far tokens come high first, then low, each in
-order of position; the tier map gives true positions back.
+so a low token is a high token with its tail cut off and one scale and zero serve every tier. Codes are stored as
+planes, top bits first: keys in planes of 4 bits, values in planes of 2 bits; a tier is a number of planes. Inside a
+section each KV head owns one run per kind of data; runs start at multiples of 16 bytes. Far tokens come high first,
+then low, each in order of position; the tier map gives true positions back.
+
+Planes are laid out for dot products over whole registers, without transposing anything (``Span`` has the arithmetic):
+
+- scales: four arrays of fp16, key scale, key zero, value scale, value zero of all tokens of the run.
+- key plane: tokens in groups of 16. Eight neighbouring channels of a token are one 32-bit word, first channel lowest;
+  a group stores word 0 of its tokens side by side, then word 1 of all, ... A group cut short stores what it has.
+- value plane: tokens in quads. One byte per channel holds the 2-bit codes of a quad, first token lowest.
 """
 
 from __future__ import annotations
@@ -31,12 +39,18 @@ LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR = 1, 2, 3
 """What a record still holds: base codes only (demoted), base and refinement (trimmed), everything."""
 
 ALIGN = 16
-SCALE_ROW = 8
+SCALE_BYTES = 8
 """Bytes of a token's fp16 key scale, key zero, value scale, value zero."""
+KEY_GROUP = 16
+"""Tokens whose key words lie side by side."""
+VALUE_QUAD = 4
+"""Tokens that share a byte per channel of a value plane."""
+KEY_PLANE, VALUE_PLANE = 4, 2
+"""Bits of a code that one plane holds."""
 HEADER_WORDS = 8
 HEAD_WORDS = 4
 MAGIC = 0x564B4C31
-W_PAGE, W_LAYER, W_BLOCKS, W_BYTES, W_LEVEL, W_MAGIC = range(6)
+W_PAGE, W_LAYER, W_BLOCKS, W_BYTES, W_LEVEL, W_MAGIC, W_SPARE = range(7)
 
 
 class Tier(NamedTuple):
@@ -55,14 +69,62 @@ TIERS = {t.name: t for t in (Tier(8, 8), Tier(8, 4), Tier(4, 4), Tier(4, 2))}
 """Every format a tier can have, by name."""
 
 
-class RowOffsets(NamedTuple):
-    """Byte offset in the record of every token's rows, int64 ``[n, H, P]``; -1 for rows the record does not keep."""
+class TokenBytes(NamedTuple):
+    """Bytes of one token's data of each kind, before padding."""
 
-    scale: Tensor
-    key_base: Tensor
-    value_base: Tensor
-    key_refine: Tensor
-    value_refine: Tensor
+    scale: int
+    key_base: int
+    value_base: int
+    key_refine: int
+    value_refine: int
+
+
+class Planes(NamedTuple):
+    """Number of planes of each kind."""
+
+    key_base: int
+    value_base: int
+    key_refine: int
+    value_refine: int
+
+
+class Span(NamedTuple):
+    """Where one plane lies: its first byte, and the range of token numbers it holds; integer tensors of one shape."""
+
+    start: Tensor
+    first: Tensor
+    stop: Tensor
+
+    def key_word(self, token: Tensor, word: Tensor, head_dim: int) -> Tensor:
+        """Byte offset of a token's 32-bit word: channels ``8 * word`` to ``8 * word + 7``."""
+        group = token // KEY_GROUP * KEY_GROUP
+        begin = torch.maximum(group, self.first)
+        width = torch.minimum(group + KEY_GROUP, self.stop) - begin
+        return self.start + (begin - self.first) * (head_dim * KEY_PLANE // 8) + 4 * (word * width + token - begin)
+
+    def value_byte(self, token: Tensor, channel: Tensor, head_dim: int) -> Tensor:
+        """Byte offset that holds a token's code of a channel, at bits ``2 * (token % 4)``."""
+        return self.start + (token // VALUE_QUAD - self.first // VALUE_QUAD) * head_dim + channel
+
+
+class Places(NamedTuple):
+    """Where every token of n records lies, integers ``[n, H, P]``; starts are negative where nothing is kept."""
+
+    token: Tensor  # number in its order: of far tokens, high first, or of pruned ones
+    scale: Tensor  # byte offset of the key scale
+    scale_stride: Tensor  # bytes from there to the key zero, on to the value scale, on to the value zero
+    key: list[Span]  # per plane of the high tier, top bits first
+    value: list[Span]
+
+
+class _Run(NamedTuple):
+    """Data of one kind of one KV head: tokens ``first`` to ``stop`` of their order, in so many planes."""
+
+    section: int
+    kind: str
+    planes: int
+    first: Tensor
+    stop: Tensor
 
 
 class Sections(NamedTuple):
@@ -131,11 +193,21 @@ class RecordLayout:
         return self.high.value_bits - self.low.value_bits
 
     @property
-    def row_bytes(self) -> RowBytes:
-        """Bytes of a token's row of each kind."""
+    def planes(self) -> Planes:
+        """Planes of a base and of a refinement code."""
+        return Planes(
+            self.low.key_bits // KEY_PLANE,
+            self.low.value_bits // VALUE_PLANE,
+            self.key_refine_bits // KEY_PLANE,
+            self.value_refine_bits // VALUE_PLANE,
+        )
+
+    @property
+    def token_bytes(self) -> TokenBytes:
+        """Bytes of a token's data of each kind, before padding."""
         d = self.head_dim
-        return RowBytes(
-            SCALE_ROW,
+        return TokenBytes(
+            SCALE_BYTES,
             d * self.low.key_bits // 8,
             d * self.low.value_bits // 8,
             d * self.key_refine_bits // 8,
@@ -147,11 +219,13 @@ class RecordLayout:
         """Bytes of one KV head's tier map."""
         return self.page_size // 4
 
+    @cached_property
     def _worst_body(self) -> int:
-        # Every token keeps all its rows until a cut; only the padding of runs depends on the tiers.
-        rows = self.row_bytes
-        runs = 12 if self.near else 5
-        return self.num_kv_heads * (self.page_size * sum(rows) + runs * (ALIGN - 1))
+        # Every token keeps all its data until a cut; what varies with the tiers is padding, so try all counts.
+        high, low = torch.meshgrid(*[torch.arange(self.page_size + 1)] * 2, indexing="ij")
+        fits = high + low <= self.page_size
+        parts = self._section_bytes(high[fits][:, None], low[fits][:, None])
+        return self.num_kv_heads * int(sum(parts).max())
 
     def _header_bytes(self, blocks: int) -> int:
         words = 4 * (HEADER_WORDS + blocks + HEAD_WORDS * self.num_kv_heads)
@@ -160,7 +234,7 @@ class RecordLayout:
     @cached_property
     def block_bytes(self) -> int:
         """Bytes of a block: the power of two at which half a block of padding and the block list cost least."""
-        body = self._worst_body()
+        body = self._worst_body
         candidates = [256 << i for i in range(7)]
         # Block list and head words must end inside the first block, where a reader finds them.
         fixed = 4 * (HEADER_WORDS + HEAD_WORDS * self.num_kv_heads)
@@ -175,7 +249,7 @@ class RecordLayout:
     def max_blocks(self) -> int:
         """Blocks of the longest record, which is what a page reserves in every layer."""
         blocks = 1
-        while (need := -(-(self._header_bytes(blocks) + self._worst_body()) // self.block_bytes)) > blocks:
+        while (need := -(-(self._header_bytes(blocks) + self._worst_body) // self.block_bytes)) > blocks:
             blocks = need
         return blocks
 
@@ -204,21 +278,50 @@ class RecordLayout:
         """Byte offset of the first KV head's tier map."""
         return 4 * (self.head_word + HEAD_WORDS * self.num_kv_heads)
 
-    def run_bytes(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Bytes of each KV head's base, refinement and near sections for the given int64 counts ``[n, H]``."""
-        rows, far, pruned = self.row_bytes, high + low, self.page_size - high - low
-        base = _align(far * rows.scale) + _align(far * rows.key_base) + _align(far * rows.value_base)
-        refine = _align(high * rows.key_refine) + _align(high * rows.value_refine)
-        if not self.near:
-            return base, refine, torch.zeros_like(base)
-        near = _align(low * rows.key_refine) + _align(low * rows.value_refine)
-        for row in rows:
-            near = near + _align(pruned * row)
-        return base, refine, near
+    def _runs(self, high: Tensor, low: Tensor) -> list[_Run]:
+        """Every run of a KV head in the order they are stored in; all that knows this order asks here."""
+        planes, none, far = self.planes, torch.zeros_like(high), high + low
+        runs = [
+            _Run(0, "scale", 1, none, far),
+            _Run(0, "key", planes.key_base, none, far),
+            _Run(0, "value", planes.value_base, none, far),
+            _Run(1, "key", planes.key_refine, none, high),
+            _Run(1, "value", planes.value_refine, none, high),
+        ]
+        if self.near:
+            pruned = self.page_size - far
+            runs += [
+                _Run(2, "key", planes.key_refine, high, far),
+                _Run(2, "value", planes.value_refine, high, far),
+                _Run(2, "scale", 1, none, pruned),
+                _Run(2, "key", planes.key_base + planes.key_refine, none, pruned),
+                _Run(2, "value", planes.value_base + planes.value_refine, none, pruned),
+            ]
+        return runs
+
+    def _plane_bytes(self, run: _Run) -> Tensor:
+        count = run.stop - run.first
+        if run.kind == "scale":
+            return count * SCALE_BYTES
+        if run.kind == "key":
+            return count * (self.head_dim * KEY_PLANE // 8)
+        quads = -(-run.stop // VALUE_QUAD) - run.first // VALUE_QUAD
+        return torch.where(count > 0, quads, 0) * self.head_dim
+
+    def _run_bytes(self, run: _Run) -> Tensor:
+        return _align(run.planes * self._plane_bytes(run))
+
+    def _section_bytes(self, high: Tensor, low: Tensor) -> list[Tensor]:
+        parts = [torch.zeros_like(high) for _ in range(3)]
+        for run in self._runs(high, low):
+            parts[run.section] = parts[run.section] + self._run_bytes(run)
+        return parts
 
     def sections(self, high: Tensor, low: Tensor) -> Sections:
-        """Byte offsets of every KV head's sections, int64 ``[n, H]``, and the records' ends ``[n]``."""
-        parts = torch.cat(self.run_bytes(high, low), dim=1)
+        """Byte offsets of every KV head's sections, int64 ``[n, H]``, and the records' ends ``[n]``, for the given
+        int64 counts ``[n, H]``.
+        """
+        parts = torch.cat(self._section_bytes(high, low), dim=1)
         ends = parts.cumsum(1) + self.header_bytes
         starts = ends - parts
         h = self.num_kv_heads
@@ -230,62 +333,46 @@ class RecordLayout:
         cut = torch.where(level == LEVEL_BASE, s.refine[:, 0], s.near[:, 0])
         return torch.where(level >= LEVEL_NEAR, s.end, cut)
 
-    def row_offsets(self, tiers: Tensor) -> RowOffsets:
-        """Where each token's rows lie in a full record.
+    def places(self, tiers: Tensor) -> Places:
+        """Where each token's data lies in a full record.
 
         Args:
             tiers: tier of every token, integers ``[n, H, P]``.
         """
-        rows = self.row_bytes
         # [tier, n, H, P], tiers in the order of their codes
         member = torch.stack([tiers == PRUNED, tiers == LOW, tiers == HIGH])
         upto = member.cumsum(3)
-        pruned, low, high = upto[..., -1]
-        rank = upto.gather(0, tiers.long()[None])[0] - 1
-        far_rank = rank + high[..., None] * member[LOW]
-        far = high + low
-        s = self.sections(high, low)
+        _, low, high = upto[..., -1]
+        token = upto.gather(0, tiers.long()[None])[0] - 1 + high[..., None] * member[LOW]
+        runs = self._runs(high, low)
+        at = list(self.sections(high, low)[:3])
+        starts = []
+        for run in runs:
+            starts.append(at[run.section])
+            at[run.section] = at[run.section] + self._run_bytes(run)
+        nowhere = torch.full_like(high, -(1 << 40))
+        while len(starts) < 10:  # no near part
+            starts.append(nowhere)
+            runs.append(_Run(2, "scale", 0, torch.zeros_like(high), torch.ones_like(high)))
 
-        def after(start: Tensor, *runs: Tensor) -> list[Tensor]:
-            starts = [start]
-            for run in runs:
-                starts.append(starts[-1] + _align(run))
-            return starts
+        def by_tier(per_tier: list[Tensor]) -> Tensor:
+            # in the order of the tier codes: pruned, low, high
+            return torch.stack(per_tier, dim=-1).gather(2, tiers.long())
 
-        scale, key, value = after(s.base, far * rows.scale, far * rows.key_base)
-        key_high, value_high = after(s.refine, high * rows.key_refine)
-        lost = torch.full_like(s.base, -(1 << 40))
-        key_low = value_low = p_scale = p_key = p_value = p_key_refine = p_value_refine = lost
-        if self.near:
-            key_low, value_low, p_scale, p_key, p_key_refine, p_value, p_value_refine = after(
-                s.near,
-                low * rows.key_refine,
-                low * rows.value_refine,
-                pruned * rows.scale,
-                pruned * rows.key_base,
-                pruned * rows.key_refine,
-                pruned * rows.value_base,
+        def span(base: int, refine: tuple[int, int], pruned: int, plane: int, base_planes: int) -> Span:
+            fine = plane - base_planes
+            chosen = [(pruned, plane), *([(base, plane)] * 2 if fine < 0 else [(refine[0], fine), (refine[1], fine)])]
+            return Span(
+                by_tier([starts[r] + p * self._plane_bytes(runs[r]) for r, p in chosen]),
+                by_tier([runs[r].first for r, _ in chosen]),
+                by_tier([runs[r].stop for r, _ in chosen]),
             )
-        starts = [
-            (p_scale, scale, scale),
-            (p_key, key, key),
-            (p_value, value, value),
-            (p_key_refine, key_low, key_high),
-            (p_value_refine, value_low, value_high),
-        ]
-        table = torch.stack([torch.stack(by_tier, dim=-1) for by_tier in starts])
-        tier_index = tiers.long().expand(len(rows), *tiers.shape)
-        first = table.gather(3, tier_index)
-        ranks = [far_rank] * 3 + [rank] * 2
-        offsets = [(start + r * row).clamp(min=-1) for start, r, row in zip(first, ranks, rows, strict=True)]
-        return RowOffsets(*offsets)
 
-
-class RowBytes(NamedTuple):
-    """Bytes of one token's row of each kind, in the order of :class:`RowOffsets`."""
-
-    scale: int
-    key_base: int
-    value_base: int
-    key_refine: int
-    value_refine: int
+        planes = self.planes
+        return Places(
+            token,
+            by_tier([starts[7], starts[0], starts[0]]) + 2 * token,
+            2 * by_tier([runs[7].stop, runs[0].stop, runs[0].stop]),
+            [span(1, (5, 3), 8, p, planes.key_base) for p in range(planes.key_base + planes.key_refine)],
+            [span(2, (6, 4), 9, p, planes.value_base) for p in range(planes.value_base + planes.value_refine)],
+        )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from leankv_kernels.plan import Plan
+from leankv_kernels.raw import RawPages
 from leankv_kernels.store import RecordStore
 
 BACKEND_ENV = "LEANKV_KERNELS"
@@ -18,9 +19,7 @@ BACKEND_ENV = "LEANKV_KERNELS"
 class AttendOpen(Protocol):
     """Causal attention inside each unit's raw page; see ``reference.attention.attend_open``."""
 
-    def __call__(
-        self, q: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def __call__(self, q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Tensor, Tensor]: ...
 
 
 class AttendCommitted(Protocol):
@@ -62,8 +61,16 @@ def _reference() -> Ops:
     return Ops("reference", attend_open, attend_committed, merge_states, commit_pages)
 
 
-_BACKENDS: dict[str, Callable[[], Ops]] = {"reference": _reference}
-_BEST: dict[str, str] = {"cpu": "reference", "cuda": "reference"}
+def _cpu() -> Ops:
+    try:
+        from leankv_kernels.cpu import attend_committed, attend_open, commit_pages, merge_states
+    except ImportError as error:
+        raise ValueError(f"the cpu kernels are not built ({error}): run `pip install -e .` in the checkout") from error
+    return Ops("cpu", attend_open, attend_committed, merge_states, commit_pages)
+
+
+_BACKENDS: dict[str, Callable[[], Ops]] = {"reference": _reference, "cpu": _cpu}
+_BEST: dict[str, str] = {"cpu": "cpu", "cuda": "reference"}
 
 
 def available_backends() -> list[str]:

@@ -33,12 +33,30 @@ class Plan:
     token_unit: Tensor  # int64 [T] unit of each query
     token_pos: Tensor  # int64 [T] position of each query inside its page
     token_rank: Tensor  # int64 [T] index of each query inside its unit
-    first: Tensor  # int64 [U] ``offset`` on the device
-    length: Tensor  # int64 [U] queries of each unit
-    carried: Tensor  # int64 [c] units that continue a page begun by an earlier forward
+    units: Tensor  # int64 [U, 5] for kernels: first query, offset, queries, pages before, first in ``pages``
     full: Tensor  # int64 [f] units that write their page's last token: committed in this forward
     open: Tensor  # int64 [o] the other units: their raw tokens stay in the open page of their row
     sequence_start: Tensor  # bool [f] for each full unit, whether its page is the sequence's first
+
+    @property
+    def first(self) -> Tensor:
+        """int64 ``[U]``: ``offset`` on the device."""
+        return self.units[:, 1]
+
+    @property
+    def length(self) -> Tensor:
+        """int64 ``[U]``: queries of each unit."""
+        return self.units[:, 2]
+
+    @cached_property
+    def one_unit_per_row(self) -> bool:
+        """Whether no two units share a request's row, as in decode."""
+        return len(set(self.request)) == len(self.request)
+
+    @cached_property
+    def unit_range(self) -> Tensor:
+        """int64 ``[U]``: 0 to U - 1."""
+        return torch.arange(self.num_units, device=self.units.device)
 
     @cached_property
     def causal(self) -> Tensor:
@@ -139,9 +157,7 @@ def build_plan(
         token_unit=put(token_unit),
         token_pos=put(offset[token_unit] + token_rank),
         token_rank=put(token_rank),
-        first=put(offset),
-        length=put(length),
-        carried=put(np.flatnonzero(offset > 0)),
+        units=put(np.stack([q_indptr[:-1], offset, length, page_index, page_indptr[request]], axis=1)),
         full=put(np.flatnonzero(full)),
         open=put(np.flatnonzero(~full)),
         sequence_start=put(page_index[full] == 0),

@@ -19,16 +19,16 @@ class BlockRing:
     def __init__(self, num_blocks: int, device: torch.device | str) -> None:
         self.num_blocks = num_blocks
         # One slot past the ring takes the writes of entries that a mask leaves out.
-        self._ring = torch.empty(num_blocks + 1, dtype=torch.int32, device=device)
-        self._head = torch.zeros((), dtype=torch.int64, device=device)
+        self.ids = torch.empty(num_blocks + 1, dtype=torch.int32, device=device)
+        self.head = torch.zeros((), dtype=torch.int64, device=device)
         self.free_blocks = torch.zeros((), dtype=torch.int64, device=device)
         self.clear()
 
     def clear(self) -> None:
         """Make every block free again."""
-        self._ring[: self.num_blocks] = torch.arange(1, self.num_blocks + 1, dtype=torch.int32)
-        self._ring[self.num_blocks] = 0
-        self._head.zero_()
+        self.ids[: self.num_blocks] = torch.arange(1, self.num_blocks + 1, dtype=torch.int32)
+        self.ids[self.num_blocks] = 0
+        self.head.zero_()
         self.free_blocks.fill_(self.num_blocks)
 
     def take(self, counts: Tensor, width: int) -> Tensor:
@@ -45,10 +45,10 @@ class BlockRing:
         counts = counts.to(torch.int64)
         start = counts.cumsum(0) - counts
         column = torch.arange(width, device=counts.device)
-        at = (self._head + start[:, None] + column) % self.num_blocks
-        ids = torch.where(column < counts[:, None], self._ring[at], 0)
+        at = (self.head + start[:, None] + column) % self.num_blocks
+        ids = torch.where(column < counts[:, None], self.ids[at], 0)
         total = counts.sum()
-        self._head.copy_((self._head + total) % self.num_blocks)
+        self.head.copy_((self.head + total) % self.num_blocks)
         self.free_blocks.sub_(total)
         return ids
 
@@ -57,16 +57,16 @@ class BlockRing:
         ids = ids.flatten()
         mask = ids != 0
         rank = mask.cumsum(0) - 1
-        at = (self._head + self.free_blocks + rank) % self.num_blocks
-        self._ring.scatter_(0, torch.where(mask, at, self.num_blocks), ids)
+        at = (self.head + self.free_blocks + rank) % self.num_blocks
+        self.ids.scatter_(0, torch.where(mask, at, self.num_blocks), ids)
         self.free_blocks.add_(mask.sum())
 
     def free_ids(self) -> Tensor:
         """The ids now free, in order (asks the device how many: for audits only)."""
         count = int(self.free_blocks)
-        at = (self._head + torch.arange(count, device=self._ring.device)) % self.num_blocks
-        return self._ring[at]
+        at = (self.head + torch.arange(count, device=self.ids.device)) % self.num_blocks
+        return self.ids[at]
 
     def nbytes(self) -> int:
         """Bytes the ring occupies."""
-        return sum(t.numel() * t.element_size() for t in (self._ring, self._head, self.free_blocks))
+        return sum(t.numel() * t.element_size() for t in (self.ids, self.head, self.free_blocks))

@@ -47,7 +47,7 @@ class RecordStore:
         self.blocks[0] = 0
         self.page_table = torch.zeros(num_layers, num_pages + 1, dtype=torch.int32, device=device)
         self.ring = BlockRing(self.num_blocks, device)
-        self._usage = torch.zeros(len(Usage._fields), dtype=torch.int64, device=device)
+        self.usage_counts = torch.zeros(len(Usage._fields), dtype=torch.int64, device=device)
 
     def write(self, layer: int, pages: Tensor, records: Tensor, nbytes: Tensor) -> None:
         """Store the encoded records of ``pages`` int64 ``[n]`` (none of them held in this layer)."""
@@ -61,7 +61,7 @@ class RecordStore:
         to = torch.where(ids == 0, self.num_blocks + 1, ids).long().flatten()
         self.blocks[to] = records.view(-1, lay.block_bytes)
         self.page_table[layer, pages] = ids[:, 0]
-        self._usage += self._measure(read_header(records, lay))
+        self.usage_counts += self._measure(read_header(records, lay))
 
     def gather(self, layer: int, pages: Tensor) -> Tensor:
         """The records of ``pages`` int64 ``[n]`` as uint8 ``[n, record_bytes]``; an absent one reads as all pruned."""
@@ -81,7 +81,7 @@ class RecordStore:
         chosen = torch.zeros(self.num_pages + 1, dtype=torch.int64, device=pages.device).scatter_(0, pages, mention)
         pages = torch.where(chosen[pages] == mention, pages, 0)
         heads = self.page_table[:, pages].long().flatten()
-        self._usage -= self._measure(read_header(self.blocks[heads, : self._fixed_end], self.layout))
+        self.usage_counts -= self._measure(read_header(self.blocks[heads, : self._fixed_end], self.layout))
         self.ring.give(self._lists(heads))
         self.page_table[:, pages] = 0
 
@@ -89,11 +89,11 @@ class RecordStore:
         """Forget every record."""
         self.page_table.zero_()
         self.ring.clear()
-        self._usage.zero_()
+        self.usage_counts.zero_()
 
     def usage(self) -> Usage:
         """What the records hold now (asks the device)."""
-        return Usage(*self._usage.tolist())
+        return Usage(*self.usage_counts.tolist())
 
     def nbytes(self) -> int:
         """Bytes of everything the store allocated: blocks, page table, ring."""
@@ -105,16 +105,16 @@ class RecordStore:
 
     def _measure(self, header: Header) -> Tensor:
         """The :class:`Usage` of n records as one int64 vector; absent records (no blocks) count nothing."""
-        lay, rows = self.layout, self.layout.row_bytes
+        lay, token = self.layout, self.layout.token_bytes
         held = header.blocks > 0
         fine = (header.level >= L.LEVEL_FAR).long()
-        base_row = rows.scale + rows.key_base + rows.value_base
+        base_bytes = token.scale + token.key_base + token.value_base
         n_high, n_low = header.high.sum(1), header.low.sum(1)
-        high = n_high * (base_row + fine * (rows.key_refine + rows.value_refine))
-        low = n_low * base_row
+        high = n_high * (base_bytes + fine * (token.key_refine + token.value_refine))
+        low = n_low * base_bytes
         pruned = (lay.page_size * lay.num_kv_heads - n_high - n_low) * held
-        near_rows = n_low * (rows.key_refine + rows.value_refine) + pruned * sum(rows)
-        near = near_rows * (header.level >= L.LEVEL_NEAR)
+        near_bytes = n_low * (token.key_refine + token.value_refine) + pruned * sum(token)
+        near = near_bytes * (header.level >= L.LEVEL_NEAR)
         fixed = held.long() * lay.header_bytes
         total = header.blocks.long() * lay.block_bytes
         parts = (fixed, high, low, near, total - fixed - high - low - near, held, header.blocks, n_high, n_low, pruned)

@@ -148,21 +148,14 @@ class LeanKVBackend(AttentionBackend):
             pool.note_commits(plan.full.numel())
         n = plan.num_tokens
         queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)[:n]
-        rows = plan.rows
-        key, value = pool.open_key[index][rows], pool.open_value[index][rows]
-        at = (plan.token_unit, plan.token_pos)
-        key[at] = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)[:n].to(key.dtype)
-        value[at] = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)[:n].to(value.dtype)
-        carried = pool.open_scores[index][rows[plan.carried]] if plan.carried.numel() else None
-        merged, scores = self.compressor.forward(index, plan, queries, key, value, layer.scaling, carried)
-        if plan.open.numel():
-            still = rows[plan.open]
-            pool.open_key[index][still] = key[plan.open]
-            pool.open_value[index][still] = value[plan.open]
-            pool.open_scores[index][still] = scores[plan.open].to(torch.int32)
-        out = q.new_zeros(q.numel() // (layer.tp_q_head_num * layer.qk_head_dim), queries.shape[1] * queries.shape[2])
-        out[:n] = merged.flatten(1).to(q.dtype)
-        return out
+        keys = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)[:n].to(pool.open_key.dtype)
+        values = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)[:n].to(pool.open_value.dtype)
+        raw = pool.raw_pages(index, plan, keys, values)
+        merged = self.compressor.forward(index, plan, queries, raw, layer.scaling)
+        pool.keep_open(index, plan, raw)
+        out = merged.flatten(1).to(q.dtype)
+        padded = q.numel() // (layer.tp_q_head_num * layer.qk_head_dim)
+        return out if padded == n else torch.cat([out, out.new_zeros(padded - n, out.shape[1])])
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         """Unused: graphs are off."""

@@ -9,7 +9,7 @@ import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from torch import Tensor
 
-from leankv_kernels import RecordLayout, RecordStore
+from leankv_kernels import Plan, RawPages, RecordLayout, RecordStore
 from leankv_sglang.config import LeanKVConfig, Thresholds, required_config
 from leankv_sglang.errors import LeanKVError
 
@@ -89,6 +89,28 @@ class LeanKVPool(MHATokenToKVPool):
         )
         self.row_fill = torch.zeros(num_rows, dtype=torch.int64)
         logger.info("LeanKV: %d open pages, %.1f MiB", num_rows, self.open_bytes() / 2**20)
+
+    def raw_pages(self, layer: int, plan: Plan, key: Tensor, value: Tensor) -> RawPages:
+        """The own pages of a forward's units with its tokens ``[T, H, D]`` written.
+
+        Where every unit has a row of its own, as in decode, these are the rows' open pages, in place; otherwise copies,
+        which ``keep_open`` takes back.
+        """
+        open_pages = (self.open_key[layer], self.open_value[layer], self.open_scores[layer])
+        if plan.one_unit_per_row:
+            raw = RawPages(*open_pages, plan.rows)
+        else:
+            raw = RawPages(*(x[plan.rows] for x in open_pages), plan.unit_range)
+        at = (raw.at[plan.token_unit], plan.token_pos)
+        raw.key[at], raw.value[at] = key, value
+        return raw
+
+    def keep_open(self, layer: int, plan: Plan, raw: RawPages) -> None:
+        """Leave the pages that are not full yet, with their column scores, to their rows."""
+        if not plan.one_unit_per_row and plan.open.numel():
+            rows = plan.rows[plan.open]
+            for kept, page in zip((self.open_key, self.open_value, self.open_scores), raw[:3], strict=True):
+                kept[layer][rows] = page[plan.open]
 
     def retire(self, page_ids: Tensor) -> None:
         """Note pages the allocator has freed. Their blocks come back at the start of the next forward, in order with

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from leankv_kernels import Ops, Plan, RecordStore
+from leankv_kernels import Ops, Plan, RawPages, RecordStore
 from leankv_kernels.reference.commit import choose_tiers
 from leankv_sglang.significance import Significance
 
@@ -29,40 +29,29 @@ class Compressor:
     alpha_high: Tensor
     alpha_low: Tensor
 
-    def forward(
-        self,
-        layer: int,
-        plan: Plan,
-        q: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        carried: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, layer: int, plan: Plan, q: Tensor, raw: RawPages, scale: float) -> Tensor:
         """Attend and commit.
 
         Args:
             layer: index in the store.
             plan: the forward's plan.
             q: ``[T, Hq, D]``.
-            key, value: raw pages ``[U, P, H, D]``, every position up to each unit's last query written.
+            raw: own pages, this forward's tokens included; their column scores are brought up to date.
             scale: factor on q.k.
-            carried: integers ``[c, Hq, P]``, column scores that ``plan.carried`` units bring along.
 
         Returns:
-            out float64 ``[T, Hq, D]`` and column scores int64 ``[U, Hq, P]``, carried ones included.
+            out ``[T, Hq, D]``, float32 or more.
         """
-        own, own_lse, scores = self.ops.attend_open(q, key, value, plan, scale)
-        if carried is not None:
-            scores[plan.carried] += carried
+        own, own_lse = self.ops.attend_open(q, raw, plan, scale)
         if plan.full.numel():
-            self._commit(layer, plan, key, value, scores)
+            self._commit(layer, plan, raw)
         past, past_lse = self.ops.attend_committed(q, self.store, layer, plan, scale, self.rotation)
         out, _ = self.ops.merge_states(own, own_lse, past, past_lse)
-        return out, scores
+        return out
 
-    def _commit(self, layer: int, plan: Plan, key: Tensor, value: Tensor, scores: Tensor) -> None:
-        full = plan.full
-        significance = self.significance(scores[full], self.store.layout.num_kv_heads)
+    def _commit(self, layer: int, plan: Plan, raw: RawPages) -> None:
+        at = raw.at[plan.full]
+        significance = self.significance(raw.scores[at], self.store.layout.num_kv_heads)
         tiers = choose_tiers(significance, self.alpha_high[layer], self.alpha_low[layer], plan.sequence_start)
-        self.ops.commit_pages(self.store, layer, plan.own_pages[full], key[full], value[full], tiers, self.rotation)
+        pages = plan.own_pages[plan.full]
+        self.ops.commit_pages(self.store, layer, pages, raw.key[at], raw.value[at], tiers, self.rotation)

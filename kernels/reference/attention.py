@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from leankv_kernels.plan import Plan
+from leankv_kernels.raw import RawPages
 from leankv_kernels.reference.codec import rotate
 from leankv_kernels.reference.record import View, decode
 from leankv_kernels.store import RecordStore
@@ -38,36 +39,36 @@ def _softmax_state(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return weights, total.masked_fill(total == 0, 1.0), lse
 
 
-def attend_open(q: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
     """Causal attention of every unit's queries over the raw tokens of their own page.
+
+    Adds to ``raw.scores`` the in-page softmax probability each key receives from the unit's queries, summed, in units
+    of 1 / COLUMN_SCORE_ONE; a unit that begins a page starts from zero.
 
     Args:
         q: ``[T, Hq, D]``, any float dtype, not rotated.
-        key, value: ``[U, P, H, D]``, the units' own pages; positions behind a unit's last query are not read.
+        raw: own pages; positions behind a unit's last query are not read.
         plan: the forward's plan.
         scale: factor on q.k.
 
     Returns:
-        out float64 ``[T, Hq, D]``; LSE float64 ``[T, Hq]``; column scores int64 ``[U, Hq, P]``: the in-page softmax
-        probability each key received from the unit's queries, summed, in units of 1 / COLUMN_SCORE_ONE.
+        out float64 ``[T, Hq, D]`` and LSE float64 ``[T, Hq]``.
     """
-    heads = key.shape[2]
+    heads = raw.key.shape[2]
     # Stale bytes behind the last token may be anything, NaN included.
     stale = plan.unwritten[..., None, None]
-    k, v = (x.to(torch.float64).masked_fill(stale, 0.0).transpose(1, 2) for x in (key, value))
+    k, v = (x[raw.at].to(torch.float64).masked_fill(stale, 0.0).transpose(1, 2) for x in (raw.key, raw.value))
     # [U, H, g * Q, D]
     rows = _by_unit(q.to(torch.float64) * scale, plan).unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     scores = (rows @ k.transpose(2, 3)).unflatten(2, (-1, plan.max_queries))
     weights, total, lse = _softmax_state(scores.masked_fill_(~plan.causal[:, None, None], float("-inf")))
     prob = weights.div_(total)
     out = (prob.flatten(2, 3) @ v).unflatten(2, (-1, plan.max_queries)).permute(0, 3, 1, 2, 4)
-    columns = (prob * (COLUMN_SCORE_ONE * plan.asked[:, None, None, :, None])).round_().to(torch.int64)
+    columns = (prob * (COLUMN_SCORE_ONE * plan.asked[:, None, None, :, None])).round_().to(torch.int32)
+    before = raw.scores[raw.at].masked_fill((plan.first == 0)[:, None, None], 0)
+    raw.scores[raw.at] = before + columns.sum(3, dtype=torch.int32).flatten(1, 2)
     at = (plan.token_unit, plan.token_rank)
-    return (
-        out.flatten(2, 3)[at],
-        lse.permute(0, 3, 1, 2).flatten(2, 3)[at],
-        columns.sum(3).flatten(1, 2),
-    )
+    return out.flatten(2, 3)[at], lse.permute(0, 3, 1, 2).flatten(2, 3)[at]
 
 
 def attend_committed(

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from leankv_kernels import layout as L
-from leankv_kernels.layout import HIGH, LOW, PRUNED, RecordLayout
+from leankv_kernels.layout import HIGH, LOW, PRUNED, Places, RecordLayout, Span
 from leankv_kernels.reference.codec import MASTER_BITS, bin_centre, pack, quantize, unpack
-
-_UNIT = 4  # every row starts and ends at a multiple of four bytes, so rows move as int32
 
 
 class Header(NamedTuple):
@@ -53,17 +50,30 @@ def _dequantize(codes: Tensor, scale: Tensor, zero: Tensor, valid: Tensor) -> Te
     return x.masked_fill(~valid[..., None], 0.0)
 
 
-def _row_index(offset: Tensor, row: int) -> Tensor:
-    unit = torch.arange(row // _UNIT, device=offset.device)
-    return (offset[..., None] // _UNIT + unit).flatten(1)
+def _planes(codes: Tensor, bits: int, width: int) -> list[Tensor]:
+    """The top ``bits`` bits of master codes in planes of ``width`` bits, top plane first."""
+    return [(codes >> (MASTER_BITS - width * (p + 1))) & ((1 << width) - 1) for p in range(bits // width)]
 
 
-@lru_cache(maxsize=32)
-def _row_words(layout: RecordLayout, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each int32 word of a token's rows, kinds one after the other: its kind, and its number within the row."""
-    sizes = [row // _UNIT for row in layout.row_bytes]
-    kind = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    return kind.to(device), torch.cat([torch.arange(size) for size in sizes]).to(device)
+def _words(layout: RecordLayout, device: torch.device) -> Tensor:
+    return torch.arange(layout.head_dim * L.KEY_PLANE // 32, device=device)
+
+
+def _key_words(span: Span, token: Tensor, layout: RecordLayout) -> Tensor:
+    """Byte offsets ``[n, H, P, D / 8]`` of every token's words of one key plane."""
+    wide = Span(*(x[..., None] for x in span))
+    return wide.key_word(token[..., None], _words(layout, token.device), layout.head_dim)
+
+
+def _value_bytes(span: Span, token: Tensor, layout: RecordLayout) -> Tensor:
+    """Byte offsets ``[n, H, P, D]`` of every token's codes of one value plane."""
+    wide = Span(*(x[..., None] for x in span))
+    return wide.value_byte(token[..., None], torch.arange(layout.head_dim, device=token.device), layout.head_dim)
+
+
+def _scale_halves(places: Places) -> Tensor:
+    """Numbers ``[n, H, P, 4]`` of the fp16 words that hold key scale, key zero, value scale, value zero."""
+    return (places.scale[..., None] + places.scale_stride[..., None] * torch.arange(4, device=places.scale.device)) // 2
 
 
 def encode(key: Tensor, value: Tensor, tiers: Tensor, layout: RecordLayout) -> tuple[Tensor, Tensor]:
@@ -79,28 +89,23 @@ def encode(key: Tensor, value: Tensor, tiers: Tensor, layout: RecordLayout) -> t
     n = key.shape[0]
     k_code, k_scale, k_zero = quantize(key)
     v_code, v_scale, v_zero = quantize(value)
-    scales = torch.stack([k_scale, k_zero, v_scale, v_zero], dim=-1).view(torch.uint8)
-    low, high = layout.low, layout.high
+    # Spare bytes behind the record take the writes of what is not kept.
+    out = torch.zeros(n, layout.record_bytes + 16, dtype=torch.uint8, device=key.device)
+    places = layout.places(tiers)
 
-    def cut(codes: Tensor, have: int, drop: int) -> Tensor:
-        return pack((codes >> (MASTER_BITS - have)) & ((1 << (have - drop)) - 1), have - drop)
+    def put(view: Tensor, at: Tensor, data: Tensor, unit: int) -> None:
+        at = torch.where(at < 0, layout.record_bytes // unit, at).flatten(1)
+        view.scatter_add_(1, at, data.flatten(1))
 
-    rows = [
-        scales,
-        cut(k_code, low.key_bits, 0),
-        cut(v_code, low.value_bits, 0),
-        cut(k_code, high.key_bits, low.key_bits),
-        cut(v_code, high.value_bits, low.value_bits),
-    ]
-    # One spare row behind the record takes the writes of rows that are not kept.
-    spare = max(layout.row_bytes)
-    out = torch.zeros(n, layout.record_bytes + spare, dtype=torch.uint8, device=key.device)
-    words = out.view(torch.int32)
-    for row, offset in zip(rows, layout.row_offsets(tiers), strict=True):
-        if row.shape[-1]:
-            at = torch.where(offset < 0, layout.record_bytes, offset)
-            data = row.contiguous().view(torch.int32).flatten(1)
-            words.scatter_(1, _row_index(at, row.shape[-1]), data)
+    scales = torch.stack([k_scale, k_zero, v_scale, v_zero], dim=-1)
+    put(out.view(torch.int16), _scale_halves(places), scales.view(torch.int16), 2)
+    nibble = 4 * torch.arange(8, device=key.device)
+    for span, codes in zip(places.key, _planes(k_code, layout.high.key_bits, L.KEY_PLANE), strict=True):
+        words = (codes.unflatten(-1, (-1, 8)).long() << nibble).sum(-1).to(torch.int32)
+        put(out.view(torch.int32), _key_words(span, places.token, layout) // 4, words, 4)
+    shift = L.VALUE_PLANE * (places.token % L.VALUE_QUAD)[..., None]
+    for span, codes in zip(places.value, _planes(v_code, layout.high.value_bits, L.VALUE_PLANE), strict=True):
+        put(out, _value_bytes(span, places.token, layout), codes << shift.to(torch.uint8), 1)
     out = out[:, : layout.record_bytes].contiguous()
     return out, _write_header(out, tiers, layout)
 
@@ -157,31 +162,50 @@ def decode(records: Tensor, layout: RecordLayout, near: Tensor | bool) -> View:
     if isinstance(near, bool):
         near = torch.full((len(records),), near, device=records.device)
     tiers = read_tiers(records, layout)
-    offsets = torch.stack(layout.row_offsets(tiers)).clamp_(min=0)
+    places = layout.places(tiers)
     level = records.view(torch.int32)[:, L.W_LEVEL]
     whole = near[:, None, None]
     fine = whole | ((tiers == HIGH) & (level >= L.LEVEL_FAR)[:, None, None])
     valid = whole | (tiers != PRUNED)
-    # All rows of a token in one gather: word i of the five kinds of rows, one after the other.
-    sizes = [row // _UNIT for row in layout.row_bytes]
-    kind, word = _row_words(layout, records.device)
-    index = (offsets // _UNIT).permute(1, 2, 3, 0)[..., kind] + word
-    words = records.view(torch.int32).gather(1, index.flatten(1)).view(index.shape)
-    scale, k_base, v_base, k_refine, v_refine = (part.view(torch.uint8) for part in words.split(sizes, dim=-1))
-    ks, kz, vs, vz = scale.view(torch.float16).to(torch.float64).unbind(-1)
 
-    def field(base: Tensor, refine: Tensor, low: int, high: int) -> tuple[Tensor, Tensor | int, Tensor | float]:
-        codes = unpack(base, low, layout.head_dim)
+    def get(view: Tensor, at: Tensor) -> Tensor:
+        # What is not kept reads as zero, from the header's spare words.
+        at = torch.where(at < 0, 4 * L.W_SPARE // view.element_size(), at)
+        return view.gather(1, at.flatten(1)).view(at.shape)
+
+    scales = get(records.view(torch.int16), _scale_halves(places)).view(torch.float16)
+    ks, kz, vs, vz = scales.to(torch.float64).unbind(-1)
+    nibble = 4 * torch.arange(8, device=records.device, dtype=torch.int32)
+
+    def key_plane(span: Span) -> Tensor:
+        words = get(records.view(torch.int32), _key_words(span, places.token, layout) // 4)
+        return ((words[..., None] >> nibble) & 15).flatten(-2).to(torch.uint8)
+
+    shift = (L.VALUE_PLANE * (places.token % L.VALUE_QUAD)[..., None]).to(torch.uint8)
+
+    def value_plane(span: Span) -> Tensor:
+        return (get(records, _value_bytes(span, places.token, layout)) >> shift) & 3
+
+    def field(planes: list[Tensor], width: int, low: int, high: int) -> tuple[Tensor, Tensor | int, Tensor | float]:
+        codes = planes[0]
+        for plane in planes[1 : low // width]:
+            codes = (codes << width) | plane
         step, centre = bin_centre(low)
         if low == high:
             return codes, step, centre
-        finer = (codes << (high - low)) | unpack(refine, high - low, layout.head_dim)
+        finer = codes
+        for plane in planes[low // width :]:
+            finer = (finer << width) | plane
         fine_step, fine_centre = bin_centre(high)
         codes = torch.where(fine[..., None], finer, codes)
         return codes, torch.where(fine, fine_step, step), torch.where(fine, fine_centre, centre).to(torch.float64)
 
-    key, k_step, k_centre = field(k_base, k_refine, layout.low.key_bits, layout.high.key_bits)
-    value, v_step, v_centre = field(v_base, v_refine, layout.low.value_bits, layout.high.value_bits)
+    key, k_step, k_centre = field(
+        [key_plane(s) for s in places.key], L.KEY_PLANE, layout.low.key_bits, layout.high.key_bits
+    )
+    value, v_step, v_centre = field(
+        [value_plane(s) for s in places.value], L.VALUE_PLANE, layout.low.value_bits, layout.high.value_bits
+    )
     return View(key, ks * k_step, kz + ks * k_centre, value, vs * v_step, vz + vs * v_centre, valid)
 
 

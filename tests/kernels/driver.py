@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from leankv_kernels import Ops, Plan, RecordLayout, RecordStore, build_plan
+from leankv_kernels import Ops, Plan, RawPages, RecordLayout, RecordStore, build_plan
 from leankv_kernels.reference.commit import choose_tiers, mean_attention
 
 
@@ -116,23 +116,23 @@ class Driver:
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan) -> Tensor:
         ops, method, rows = self.ops, self.method, plan.rows
         scale = q.shape[-1] ** -0.5
-        key, value = self.open_key[rows], self.open_value[rows]
-        key[plan.token_unit, plan.token_pos] = k
-        value[plan.token_unit, plan.token_pos] = v
-        own, own_lse, scores = ops.attend_open(q, key, value, plan, scale)
-        scores[plan.carried] += self.open_scores[rows[plan.carried]]
+        # Always copies, as a prefill of several pages needs them; the pool's tests cover the way in place.
+        raw = RawPages(self.open_key[rows], self.open_value[rows], self.open_scores[rows], torch.arange(plan.num_units))
+        raw.key[plan.token_unit, plan.token_pos] = k
+        raw.value[plan.token_unit, plan.token_pos] = v
+        own, own_lse = ops.attend_open(q, raw, plan, scale)
         full, still = plan.full, plan.open
         if full.numel():
-            significance = mean_attention(scores[full], method.layout.num_kv_heads)
+            significance = mean_attention(raw.scores[full], method.layout.num_kv_heads)
             high, low = (
                 torch.full((method.layout.num_kv_heads,), a, dtype=torch.float64)
                 for a in (method.alpha_high, method.alpha_low)
             )
             tiers = choose_tiers(significance, high, low, plan.sequence_start)
             pages = plan.own_pages[full]
-            ops.commit_pages(self.store, 0, pages, key[full], value[full], tiers, method.rotation)
-        self.open_key[rows[still]], self.open_value[rows[still]] = key[still], value[still]
-        self.open_scores[rows[still]] = scores[still].to(torch.int32)
+            ops.commit_pages(self.store, 0, pages, raw.key[full], raw.value[full], tiers, method.rotation)
+        for kept, page in zip((self.open_key, self.open_value, self.open_scores), raw[:3], strict=True):
+            kept[rows[still]] = page[still]
         past, past_lse = ops.attend_committed(q, self.store, 0, plan, scale, method.rotation)
         merged, _ = ops.merge_states(own, own_lse, past, past_lse)
         return merged.to(q.dtype)

@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leankv_kernels import HIGH, LOW, PRUNED, TIERS, RecordLayout, Tier
+from leankv_kernels import HIGH, LOW, PRUNED, TIERS, RawPages, RecordLayout, Tier
 from leankv_kernels.reference.record import encode
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
@@ -97,6 +97,11 @@ def random_tier_maps(rng: Random, layout: RecordLayout, n: int = 2) -> Tensor:
     return torch.stack([rng.choice([*TIER_MAPS.values()])(shape, rng.getrandbits(32)) for _ in range(n)])
 
 
+def counts(tiers: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low tokens ``[n, H]`` of tiers ``[n, H, P]``."""
+    return (tiers == HIGH).sum(2), (tiers == LOW).sum(2)
+
+
 def wild_rows(shape: tuple[int, ...], seed: int) -> Tensor:
     """Values of very different scale and offset per token, some with one channel that sticks out; float64."""
     g = generator(seed)
@@ -145,3 +150,9 @@ every_sample = pytest.mark.parametrize(
     indirect=True,
 )
 """Runs a test on every pair of tiers with every head_dim, as the fixture ``page``."""
+
+
+def raw_pages(key: Tensor, value: Tensor, query_heads: int) -> RawPages:
+    """Pages ``[U, P, H, D]`` of as many units, with nothing observed yet."""
+    scores = torch.zeros(key.shape[0], query_heads, key.shape[1], dtype=torch.int32)
+    return RawPages(key, value, scores, torch.arange(len(key)))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from driver import Driver, Method, Request, Tokens, without_place
 from hypothesis import given
-from kernelutil import PAIRS, commit, dice, few, generator, small_layout
+from kernelutil import PAIRS, commit, dice, few, generator, raw_pages, small_layout
 from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, PRUNED, Ops, Plan, RecordLayout, RecordStore, build_plan
@@ -22,92 +22,7 @@ from leankv_kernels.reference.record import cut, read_header, read_tiers
 MINUS_INF = float("-inf")
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model's attention shape and a method."""
-
-    method: Method
-    group: int
-    dtype: torch.dtype
-
-    @property
-    def page(self) -> int:
-        return self.method.layout.page_size
-
-    def tokens(self, length: int, seed: int, like: Tokens | None = None) -> Tokens:
-        """A sequence as a model makes it: peaked attention, keys with channels far off zero.
-
-        Args:
-            length: tokens in all.
-            seed: of the tokens that are new.
-            like: a sequence that it begins with.
-        """
-        g, lay = generator(seed), self.method.layout
-        heads, width = lay.num_kv_heads, lay.head_dim
-        new = length - (len(like) if like else 0)
-        q = torch.randn(new, heads * self.group, width, generator=g) * 2.5
-        k = torch.randn(new, heads, width, generator=g) + torch.arange(width).cos() * 3
-        v = torch.randn(new, heads, width, generator=g) * 0.5
-        parts = [x.to(self.dtype) for x in (q, k, v)]
-        if like:
-            parts = [torch.cat(pair) for pair in zip((like.q, like.k, like.v), parts, strict=True)]
-        return Tokens(*parts)
-
-    def driver(self, ops: Ops, garbage: float = float("nan")) -> Driver:
-        return Driver(ops, self.method, garbage=garbage)
-
-    def alone(self, ops: Ops, tokens: Tokens) -> tuple[Driver, Request]:
-        """The whole sequence in one forward and alone: what every other way must equal."""
-        driver = self.driver(ops)
-        return driver, driver.run(driver.admit(tokens, row=1))
-
-
-ALPHAS = [(1.0, 0.0), (1.2, 0.4), (float("inf"), 0.7), (2.0, 2.0), (0.0, 0.0)]
-
-
-def random_case(rng: Random, *dtypes: torch.dtype) -> Case:
-    """Any shape, pair of tiers, window and thresholds."""
-    window = rng.randint(0, 2)
-    layout = RecordLayout(
-        rng.choice((16, 32, 64)),
-        rng.randint(1, 3),
-        rng.choice((64, 80, 128)),
-        *rng.choice(PAIRS),
-        near=window > 0,
-    )
-    high, low = rng.choice(ALPHAS)
-    rotation = rng.choice(("hadamard", "hadamard", "none"))
-    return Case(Method(layout, window, rotation, high, low), rng.randint(1, 8), rng.choice(dtypes))
-
-
-def random_length(rng: Random, page: int, pages: int = 4) -> int:
-    """Often at a page's edge."""
-    edge = rng.randint(0, pages) * page + rng.choice((-1, 0, 1))
-    return rng.choice((max(edge, 1), rng.randint(1, pages * page)))
-
-
-def random_splits(rng: Random, length: int) -> list[int]:
-    """Chunks of any length, often single tokens."""
-    chunks: list[int] = []
-    while left := length - sum(chunks):
-        chunks.append(rng.choice((1, rng.randint(1, min(left, 20)), rng.randint(1, left))))
-    return chunks
-
-
 # Against the evaluator
-
-
-def rule_of(method: Method) -> dense.Rule:
-    lay = method.layout
-    return dense.Rule(lay.page_size, method.window, lay.high, lay.low, method.rotation, lay.head_dim**-0.5)
-
-
-def arrays(tokens: Tokens) -> tuple[dense.Array, dense.Array, dense.Array]:
-    return tokens.q.numpy(), tokens.k.numpy(), tokens.v.numpy()
-
-
-def stored_tiers(driver: Driver, request: Request) -> np.ndarray:
-    return read_tiers(driver.records(request), driver.method.layout).numpy()
 
 
 @few(40)
@@ -154,8 +69,9 @@ def test_the_column_scores_of_all_queries_add_up_to_their_number(ops: Ops, rng: 
     case = random_case(rng, torch.float64)
     tokens = case.tokens(case.page, rng.getrandbits(32))
     plan = plan_of(case, queries=case.page)
-    _, lse, scores = ops.attend_open(tokens.q, tokens.k[None], tokens.v[None], plan, 1.0)
-    received = scores.sum(-1).double() / COLUMN_SCORE_ONE
+    raw = raw_pages(tokens.k[None], tokens.v[None], tokens.q.shape[1])
+    _, lse = ops.attend_open(tokens.q, raw, plan, 1.0)
+    received = raw.scores.sum(-1).double() / COLUMN_SCORE_ONE
     assert bool(((received - case.page).abs() < case.page**2 / COLUMN_SCORE_ONE).all())
     k = tokens.k.repeat_interleave(case.group, dim=1)
     for t in (0, case.page // 2, case.page - 1):
@@ -182,9 +98,6 @@ def assert_same(driver: Driver, request: Request, ops: Ops, case: Case) -> None:
     assert_same_output(request.output(), alone.output()[-len(request.output()) :])
     assert torch.equal(driver.records(request), reference.records(alone))
     assert driver.store.audit() == []
-
-
-MODEL_DTYPES = (torch.bfloat16, torch.bfloat16, torch.float16, torch.float32)
 
 
 @few(120)
@@ -266,10 +179,15 @@ def test_open_pages_are_read_up_to_each_units_last_query_only(ops: Ops, garbage:
     plan = build_plan(torch.tensor([0, 1]), [5, 3], [1, 20], slots, case.page, 1)
     tokens = case.tokens(64, seed=4)
     pages = [x.unflatten(0, (2, 32)).clone() for x in (tokens.k, tokens.v)]
-    want = ops.attend_open(tokens.q[:21], *pages, plan, 0.1)
+
+    def run() -> list[Tensor]:
+        raw = raw_pages(*pages, tokens.q.shape[1])
+        return [*ops.attend_open(tokens.q[:21], raw, plan, 0.1), raw.scores]
+
+    want = run()
     for page in pages:
         page[0, 6:], page[1, 23:] = garbage, garbage
-    for a, b in zip(ops.attend_open(tokens.q[:21], *pages, plan, 0.1), want, strict=True):
+    for a, b in zip(run(), want, strict=True):
         assert torch.equal(a, b)
 
 
@@ -297,33 +215,6 @@ def test_exactly_equal_scores_keep_all_but_the_noise_of_cancelling_values(ops: O
 
 
 # Committed pages alone
-
-
-def plan_of(case: Case, queries: int, before: int = 0, window: int | None = None) -> Plan:
-    """One request with ``before`` whole pages, ids 1, 2, ..., behind it."""
-    slots = torch.arange((before + 2) * case.page, dtype=torch.int32)[None] + case.page
-    window = case.method.window if window is None else window
-    return build_plan(torch.tensor([0]), [before * case.page], [queries], slots, case.page, window)
-
-
-def store_with(case: Case, tiers: Tensor, level: int = L.LEVEL_NEAR, only: int | None = None) -> RecordStore:
-    """Pages 1, 2, ... committed with these tiers and cut to a level, all of them or only one."""
-    layout = case.method.layout
-    page = commit(layout, tiers, seed=1)
-    records = page.records.clone()
-    some = slice(None) if only is None else slice(only, only + 1)
-    records[some] = cut(records[some], layout, level)
-    store = RecordStore(layout, 1, len(tiers), "cpu")
-    store.write(0, torch.arange(1, len(tiers) + 1), records, read_header(records, layout).nbytes.long())
-    return store
-
-
-def simple(window: int = 1, near: bool = True) -> Case:
-    return Case(Method(small_layout(near=near), window), 2, torch.float64)
-
-
-def random_tiers(pages: int) -> Tensor:
-    return torch.randint(0, 3, (pages, 2, 32), generator=generator(pages), dtype=torch.uint8)
 
 
 def attend(ops: Ops, case: Case, store: RecordStore, pages: int, window: int | None = None) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from kernelutil import dice, few, generator, small_layout, wild_rows
+from kernelutil import dice, few, generator, raw_pages, small_layout, wild_rows
 from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, PRUNED, Ops, Plan, RecordStore, build_plan
@@ -41,12 +41,12 @@ def page_of_tokens(page: int, heads: int, group: int, seed: int) -> tuple[Tensor
 
 def column_scores(ops: Ops, q: Tensor, k: Tensor, chunks: list[int] | None = None) -> Tensor:
     """Scores ``[1, Hq, P]`` of a page whose queries come in these chunks."""
-    page, start, total = len(k), 0, torch.zeros((), dtype=torch.int64)
+    page, start, raw = len(k), 0, raw_pages(k[None], k[None], q.shape[1])
+    raw.scores.fill_(-1)  # what a page before has left
     for n in chunks or [page]:
-        plan = plan_inside_a_page(page, start, n)
-        total = total + ops.attend_open(q[start : start + n], k[None], k[None], plan, 0.125)[2]
+        ops.attend_open(q[start : start + n], raw, plan_inside_a_page(page, start, n), 0.125)
         start += n
-    return total
+    return raw.scores
 
 
 # Scores
@@ -145,7 +145,7 @@ def committed_store(ops: Ops, key: Tensor, value: Tensor, tiers: Tensor, groups:
     return store
 
 
-def raw_pages(n: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def some_pages(n: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Keys and values ``[n, P, H, D]`` in bfloat16, and tiers; some keys are degenerate."""
     key, value = (wild_rows((n, 32, 2, head_dim), seed).bfloat16() for seed in (1, 2))
     key[0, 3], key[0, 4], key[0, 5, :, 1:] = 0, key[0, 4, :, :1], 0  # zeros, a constant, a single channel
@@ -159,7 +159,7 @@ def views_of(store: RecordStore, pages: int, near: bool) -> View:
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128])
 def test_a_committed_page_reads_as_its_raw_tokens_do(ops: Ops, head_dim: int) -> None:
     """Rotated, stored at the tiers given, and rotated back."""
-    key, value, tiers = raw_pages(3, head_dim)
+    key, value, tiers = some_pages(3, head_dim)
     store = committed_store(ops, key, value, tiers, [[0, 1, 2]])
     assert torch.equal(read_tiers(store.gather(1, torch.tensor([1, 2, 3])), store.layout), tiers)
     rule = dense.Rule(32, window=1, high=store.layout.high, low=store.layout.low, rotation="hadamard", scale=1.0)
@@ -177,7 +177,7 @@ def test_a_committed_page_reads_as_its_raw_tokens_do(ops: Ops, head_dim: int) ->
 
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128])
 def test_pages_committed_together_or_alone_are_the_same_bytes(ops: Ops, head_dim: int) -> None:
-    key, value, tiers = raw_pages(4, head_dim)
+    key, value, tiers = some_pages(4, head_dim)
     together, alone = (
         committed_store(ops, key, value, tiers, groups).gather(1, torch.arange(1, 5))
         for groups in ([[0, 1, 2, 3]], [[0], [1], [2], [3]])
@@ -187,7 +187,7 @@ def test_pages_committed_together_or_alone_are_the_same_bytes(ops: Ops, head_dim
 
 def test_tiers_never_touch_what_the_next_pages_read(ops: Ops) -> None:
     """The near view of a page is the same whether its tokens are pruned, low or high."""
-    key, value, tiers = raw_pages(2, 64)
+    key, value, tiers = some_pages(2, 64)
     near = [
         views_of(committed_store(ops, key, value, t, [[0, 1]]), 2, near=True)
         for t in (tiers, torch.full_like(tiers, PRUNED), torch.full_like(tiers, HIGH))
@@ -198,7 +198,7 @@ def test_tiers_never_touch_what_the_next_pages_read(ops: Ops) -> None:
 
 
 def test_a_commit_leaves_its_inputs_and_other_layers_alone(ops: Ops) -> None:
-    key, value, tiers = raw_pages(2, 64)
+    key, value, tiers = some_pages(2, 64)
     before = [x.clone() for x in (key, value, tiers)]
     store = committed_store(ops, key, value, tiers, [[0, 1]])
     assert all(torch.equal(a, b) for a, b in zip(before, (key, value, tiers), strict=True))

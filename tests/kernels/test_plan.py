@@ -80,7 +80,6 @@ def check(batch: Batch) -> None:
     tokens = [(i, position, rank) for i, u in enumerate(units) for rank, position in enumerate(u.positions)]
     assert list(zip(*(t.tolist() for t in (plan.token_unit, plan.token_pos, plan.token_rank)), strict=True)) == tokens
 
-    assert plan.carried.tolist() == [i for i, u in enumerate(units) if u.positions[0] > 0]
     full = [i for i, u in enumerate(units) if u.positions[-1] == size - 1]
     assert plan.full.tolist() == full
     assert sorted(plan.full.tolist() + plan.open.tolist()) == list(range(len(units)))

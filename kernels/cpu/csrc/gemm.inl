@@ -1,0 +1,148 @@
+// Products of 8-bit codes with 15-bit numbers, exact in 32 bits, so that no order of summation shows in the result.
+//
+// A panel holds 16 lanes (tokens for keys, channels for values): per step 64 bytes, four codes for each lane. A row
+// holds per step the four numbers that meet them.
+
+namespace leankv::LEANKV_NS {
+namespace {
+
+constexpr int kPanel = 16;
+constexpr int kStepBytes = 64;
+constexpr int kPanelVectors = kPanel / W;
+// 127 * 128: the largest number whose two halves fit signed bytes. Times 255, times 256 terms, it stays below 2^31.
+constexpr int kOne = 16256;
+
+#if defined(__AVX512VNNI__)
+constexpr int kTileRows = 4, kTileVectors = 2;
+#else
+constexpr int kTileRows = 2, kTileVectors = 2;
+#endif
+
+// Four numbers of one row as the dot product wants them: on VNNI the upper seven bits of each and the lower seven
+// (signed bytes, x = 128 a + b), otherwise the even and the odd ones (signed 16 bits).
+struct Quad {
+    int32_t a, b;
+};
+
+LEANKV_INLINE Quad pack_quad(int x0, int x1, int x2, int x3) {
+#if defined(__AVX512VNNI__)
+    const int a0 = (x0 + 64) >> 7, a1 = (x1 + 64) >> 7, a2 = (x2 + 64) >> 7, a3 = (x3 + 64) >> 7;
+    const int b0 = x0 - 128 * a0, b1 = x1 - 128 * a1, b2 = x2 - 128 * a2, b3 = x3 - 128 * a3;
+    auto join = [](int p, int q, int r, int s) {
+        return int32_t(uint32_t(p & 255) | uint32_t(q & 255) << 8 | uint32_t(r & 255) << 16 | uint32_t(s & 255) << 24);
+    };
+    return {join(a0, a1, a2, a3), join(b0, b1, b2, b3)};
+#else
+    return {int32_t(uint32_t(x0 & 0xffff) | uint32_t(x2) << 16), int32_t(uint32_t(x1 & 0xffff) | uint32_t(x3) << 16)};
+#endif
+}
+
+// The quads of 16 non-negative numbers: quad i holds numbers i, 4 + i, 8 + i, 12 + i.
+LEANKV_INLINE void pack_weights(const vi* x, Quad* out) {
+#if defined(__AVX512VNNI__)
+    const __m512i v = (__m512i)x[0];
+    const __m512i a = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(64)), 7);
+    const __m512i b = _mm512_sub_epi32(v, _mm512_slli_epi32(a, 7));
+    const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m128i qa = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(a), order);
+    const __m128i qb = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(b), order);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_unpacklo_epi32(qa, qb));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out) + 1, _mm_unpackhi_epi32(qa, qb));
+#else
+    int32_t w[kPanel];
+    for (int i = 0; i < kPanelVectors; i++) storei(w + i * W, x[i]);
+    for (int i = 0; i < 4; i++) out[i] = pack_quad(w[i], w[4 + i], w[8 + i], w[12 + i]);
+#endif
+}
+
+struct Codes {
+    vi a, b;
+};
+
+LEANKV_INLINE Codes split_codes(vi codes) {
+#if defined(__AVX512VNNI__)
+    return {codes, codes};
+#else
+    return {codes & 0x00ff00ff, shift_right(codes, 8) & 0x00ff00ff};
+#endif
+}
+
+LEANKV_INLINE vi dot(vi sum, vi codes, int32_t numbers) {
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, _mm512_set1_epi32(numbers));
+#elif defined(__AVX2__)
+    return sum + (vi)_mm256_madd_epi16((__m256i)codes, _mm256_set1_epi32(numbers));
+#elif defined(__SSE2__)
+    return sum + (vi)_mm_madd_epi16((__m128i)codes, _mm_set1_epi32(numbers));
+#else
+    const vi low = splati(int16_t(numbers & 0xffff)), high = splati(numbers >> 16);
+    return sum + (codes & 0xffff) * low + shift_right(codes, 16) * high;
+#endif
+}
+
+LEANKV_INLINE vi combine(vi a, vi b) {
+#if defined(__AVX512VNNI__)
+    return (a << 7) + b;
+#else
+    return a + b;
+#endif
+}
+
+template <int ROWS, int VECTORS>
+LEANKV_INLINE void multiply_tile(
+    const uint8_t* codes, const size_t* at, int steps, const Quad* rows, size_t row_stride, int32_t* out,
+    size_t out_stride) {
+    vi a[ROWS][VECTORS], b[ROWS][VECTORS];
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < VECTORS; v++) a[r][v] = b[r][v] = vi{};
+    for (int s = 0; s < steps; s++) {
+        Codes c[VECTORS];
+        for (int v = 0; v < VECTORS; v++) c[v] = split_codes(loadi(codes + at[v] + size_t(s) * kStepBytes));
+        for (int r = 0; r < ROWS; r++) {
+            const Quad q = rows[r * row_stride + s];
+            for (int v = 0; v < VECTORS; v++) {
+                a[r][v] = dot(a[r][v], c[v].a, q.a);
+                b[r][v] = dot(b[r][v], c[v].b, q.b);
+            }
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < VECTORS; v++) storei(out + r * out_stride + v * W, combine(a[r][v], b[r][v]));
+}
+
+template <int ROWS>
+LEANKV_INLINE void multiply_rows(
+    const uint8_t* codes, int panels, int steps, const Quad* rows, size_t row_stride, int32_t* out, size_t out_stride) {
+    const int vectors = panels * kPanelVectors;
+    auto place = [&](int v) {
+        return size_t(v / kPanelVectors) * steps * kStepBytes + size_t(v % kPanelVectors) * (4 * W);
+    };
+    int v = 0;
+    for (; v + kTileVectors <= vectors; v += kTileVectors) {
+        size_t at[kTileVectors];
+        for (int i = 0; i < kTileVectors; i++) at[i] = place(v + i);
+        multiply_tile<ROWS, kTileVectors>(codes, at, steps, rows, row_stride, out + v * W, out_stride);
+    }
+    for (; v < vectors; v++) {
+        const size_t at = place(v);
+        multiply_tile<ROWS, 1>(codes, &at, steps, rows, row_stride, out + v * W, out_stride);
+    }
+}
+
+// out[r][16 p + lane] = sum over steps and the four codes of codes * numbers; panels of `steps` steps each.
+// `count` is at most kTileRows.
+static inline void multiply(
+    const uint8_t* codes, int panels, int steps, const Quad* rows, size_t row_stride, int count, int32_t* out,
+    size_t out_stride) {
+    switch (count) {
+        case 1: return multiply_rows<1>(codes, panels, steps, rows, row_stride, out, out_stride);
+        case 2: return multiply_rows<2>(codes, panels, steps, rows, row_stride, out, out_stride);
+#if defined(__AVX512VNNI__)
+        case 3: return multiply_rows<3>(codes, panels, steps, rows, row_stride, out, out_stride);
+        case 4: return multiply_rows<4>(codes, panels, steps, rows, row_stride, out, out_stride);
+#endif
+    }
+}
+
+}  // namespace
+}  // namespace leankv::LEANKV_NS

@@ -1,0 +1,2 @@
+#define LEANKV_NS avx2
+#include "kernels.inl"

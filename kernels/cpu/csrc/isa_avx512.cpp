@@ -1,0 +1,2 @@
+#define LEANKV_NS avx512
+#include "kernels.inl"

@@ -1,0 +1,2 @@
+#define LEANKV_NS portable
+#include "kernels.inl"

@@ -1,0 +1,85 @@
+// What module.cpp sees of the kernels: plain arguments, and one table of functions per instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace leankv {
+
+// A record layout (kernels/layout.py) in numbers, in the order in which Python writes them as doubles.
+struct RecordShape {
+    int64_t page_size, heads, head_dim;
+    int64_t key_base, value_base, key_refine, value_refine;  // planes
+    int64_t near;
+    int64_t block_bytes, block_shift, max_blocks, header_bytes, list_word, head_word, tier_map_start;
+    double key_step, key_centre_high, key_centre_low;  // of a code, in steps of the master code
+    double value_step, value_centre_high, value_centre_low;
+};
+
+struct AttendOpenArgs {
+    const void* q;  // [T, query_heads, head_dim]
+    const void *key, *value;  // [R, page_size, heads, head_dim]
+    int32_t* scores;  // [R, query_heads, page_size]
+    const int64_t* at;  // [U]
+    const int64_t* units;  // [U, 5], see plan.py
+    float *out, *lse;
+    int64_t num_units, query_heads, heads, group, head_dim, page_size;
+    float scale;
+    int dtype, raw_dtype, threads;
+};
+
+struct AttendCommittedArgs {
+    RecordShape shape;
+    const uint8_t* blocks;
+    const int32_t* page_table;  // of the layer
+    const void* q;  // [T, query_heads, head_dim]
+    const int64_t* units;  // [U, 5]
+    const int64_t* pages;
+    float *out, *lse;
+    int64_t num_units, query_heads, group, window;
+    float scale;
+    bool rotated;
+    int dtype, threads;
+};
+
+struct MergeArgs {
+    const float *out_a, *lse_a, *out_b, *lse_b;
+    float *out, *lse;
+    int64_t rows, head_dim;
+    int threads;
+};
+
+struct CommitArgs {
+    RecordShape shape;
+    uint8_t* blocks;
+    int32_t* page_table;  // of the layer
+    int32_t* ring;
+    int64_t *ring_head, *ring_free, *usage;
+    int64_t num_blocks;
+    const int64_t* pages;  // [n]
+    const void *key, *value;  // [n, page_size, heads, head_dim]
+    const uint8_t* tiers;  // [n, heads, page_size]
+    int64_t n, layer;
+    bool rotated;
+    int dtype, threads;
+};
+
+struct Kernels {
+    const char* name;
+    void (*attend_open)(const AttendOpenArgs&);
+    void (*attend_committed)(const AttendCommittedArgs&);
+    void (*merge_states)(const MergeArgs&);
+    void (*commit_pages)(const CommitArgs&);
+};
+
+// Each in a translation unit of its own; module.cpp only calls those that the CPU can run.
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace portable {
+extern const Kernels kernels;
+}
+
+}  // namespace leankv

@@ -1,0 +1,34 @@
+// The kernels, compiled once per instruction set into namespace leankv::LEANKV_NS.
+//
+// All but the table is static and nothing of the standard library's templates or inline functions is used: such code
+// is emitted once per translation unit under one name, and the linker could keep the copy that this CPU cannot run.
+// The build refuses weak symbols.
+
+#include "kernels.h"
+
+#include "simd.inl"
+
+#include "gemm.inl"
+
+#include "record.inl"
+
+#include "committed.inl"
+
+#include "open.inl"
+
+#include "commit.inl"
+
+#define LEANKV_STRING_(x) #x
+#define LEANKV_STRING(x) LEANKV_STRING_(x)
+
+namespace leankv::LEANKV_NS {
+
+const Kernels kernels = {
+    .name = LEANKV_STRING(LEANKV_NS),
+    .attend_open = attend_open,
+    .attend_committed = attend_committed,
+    .merge_states = merge_states,
+    .commit_pages = commit_pages,
+};
+
+}  // namespace leankv::LEANKV_NS

@@ -1,0 +1,181 @@
+// Vectors of the instruction set this file is compiled for, and the few operations the language does not have.
+// W lanes of 32 bits; code that is written against W works at every width.
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#define LEANKV_INLINE static inline __attribute__((always_inline))
+
+namespace leankv::LEANKV_NS {
+namespace {
+
+#if defined(__AVX512VNNI__)
+constexpr int W = 16;
+#elif defined(__AVX2__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(4 * W)));
+typedef int32_t vi __attribute__((vector_size(4 * W)));
+typedef uint32_t vu __attribute__((vector_size(4 * W)));
+typedef float vf_any __attribute__((vector_size(4 * W), aligned(1), may_alias));
+typedef int32_t vi_any __attribute__((vector_size(4 * W), aligned(1), may_alias));
+
+LEANKV_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_any*>(p); }
+LEANKV_INLINE vi loadi(const void* p) { return *static_cast<const vi_any*>(p); }
+LEANKV_INLINE void store(float* p, vf x) { *reinterpret_cast<vf_any*>(p) = x; }
+LEANKV_INLINE void storei(void* p, vi x) { *static_cast<vi_any*>(p) = x; }
+LEANKV_INLINE vf splat(float x) { return x - vf{}; }
+LEANKV_INLINE vi splati(int32_t x) { return x - vi{}; }
+LEANKV_INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
+LEANKV_INLINE vf as_float(vi x) { return (vf)x; }
+LEANKV_INLINE vi as_int(vf x) { return (vi)x; }
+LEANKV_INLINE vi shift_right(vi x, int n) { return (vi)((vu)x >> n); }
+
+LEANKV_INLINE vi lane_ids() {
+    vi ids;
+    for (int i = 0; i < W; i++) ids[i] = i;
+    return ids;
+}
+
+#if defined(__AVX512VNNI__)
+LEANKV_INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+LEANKV_INLINE vf max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+LEANKV_INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+LEANKV_INLINE vf max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+#else
+LEANKV_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }
+LEANKV_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
+#endif
+
+// Nearest integer, ties to even, for |x| < 2^22.
+LEANKV_INLINE vi round_to_int(vf x) {
+    const vf magic = splat(12582912.0f);
+    return as_int(x + magic) - as_int(magic);
+}
+
+// Sums and maxima over lanes by halves, always in the same order.
+LEANKV_INLINE float sum_lanes(vf x) {
+    float lane[W];
+    store(lane, x);
+    for (int n = W / 2; n; n /= 2)
+        for (int i = 0; i < n; i++) lane[i] += lane[i + n];
+    return lane[0];
+}
+
+LEANKV_INLINE int32_t sum_lanes(vi x) {
+    int32_t lane[W], total = 0;
+    storei(lane, x);
+    for (int i = 0; i < W; i++) total += lane[i];
+    return total;
+}
+
+LEANKV_INLINE float max_lanes(vf x) {
+#if defined(__AVX512VNNI__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
+    float lane[W];
+    store(lane, x);
+    for (int n = W / 2; n; n /= 2)
+        for (int i = 0; i < n; i++) lane[i] = lane[i] > lane[i + n] ? lane[i] : lane[i + n];
+    return lane[0];
+#endif
+}
+
+// 2^x for x <= 0 (and small positive x); 0 below -126, so -inf gives 0. Relative error below 2e-7.
+LEANKV_INLINE vf exp2(vf x) {
+    const vf low = splat(-126.0f);
+    const vi keep = x >= low;
+    const vf clipped = max(x, low);
+    const vf magic = splat(12582912.0f);
+    const vf whole = clipped + magic;
+    const vf f = clipped - (whole - magic);  // -0.5 .. 0.5
+    vf p = splat(1.5403530e-4f);
+    p = fma(p, f, splat(1.3333558e-3f));
+    p = fma(p, f, splat(9.6181291e-3f));
+    p = fma(p, f, splat(5.5504109e-2f));
+    p = fma(p, f, splat(2.4022651e-1f));
+    p = fma(p, f, splat(6.9314718e-1f));
+    p = fma(p, f, splat(1.0f));
+    const vi exponent = (as_int(whole) - as_int(magic)) << 23;
+    return as_float((as_int(p) + exponent) & keep);
+}
+
+LEANKV_INLINE float exp2_one(float x) { return exp2(splat(x))[0]; }
+
+// W halves at p to floats; finite numbers only.
+LEANKV_INLINE vf half_to_float(const uint16_t* p) {
+#if defined(__AVX512VNNI__)
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+    vf out;
+    for (int i = 0; i < W; i++) {
+        uint16_t h;
+        std::memcpy(&h, reinterpret_cast<const char*>(p) + 2 * i, 2);
+        const uint32_t magnitude = uint32_t(h & 0x7fff) << 13, sign = uint32_t(h & 0x8000) << 16;
+        float f;
+        std::memcpy(&f, &magnitude, 4);
+        f *= 0x1p112f;
+        uint32_t bits;
+        std::memcpy(&bits, &f, 4);
+        bits |= sign;
+        std::memcpy(&f, &bits, 4);
+        out[i] = f;
+    }
+    return out;
+#endif
+}
+
+// Model dtypes of queries, keys and values.
+enum Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+
+LEANKV_INLINE vf load_as_float(const void* base, size_t index, int dtype) {
+    if (dtype == kFloat32) return load(static_cast<const float*>(base) + index);
+    const uint16_t* p = static_cast<const uint16_t*>(base) + index;
+    if (dtype == kFloat16) return half_to_float(p);
+#if defined(__AVX512VNNI__)
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return (vf)_mm512_slli_epi32(wide, 16);
+#elif defined(__AVX2__)
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return (vf)_mm256_slli_epi32(wide, 16);
+#else
+    vi wide;
+    for (int i = 0; i < W; i++) wide[i] = int32_t(uint32_t(p[i]) << 16);
+    return as_float(wide);
+#endif
+}
+
+// Walsh-Hadamard transform of n floats (a power of two, at least 16), not normalized, in place.
+LEANKV_INLINE void hadamard(float* x, int n) {
+    const vi lane = lane_ids();
+    for (int i = 0; i < n; i += W) {
+        vf v = load(x + i);
+        for (int s = 1; s < W; s *= 2) {
+            const vf partner = __builtin_shuffle(v, lane ^ s);
+            v = ((lane & s) != 0) ? partner - v : v + partner;
+        }
+        store(x + i, v);
+    }
+    for (int s = W; s < n; s *= 2)
+        for (int i = 0; i < n; i += 2 * s)
+            for (int j = i; j < i + s; j += W) {
+                const vf a = load(x + j), b = load(x + j + s);
+                store(x + j, a + b);
+                store(x + j + s, a - b);
+            }
+}
+
+}  // namespace
+}  // namespace leankv::LEANKV_NS
