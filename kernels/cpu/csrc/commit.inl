@@ -42,15 +42,15 @@ struct CommitScratch {
 };
 
 // Quantizes the rows of up to 16 tokens to 8-bit codes, channel by channel; codes of absent tokens are zero.
-static void quantize(
-    const CommitArgs& a, const void* raw, const size_t* rows, int tokens, double (*x)[kPanel], uint8_t (*codes)[kPanel],
-    uint16_t* scales, uint16_t* zeros) {
+static void quantize(const CommitArgs& a, const void* raw, const size_t* rows, int tokens, double (*x)[kPanel],
+                     uint8_t (*codes)[kPanel], uint16_t* scales, uint16_t* zeros) {
     const int dim = int(a.shape.head_dim), block = a.rotated ? dim & -dim : 0;
     for (int i = 0; i < kPanel; i++) {
         alignas(64) float row[kMaxDim];
         if (i < tokens)
             for (int c = 0; c < dim; c += W) store(row + c, load_as_float(raw, rows[i] + c, a.dtype));
-        else std::memset(row, 0, sizeof(row));
+        else
+            std::memset(row, 0, sizeof(row));
         for (int c = 0; c < dim; c++) x[c][i] = row[c];
     }
     if (block) {
@@ -216,7 +216,7 @@ static void open_record(const CommitArgs& a, int64_t n, int32_t* list, HeadPlan*
     const int64_t total = int64_t(count) * shape.block_bytes;
     const int64_t padding = total - shape.header_bytes - high_bytes - low_bytes - near_bytes;
     const int64_t usage[10] = {shape.header_bytes, high_bytes, low_bytes, near_bytes, padding, 1, count,
-                               all_high, all_low, pruned};
+                               all_high,           all_low,    pruned};
     for (int i = 0; i < 10; i++) a.usage[i] += usage[i];
 }
 
@@ -238,8 +238,7 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
 
     auto read = [&](int first, int tokens) {
         size_t rows[kPanel];
-        for (int i = 0; i < tokens; i++)
-            rows[i] = ((size_t(n) * page + s.order[first + i]) * heads + h) * dim;
+        for (int i = 0; i < tokens; i++) rows[i] = ((size_t(n) * page + s.order[first + i]) * heads + h) * dim;
         quantize(a, a.key, rows, tokens, s.x, s.key, s.scales[0], s.scales[1]);
         quantize(a, a.value, rows, tokens, s.x, s.value, s.scales[2], s.scales[3]);
     };
@@ -287,13 +286,10 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
         read(far + t, m);
         put_scales(run, pruned, t, m);
         for (int p = 0; p < key_planes; p++)
-            put_keys(
-                s.key, dim, shift_of(4, p), 0, m,
-                run + sizes.pruned_scales + (size_t(p) * pruned + t) * dim / 2);
+            put_keys(s.key, dim, shift_of(4, p), 0, m, run + sizes.pruned_scales + (size_t(p) * pruned + t) * dim / 2);
         for (int p = 0; p < value_planes; p++)
-            put_values(
-                s.value, dim, shift_of(2, p), 0, m,
-                run + sizes.pruned_scales + sizes.pruned_keys + (size_t(p) * ((pruned + 3) / 4) + t / 4) * dim);
+            put_values(s.value, dim, shift_of(2, p), 0, m,
+                       run + sizes.pruned_scales + sizes.pruned_keys + (size_t(p) * ((pruned + 3) / 4) + t / 4) * dim);
     }
     const Writer writer{shape, a.blocks, list};
     writer.put(plan.base, base, sizes.base);

@@ -7,7 +7,7 @@
 namespace leankv::LEANKV_NS {
 namespace {
 
-constexpr int kBlockRows = 64;    // query rows that share one decoding of a page
+constexpr int kBlockRows = 64;      // query rows that share one decoding of a page
 constexpr int kSplitTokens = 1024;  // tokens of a split: the unit of parallel work of one row block
 constexpr float kLog2E = 1.44269504088896340736f, kLn2 = 0.693147180559945309417f;
 
@@ -23,7 +23,7 @@ struct Scratch {
     float query_scale[kBlockRows], query_sum[kBlockRows];
     int32_t dots[kTileRows][kMaxTokens];
     int32_t products[kTileRows][2 * kMaxDim];
-    float weights[kMaxTokens];
+    float weights[kTileRows][kMaxTokens];
     Quad weight_quads[kTileRows][kMaxTokens / 4];
     State split[kBlockRows], total[kBlockRows];
 };
@@ -35,15 +35,15 @@ T* thread_scratch() {
     return scratch;
 }
 
-LEANKV_INLINE void clear(State& s) {
+LEANKV_INLINE void clear(State& s, int channels) {
     s.peak = -__builtin_inff();
     s.sum = 0.0f;
-    std::memset(s.out, 0, sizeof(s.out));
+    std::memset(s.out, 0, sizeof(float) * size_t(channels));
 }
 
 // Rotates one query, and writes it as 15-bit integers times a scale that carries the softmax factor and log2(e).
-static inline void prepare_query(
-    const AttendCommittedArgs& a, int64_t token, int query_head, Quad* quads, float& scale, float& sum) {
+static inline void prepare_query(const AttendCommittedArgs& a, int64_t token, int query_head, Quad* quads, float& scale,
+                                 float& sum) {
     const int dim = int(a.shape.head_dim), block = a.rotated ? dim & -dim : 0;
     alignas(64) float x[kMaxDim];
     const size_t row = (size_t(token) * a.query_heads + query_head) * dim;
@@ -73,61 +73,174 @@ static inline void prepare_query(
     }
 }
 
-struct PageWeights {
-    float peak, sum, zero, scale;
-};
-
-// Softmax of one row inside a page: from integer products to integer weights.
-static inline PageWeights weigh(
-    const HeadView& view, const int32_t* dots, float query_scale, float query_sum, float middle, float* buffer,
-    Quad* quads) {
-    const int tokens = view.groups * kPanel;
-    vf peak = splat(-__builtin_inff());
-    for (int t = 0; t < tokens; t += W) {
-        const vf offset = fma(load(view.key_zero + t), splat(query_sum), load(view.bias + t));
-        const vf s = fma(load(view.key_scale + t), to_float(loadi(dots + t)) * query_scale, offset);
-        store(buffer + t, s);
-        peak = max(peak, s);
-    }
-    PageWeights page;
-    page.peak = max_lanes(peak);
-    vf sum{}, zero{}, largest{};
-    for (int t = 0; t < tokens; t += W) {
-        const vf p = exp2(load(buffer + t) - page.peak);
-        const vf w = p * load(view.value_scale + t);
-        sum = sum + p;
-        zero = fma(p, load(view.value_middle + t), zero);
-        largest = max(largest, w);
-        store(buffer + t, w);
-    }
-    page.sum = sum_lanes(sum);
-    const float most = max_lanes(largest);
-    page.scale = most * (1.0f / kOne);
-    const float inverse = most > 0.0f ? float(kOne) / most : 0.0f;
-    vi total{};
-    for (int g = 0; g < view.groups; g++) {
-        vi whole[kPanelVectors];
-        for (int i = 0; i < kPanelVectors; i++) {
-            whole[i] = round_to_int(load(buffer + g * kPanel + i * W) * inverse);
-            total += whole[i];
+// Products of a run's keys with a few rows, decoded on the fly.
+template <int ROWS, int PLANES>
+LEANKV_INLINE void multiply_keys(const Run& run, int dim, const Quad* queries, int32_t* out, Prefetch& ahead) {
+    constexpr size_t stride = kMaxDim / 4;
+    for (int t = 0; t < run.key.tokens; t += kPanel) {
+        ahead.issue(ahead.share);
+        const KeyGroup<PLANES> group(run.key, t, dim);
+        for (int sub = 0; sub < kPanelVectors; sub++) {
+            vi a[ROWS] = {}, b[ROWS] = {};
+            for (int j = 0; j < dim / 8; j++) {
+                vi even, odd;
+                group.read(j, sub, even, odd);
+                accumulate<ROWS>(even, queries + 2 * j, stride, a, b);
+                accumulate<ROWS>(odd, queries + 2 * j + 1, stride, a, b);
+            }
+            for (int r = 0; r < ROWS; r++)
+                storei(out + r * kMaxTokens + run.first_group * kPanel + t + sub * W, combine(a[r], b[r]));
         }
-        pack_weights(whole, quads + 4 * g);
     }
-    // Codes count from the middle of their range, so that the rounding of weights meets centred numbers.
-    page.zero = sum_lanes(zero) - page.scale * middle * float(sum_lanes(total));
-    return page;
 }
 
-LEANKV_INLINE void fold_page(State& s, const PageWeights& page, const int32_t* products, int channels) {
-    const float peak = s.peak > page.peak ? s.peak : page.peak;
-    const float keep = exp2_one(s.peak - peak), add = exp2_one(page.peak - peak);
-    const float scale = add * page.scale, zero = add * page.zero;
-    for (int c = 0; c < channels; c += W) {
-        const vf fresh = fma(to_float(loadi(products + c)), splat(scale), splat(zero));
-        store(s.out + c, fma(load(s.out + c), splat(keep), fresh));
+// Adds the products of a run's values with the weights of a few rows, decoded on the fly.
+template <int ROWS, int PLANES, int BASE>
+LEANKV_INLINE void multiply_values(const Run& run, int dim, const Quad* weights, int32_t* out, Prefetch& ahead) {
+    constexpr size_t stride = kMaxTokens / 4;
+    ValueGroup<PLANES, BASE> groups[kMaxGroups];
+    for (int g = 0; 4 * g < run.value.quads; g++) groups[g].find(run.value, g, dim);
+    for (int v = 0; v < channel_vectors(dim); v += 2) {
+        vi a[2][ROWS] = {}, b[2][ROWS] = {};
+        for (int g = 0; 4 * g < run.value.quads; g++) {
+            const ValueGroup<PLANES, BASE>& group = groups[g];
+            if (v < 2) ahead.issue(ahead.share);
+            const Quad* quads = weights + 4 * (run.first_group + g);
+            vi words[PLANES][2];
+            group.read(v / 4, v / 2 % 2, words);
+            for (int r = 0; r < 2; r++) {
+                accumulate<ROWS>(group.template codes<0>(words, r), quads, stride, a[r], b[r]);
+                accumulate<ROWS>(group.template codes<1>(words, r), quads + 1, stride, a[r], b[r]);
+                accumulate<ROWS>(group.template codes<2>(words, r), quads + 2, stride, a[r], b[r]);
+                accumulate<ROWS>(group.template codes<3>(words, r), quads + 3, stride, a[r], b[r]);
+            }
+        }
+        for (int r = 0; r < ROWS; r++)
+            for (int i = 0; i < 2; i++) {
+                int32_t* to = out + r * 2 * kMaxDim + (v + i) * W;
+                const vi before = run.first_group ? loadi(to) : vi{};
+                storei(to, before + combine(a[i][r], b[i][r]));
+            }
     }
-    s.sum = s.sum * keep + page.sum * add;
-    s.peak = peak;
+}
+
+// Calls f<ROWS>() for a number of rows of one tile.
+template <class F>
+LEANKV_INLINE void with_rows(int rows, F f) {
+    switch (rows) {
+        case 1:
+            return f.template operator()<1>();
+        case 2:
+            return f.template operator()<2>();
+#if defined(__AVX512VNNI__)
+        case 3:
+            return f.template operator()<3>();
+        case 4:
+            return f.template operator()<4>();
+#endif
+    }
+}
+
+static void multiply_keys_of(const HeadView& view, const RecordShape& shape, int rows, const Quad* queries,
+                             int32_t* out, Prefetch& ahead) {
+    for (int i = 0; i < view.runs; i++)
+        with_key_planes(shape, [&]<int PLANES>() {
+            with_rows(rows, [&]<int ROWS>() {
+                multiply_keys<ROWS, PLANES>(view.run[i], int(shape.head_dim), queries, out, ahead);
+            });
+        });
+}
+
+static void multiply_values_of(const HeadView& view, const RecordShape& shape, int rows, const Quad* weights,
+                               int32_t* out, Prefetch& ahead) {
+    for (int i = 0; i < view.runs; i++)
+        with_value_planes(shape, view.run[i].value_base, [&]<int PLANES, int BASE>() {
+            with_rows(rows, [&]<int ROWS>() {
+                multiply_values<ROWS, PLANES, BASE>(view.run[i], int(shape.head_dim), weights, out, ahead);
+            });
+        });
+}
+
+struct PageWeights {
+    float peak[kTileRows], sum[kTileRows], zero[kTileRows], scale[kTileRows];
+};
+
+// Softmax of a few rows inside a page: from integer products to integer weights. Rows go side by side to hide latency.
+template <int ROWS>
+LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens], const float* query_scale,
+                         const float* query_sum, float middle, float (*buffer)[kMaxTokens],
+                         Quad (*quads)[kMaxTokens / 4], PageWeights& page) {
+    const int tokens = view.groups * kPanel;
+    vf scale[ROWS], offset[ROWS], most[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+        scale[r] = splat(query_scale[r]), offset[r] = splat(query_sum[r]);
+        most[r] = splat(-__builtin_inff());
+    }
+    for (int t = 0; t < tokens; t += W) {
+        const vf key_scale = load(view.key_scale + t), key_zero = load(view.key_zero + t), bias = load(view.bias + t);
+        for (int r = 0; r < ROWS; r++) {
+            const vf s = fma(key_scale, to_float(loadi(dots[r] + t)) * scale[r], fma(key_zero, offset[r], bias));
+            store(buffer[r] + t, s);
+            most[r] = max(most[r], s);
+        }
+    }
+    vf peak[ROWS], sum[ROWS], zero[ROWS], largest[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+        page.peak[r] = max_lanes(most[r]);
+        peak[r] = splat(page.peak[r]);
+        sum[r] = zero[r] = largest[r] = vf{};
+    }
+    for (int t = 0; t < tokens; t += W) {
+        const vf value_scale = load(view.value_scale + t), value_middle = load(view.value_middle + t);
+        for (int r = 0; r < ROWS; r++) {
+            const vf p = exp2(load(buffer[r] + t) - peak[r]);
+            const vf w = p * value_scale;
+            sum[r] = sum[r] + p;
+            zero[r] = fma(p, value_middle, zero[r]);
+            largest[r] = max(largest[r], w);
+            store(buffer[r] + t, w);
+        }
+    }
+    vf inverse[ROWS];
+    vi total[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+        const float top = max_lanes(largest[r]);
+        page.sum[r] = sum_lanes(sum[r]), page.zero[r] = sum_lanes(zero[r]);
+        page.scale[r] = top * (1.0f / kOne);
+        inverse[r] = splat(top > 0.0f ? float(kOne) / top : 0.0f);
+        total[r] = vi{};
+    }
+    for (int g = 0; g < view.groups; g++)
+        for (int r = 0; r < ROWS; r++) {
+            vi whole[kPanelVectors];
+            for (int i = 0; i < kPanelVectors; i++) {
+                whole[i] = round_to_int(load(buffer[r] + g * kPanel + i * W) * inverse[r]);
+                total[r] += whole[i];
+            }
+            pack_weights(whole, quads[r] + 4 * g);
+        }
+    // Codes count from the middle of their range, so that the rounding of weights meets centred numbers.
+    for (int r = 0; r < ROWS; r++) page.zero[r] -= page.scale[r] * middle * float(sum_lanes(total[r]));
+}
+
+template <int ROWS>
+LEANKV_INLINE void fold_page(State* s, const PageWeights& page, const int32_t (*products)[2 * kMaxDim], int channels) {
+    float peak[ROWS], factors[W > 2 * ROWS ? W : 2 * ROWS] = {};
+    for (int r = 0; r < ROWS; r++) {
+        peak[r] = s[r].peak > page.peak[r] ? s[r].peak : page.peak[r];
+        factors[r] = s[r].peak - peak[r], factors[ROWS + r] = page.peak[r] - peak[r];
+    }
+    for (int i = 0; i < 2 * ROWS; i += W) store(factors + i, exp2(load(factors + i)));
+    for (int r = 0; r < ROWS; r++) {
+        const float keep = factors[r], add = factors[ROWS + r];
+        const vf scale = splat(add * page.scale[r]), zero = splat(add * page.zero[r]);
+        for (int c = 0; c < channels; c += W) {
+            const vf fresh = fma(to_float(loadi(products[r] + c)), scale, zero);
+            store(s[r].out + c, fma(load(s[r].out + c), splat(keep), fresh));
+        }
+        s[r].sum = s[r].sum * keep + page.sum[r] * add;
+        s[r].peak = peak[r];
+    }
 }
 
 LEANKV_INLINE void fold_split(State& into, const State& from, int channels) {
@@ -159,41 +272,48 @@ LEANKV_INLINE Unit unit_of(const AttendCommittedArgs& a, int64_t u) {
 static void read_split(const AttendCommittedArgs& a, const Task& task, int split, Scratch& s) {
     const Unit unit = unit_of(a, task.unit);
     const int per_split = int(kSplitTokens / a.shape.page_size), dim = int(a.shape.head_dim);
-    const int channels = channel_vectors(dim) * W, panels = (channels + kPanel - 1) / kPanel;
+    const int channels = channel_vectors(dim) * W, value_panels = (channels + kPanel - 1) / kPanel;
     const float middle = float(value_middle(a.shape));
     const int64_t begin = int64_t(split) * per_split;
     const int64_t end = begin + per_split < unit.pages ? begin + per_split : unit.pages;
-    for (int r = 0; r < task.rows; r++) clear(s.split[r]);
+    for (int r = 0; r < task.rows; r++) clear(s.split[r], channels);
     auto record_of = [&](int64_t page) {
         return Record(a.shape, a.blocks, a.page_table[a.pages[unit.first_page + page]]);
     };
     for (int64_t page = begin; page < end; page++) {
         const Record record = record_of(page);
-        if (page + 1 < end) {
-            const Record next = record_of(page + 1);
-            if (next.held()) prefetch_head(next, task.head);
-        }
-        if (page + 2 < end) {
+        // One page ahead its codes, two pages ahead its header.
+        const Record next = record_of(page + 1 < unit.pages ? page + 1 : page);
+        if (page + 2 < unit.pages) {
             const Record later = record_of(page + 2);
             for (int i = 0; i < a.shape.tier_map_start; i += 64)
-                __builtin_prefetch(reinterpret_cast<const char*>(later.words) + i, 0, 2);
+                __builtin_prefetch(reinterpret_cast<const char*>(later.words) + i, 0, 3);
         }
         if (!record.held()) continue;
         const bool near = a.shape.near && page >= unit.pages - a.window && record.level() >= kLevelNear;
         read_head(record, task.head, near, s.view);
         if (!s.view.groups) continue;
+        Prefetch ahead(page + 1 < unit.pages ? &next : nullptr, task.head, 2 * s.view.groups);
+        // Decoding a page to panels pays from a few tiles of rows on.
+        const bool panels = task.rows > 2 * kTileRows;
+        if (panels) decode_panels(s.view, a.shape);
         for (int r = 0; r < task.rows; r += kTileRows) {
             const int count = task.rows - r < kTileRows ? task.rows - r : kTileRows;
-            multiply(
-                s.view.keys, s.view.groups, dim / 4, s.queries[r], kMaxDim / 4, count, s.dots[0], kMaxTokens);
-            PageWeights weights[kTileRows];
-            for (int i = 0; i < count; i++)
-                weights[i] = weigh(
-                    s.view, s.dots[i], s.query_scale[r + i], s.query_sum[r + i], middle, s.weights, s.weight_quads[i]);
-            multiply(
-                s.view.values, panels, 4 * s.view.groups, s.weight_quads[0], kMaxTokens / 4, count, s.products[0],
-                2 * kMaxDim);
-            for (int i = 0; i < count; i++) fold_page(s.split[r + i], weights[i], s.products[i], channels);
+            if (panels)
+                multiply(s.view.keys, s.view.groups, dim / 4, s.queries[r], kMaxDim / 4, count, s.dots[0], kMaxTokens);
+            else
+                multiply_keys_of(s.view, a.shape, count, s.queries[r], s.dots[0], ahead);
+            PageWeights page_weights;
+            with_rows(count, [&]<int ROWS>() {
+                weigh<ROWS>(s.view, s.dots, s.query_scale + r, s.query_sum + r, middle, s.weights, s.weight_quads,
+                            page_weights);
+            });
+            if (panels)
+                multiply(s.view.values, value_panels, 4 * s.view.groups, s.weight_quads[0], kMaxTokens / 4, count,
+                         s.products[0], 2 * kMaxDim);
+            else
+                multiply_values_of(s.view, a.shape, count, s.weight_quads[0], s.products[0], ahead);
+            with_rows(count, [&]<int ROWS>() { fold_page<ROWS>(s.split + r, page_weights, s.products, channels); });
         }
     }
 }
@@ -224,18 +344,19 @@ static void run_task(const AttendCommittedArgs& a, const Task& task, State* part
     const int group = int(a.group);
     for (int r = 0; r < task.rows; r++) {
         const int row = task.first_row + r;
-        prepare_query(
-            a, unit.first_query + row / group, task.head * group + row % group, s.queries[r], s.query_scale[r],
-            s.query_sum[r]);
+        prepare_query(a, unit.first_query + row / group, task.head * group + row % group, s.queries[r],
+                      s.query_scale[r], s.query_sum[r]);
     }
-    for (int r = 0; r < task.rows; r++) clear(s.total[r]);
+    for (int r = 0; r < task.rows; r++) clear(s.total[r], channels);
     for (int i = 0; i < task.splits; i++) {
         read_split(a, task, task.first_split + i, s);
         for (int r = 0; r < task.rows; r++) fold_split(s.total[r], s.split[r], channels);
     }
     for (int r = 0; r < task.rows; r++) {
-        if (task.partial < 0) finish_row(a, task, r, s.total[r]);
-        else partials[task.partial + r] = s.total[r];
+        if (task.partial < 0)
+            finish_row(a, task, r, s.total[r]);
+        else
+            partials[task.partial + r] = s.total[r];
     }
 }
 
@@ -289,7 +410,7 @@ static void attend_committed(const AttendCommittedArgs& a) {
             const Unit unit = unit_of(a, u);
             if (unit.pages) continue;
             State nothing;
-            clear(nothing);
+            clear(nothing, channels);
             for (int h = 0; h < heads; h++)
                 for (int r = 0; r < int(unit.queries * a.group); r++) finish_row(a, {u, h, 0, 0, 0, 0, -1}, r, nothing);
         }

@@ -89,9 +89,8 @@ LEANKV_INLINE vi combine(vi a, vi b) {
 }
 
 template <int ROWS, int VECTORS>
-LEANKV_INLINE void multiply_tile(
-    const uint8_t* codes, const size_t* at, int steps, const Quad* rows, size_t row_stride, int32_t* out,
-    size_t out_stride) {
+LEANKV_INLINE void multiply_tile(const uint8_t* codes, const size_t* at, int steps, const Quad* rows, size_t row_stride,
+                                 int32_t* out, size_t out_stride) {
     vi a[ROWS][VECTORS], b[ROWS][VECTORS];
     for (int r = 0; r < ROWS; r++)
         for (int v = 0; v < VECTORS; v++) a[r][v] = b[r][v] = vi{};
@@ -111,8 +110,8 @@ LEANKV_INLINE void multiply_tile(
 }
 
 template <int ROWS>
-LEANKV_INLINE void multiply_rows(
-    const uint8_t* codes, int panels, int steps, const Quad* rows, size_t row_stride, int32_t* out, size_t out_stride) {
+LEANKV_INLINE void multiply_rows(const uint8_t* codes, int panels, int steps, const Quad* rows, size_t row_stride,
+                                 int32_t* out, size_t out_stride) {
     const int vectors = panels * kPanelVectors;
     auto place = [&](int v) {
         return size_t(v / kPanelVectors) * steps * kStepBytes + size_t(v % kPanelVectors) * (4 * W);
@@ -131,16 +130,29 @@ LEANKV_INLINE void multiply_rows(
 
 // out[r][16 p + lane] = sum over steps and the four codes of codes * numbers; panels of `steps` steps each.
 // `count` is at most kTileRows.
-static inline void multiply(
-    const uint8_t* codes, int panels, int steps, const Quad* rows, size_t row_stride, int count, int32_t* out,
-    size_t out_stride) {
+static inline void multiply(const uint8_t* codes, int panels, int steps, const Quad* rows, size_t row_stride, int count,
+                            int32_t* out, size_t out_stride) {
     switch (count) {
-        case 1: return multiply_rows<1>(codes, panels, steps, rows, row_stride, out, out_stride);
-        case 2: return multiply_rows<2>(codes, panels, steps, rows, row_stride, out, out_stride);
+        case 1:
+            return multiply_rows<1>(codes, panels, steps, rows, row_stride, out, out_stride);
+        case 2:
+            return multiply_rows<2>(codes, panels, steps, rows, row_stride, out, out_stride);
 #if defined(__AVX512VNNI__)
-        case 3: return multiply_rows<3>(codes, panels, steps, rows, row_stride, out, out_stride);
-        case 4: return multiply_rows<4>(codes, panels, steps, rows, row_stride, out, out_stride);
+        case 3:
+            return multiply_rows<3>(codes, panels, steps, rows, row_stride, out, out_stride);
+        case 4:
+            return multiply_rows<4>(codes, panels, steps, rows, row_stride, out, out_stride);
 #endif
+    }
+}
+
+// Adds the products of one vector of codes with one quad per row.
+template <int ROWS>
+LEANKV_INLINE void accumulate(vi codes, const Quad* quads, size_t row_stride, vi* a, vi* b) {
+    const Codes c = split_codes(codes);
+    for (int r = 0; r < ROWS; r++) {
+        a[r] = dot(a[r], c.a, quads[r * row_stride].a);
+        b[r] = dot(b[r], c.b, quads[r * row_stride].b);
     }
 }
 

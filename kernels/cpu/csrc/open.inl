@@ -112,17 +112,26 @@ static void open_unit(const AttendOpenArgs& a, int64_t u, int head) {
             out[i] = a.out + at * dim;
         }
         switch (n) {
-            case 1: weigh_all_values<1>(s, longest, dim, out); break;
-            case 2: weigh_all_values<2>(s, longest, dim, out); break;
-            case 3: weigh_all_values<3>(s, longest, dim, out); break;
-            case 4: weigh_all_values<4>(s, longest, dim, out); break;
+            case 1:
+                weigh_all_values<1>(s, longest, dim, out);
+                break;
+            case 2:
+                weigh_all_values<2>(s, longest, dim, out);
+                break;
+            case 3:
+                weigh_all_values<3>(s, longest, dim, out);
+                break;
+            case 4:
+                weigh_all_values<4>(s, longest, dim, out);
+                break;
         }
         for (int i = 0; i < n; i++)
             for (int c = 0; c < dim; c += W) store(out[i] + c, load(out[i] + c) * inverse[i]);
     }
     for (int j = 0; j < group; j++) {
         int32_t* to = a.scores + (raw * a.query_heads + head * group + j) * page;
-        if (offset == 0) std::memcpy(to, s.columns[j], sizeof(int32_t) * page);
+        if (offset == 0)
+            std::memcpy(to, s.columns[j], sizeof(int32_t) * page);
         else
             for (int t = 0; t < written; t++) to[t] += s.columns[j][t];
     }

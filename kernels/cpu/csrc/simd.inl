@@ -11,6 +11,7 @@
 #include <cstring>
 
 #define LEANKV_INLINE static inline __attribute__((always_inline))
+#define LEANKV_MEMBER inline __attribute__((always_inline))
 
 namespace leankv::LEANKV_NS {
 namespace {
@@ -65,49 +66,39 @@ LEANKV_INLINE vi round_to_int(vf x) {
 
 // Sums and maxima over lanes by halves, always in the same order.
 LEANKV_INLINE float sum_lanes(vf x) {
-    float lane[W];
-    store(lane, x);
-    for (int n = W / 2; n; n /= 2)
-        for (int i = 0; i < n; i++) lane[i] += lane[i + n];
-    return lane[0];
+    const vi lane = lane_ids();
+    for (int n = W / 2; n; n /= 2) x = x + __builtin_shuffle(x, lane ^ n);
+    return x[0];
 }
 
 LEANKV_INLINE int32_t sum_lanes(vi x) {
-    int32_t lane[W], total = 0;
-    storei(lane, x);
-    for (int i = 0; i < W; i++) total += lane[i];
-    return total;
+    const vi lane = lane_ids();
+    for (int n = W / 2; n; n /= 2) x = x + __builtin_shuffle(x, lane ^ n);
+    return x[0];
 }
 
 LEANKV_INLINE float max_lanes(vf x) {
-#if defined(__AVX512VNNI__)
-    return _mm512_reduce_max_ps((__m512)x);
-#else
-    float lane[W];
-    store(lane, x);
-    for (int n = W / 2; n; n /= 2)
-        for (int i = 0; i < n; i++) lane[i] = lane[i] > lane[i + n] ? lane[i] : lane[i + n];
-    return lane[0];
-#endif
+    const vi lane = lane_ids();
+    for (int n = W / 2; n; n /= 2) x = max(x, __builtin_shuffle(x, lane ^ n));
+    return x[0];
 }
 
-// 2^x for x <= 0 (and small positive x); 0 below -126, so -inf gives 0. Relative error below 2e-7.
+// 2^x for x <= 0 (and small positive x); -inf gives 0. Relative error below 2e-7; 2^0 is 1.
 LEANKV_INLINE vf exp2(vf x) {
     const vf low = splat(-126.0f);
-    const vi keep = x >= low;
     const vf clipped = max(x, low);
     const vf magic = splat(12582912.0f);
     const vf whole = clipped + magic;
     const vf f = clipped - (whole - magic);  // -0.5 .. 0.5
-    vf p = splat(1.5403530e-4f);
-    p = fma(p, f, splat(1.3333558e-3f));
-    p = fma(p, f, splat(9.6181291e-3f));
-    p = fma(p, f, splat(5.5504109e-2f));
-    p = fma(p, f, splat(2.4022651e-1f));
-    p = fma(p, f, splat(6.9314718e-1f));
+    vf p = splat(1.534580606e-4f);
+    p = fma(p, f, splat(1.339993117e-3f));
+    p = fma(p, f, splat(9.618488979e-3f));
+    p = fma(p, f, splat(5.550328777e-2f));
+    p = fma(p, f, splat(2.402264689e-1f));
+    p = fma(p, f, splat(6.931472057e-1f));
     p = fma(p, f, splat(1.0f));
     const vi exponent = (as_int(whole) - as_int(magic)) << 23;
-    return as_float((as_int(p) + exponent) & keep);
+    return as_float((as_int(p) + exponent) & (x >= low));
 }
 
 LEANKV_INLINE float exp2_one(float x) { return exp2(splat(x))[0]; }
