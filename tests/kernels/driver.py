@@ -54,18 +54,27 @@ class Driver:
 
     Args:
         garbage: what open pages and unused slots hold before anything is written; NaN and inf must never come out.
+        device: where everything lives.
     """
 
     def __init__(
-        self, ops: Ops, method: Method, *, num_pages: int = 64, num_rows: int = 8, garbage: float = float("nan")
+        self,
+        ops: Ops,
+        method: Method,
+        *,
+        num_pages: int = 64,
+        num_rows: int = 8,
+        garbage: float = float("nan"),
+        device: str = "cpu",
     ) -> None:
-        self.ops, self.method, self.garbage = ops, method, garbage
+        self.ops, self.method, self.garbage, self.device = ops, method, garbage, device
         self.num_pages, self.num_rows = num_pages, num_rows
-        self.store = RecordStore(method.layout, 1, num_pages, "cpu")
+        self.store = RecordStore(method.layout, 1, num_pages, device)
         # Page ids in an order that no code can take for granted.
         self.free_pages = [1 + (i * 7 + 3) % num_pages for i in range(num_pages)]
         assert len(set(self.free_pages)) == num_pages
-        self.req_to_token = torch.full((num_rows, num_pages * method.layout.page_size), 0, dtype=torch.int32)
+        slots = num_pages * method.layout.page_size
+        self.req_to_token = torch.zeros(num_rows, slots, dtype=torch.int32, device=device)
         self.open_key = self.open_value = self.open_scores = torch.empty(0)
 
     def admit(self, tokens: Tokens, row: int, prefix: list[int] | None = None) -> Request:
@@ -81,14 +90,16 @@ class Driver:
     def _attach(self, tokens: Tokens) -> None:
         page = self.method.layout.page_size
         shape = (self.num_rows, page, *tokens.k.shape[1:])
-        self.open_key = torch.full(shape, self.garbage, dtype=tokens.k.dtype)
-        self.open_value = torch.full(shape, self.garbage, dtype=tokens.v.dtype)
-        self.open_scores = torch.full((self.num_rows, tokens.q.shape[1], page), -(1 << 30), dtype=torch.int32)
+        self.open_key = torch.full(shape, self.garbage, dtype=tokens.k.dtype, device=self.device)
+        self.open_value = torch.full_like(self.open_key, self.garbage, dtype=tokens.v.dtype)
+        scores = (self.num_rows, tokens.q.shape[1], page)
+        self.open_scores = torch.full(scores, -(1 << 30), dtype=torch.int32, device=self.device)
 
     def _append_page(self, request: Request, page: int) -> None:
         size = self.method.layout.page_size
         start = len(request.pages) * size
-        self.req_to_token[request.row, start : start + size] = page * size + torch.arange(size, dtype=torch.int32)
+        slots = page * size + torch.arange(size, dtype=torch.int32, device=self.device)
+        self.req_to_token[request.row, start : start + size] = slots
         request.pages.append(page)
 
     def step(self, batch: list[tuple[Request, int]]) -> None:
@@ -98,7 +109,7 @@ class Driver:
             while len(request.pages) * size < request.done + n:
                 self._append_page(request, self.free_pages.pop())
         plan = build_plan(
-            torch.tensor([r.row for r, _ in batch]),
+            torch.tensor([r.row for r, _ in batch], device=self.device),
             [r.done for r, _ in batch],
             [n for _, n in batch],
             self.req_to_token,
@@ -117,7 +128,7 @@ class Driver:
         ops, method, rows = self.ops, self.method, plan.rows
         scale = q.shape[-1] ** -0.5
         # Always copies, as a prefill of several pages needs them; the pool's tests cover the way in place.
-        raw = RawPages(self.open_key[rows], self.open_value[rows], self.open_scores[rows], torch.arange(plan.num_units))
+        raw = RawPages(self.open_key[rows], self.open_value[rows], self.open_scores[rows], plan.unit_range)
         raw.key[plan.token_unit, plan.token_pos] = k
         raw.value[plan.token_unit, plan.token_pos] = v
         own, own_lse = ops.attend_open(q, raw, plan, scale)
@@ -125,7 +136,7 @@ class Driver:
         if full.numel():
             significance = mean_attention(raw.scores[full], method.layout.num_kv_heads)
             high, low = (
-                torch.full((method.layout.num_kv_heads,), a, dtype=torch.float64)
+                torch.full((method.layout.num_kv_heads,), a, dtype=torch.float64, device=self.device)
                 for a in (method.alpha_high, method.alpha_low)
             )
             tiers = choose_tiers(significance, high, low, plan.sequence_start)
@@ -146,7 +157,7 @@ class Driver:
     def records(self, request: Request) -> Tensor:
         """The bytes of the request's committed pages, without what depends on where they lie."""
         full = request.done // self.method.layout.page_size
-        records = self.store.gather(0, torch.tensor(request.pages[:full], dtype=torch.int64))
+        records = self.store.gather(0, torch.tensor(request.pages[:full], dtype=torch.int64, device=self.device))
         return without_place(records, self.method.layout)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from random import Random
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leankv_kernels import HIGH, LOW, PRUNED, TIERS, RawPages, RecordLayout, Tier
+from leankv_kernels import HIGH, LOW, PRUNED, TIERS, Ops, RawPages, RecordLayout, Tier
 from leankv_kernels.reference.record import encode
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
@@ -26,8 +28,20 @@ PAIRS = [
 """Every pair whose low tier is a cut of its high tier, single tiers included."""
 
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether this process runs Triton kernels in their interpreter, a thousand times slower than anything else here."""
+
+
+class Backend(NamedTuple):
+    """A backend under test and where its tensors live."""
+
+    ops: Ops
+    device: str
+
+
 def few(examples: int) -> settings:
     """The same few examples in every run, however slow the machine."""
+    examples = max(2, examples // 20) if INTERPRETED else examples
     return settings(max_examples=examples, deadline=None, derandomize=True, database=None)
 
 
@@ -129,10 +143,18 @@ class Committed:
         return f"{len(self.tiers)} pages of {self.layout}"
 
 
-def commit(layout: RecordLayout, tiers: Tensor, seed: int) -> Committed:
-    """Encode pages of wild values with these tiers."""
+def calm_rows(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Values such as a model has, some channels far off zero; float64. Attention over them is not peaked."""
+    x = torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+    return x + torch.arange(shape[-1]).cos()
+
+
+def commit(
+    layout: RecordLayout, tiers: Tensor, seed: int, rows: Callable[[tuple[int, ...], int], Tensor] = wild_rows
+) -> Committed:
+    """Encode pages of values, wild ones unless said, with these tiers."""
     shape = (*tiers.shape, layout.head_dim)
-    key, value = wild_rows(shape, seed), wild_rows(shape, seed + 1)
+    key, value = rows(shape, seed), rows(shape, seed + 1)
     return Committed(layout, tiers, key, value, *encode(key, value, tiers, layout))
 
 

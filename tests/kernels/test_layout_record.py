@@ -5,7 +5,6 @@ from __future__ import annotations
 from random import Random
 
 import dense
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,13 +14,13 @@ from kernelutil import (
     TIER_MAPS,
     Committed,
     commit,
+    counts,
     dice,
     every_sample,
     few,
     generator,
     pair_name,
     random_layout,
-    random_tier_maps,
     small_layout,
 )
 from torch import Tensor
@@ -30,12 +29,7 @@ from leankv_kernels import HIGH, LOW, PRUNED, TIERS, RecordLayout, Tier
 from leankv_kernels import layout as L
 from leankv_kernels.reference.record import View, cut, decode, encode, read_header, read_tiers
 
-ROW_KINDS = L.RowOffsets._fields
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=pair_name)
-
-
-def counts(tiers: Tensor) -> tuple[Tensor, Tensor]:
-    return (tiers == HIGH).sum(2), (tiers == LOW).sum(2)
 
 
 def check_reading(x: Tensor, read: Tensor, bits: int, where: Tensor) -> None:
@@ -105,106 +99,6 @@ def test_tiers_decide_the_far_view_alone(pair: tuple[Tier, Tier]) -> None:
     )
     for other in others:
         assert_same_view(first, other)
-
-
-@every_sample
-def test_the_bytes_of_a_token_lie_where_the_layout_says(page: Committed) -> None:
-    """Read single tokens byte by byte, as a kernel author would from the documentation."""
-    layout, high, low = page.layout, page.layout.high, page.layout.low
-    offsets, record = layout.row_offsets(page.tiers), page.records.numpy()
-    for token in torch.randperm(page.tiers.numel(), generator=generator(0))[:24].tolist():
-        n, h, t = np.unravel_index(token, page.tiers.shape)
-        rows = {
-            kind: record[n, at[n, h, t] : at[n, h, t] + size] if at[n, h, t] >= 0 else None
-            for kind, at, size in zip(ROW_KINDS, offsets, layout.row_bytes, strict=True)
-        }
-        if rows["scale"] is None:
-            assert page.tiers[n, h, t] == PRUNED
-            assert not layout.near
-            continue
-        numbers = rows["scale"].view(np.float16).astype(np.float64)
-        for x, name, zero_at, long, short in (
-            (page.key, "key", 0, high.key_bits, low.key_bits),
-            (page.value, "value", 2, high.value_bits, low.value_bits),
-        ):
-            codes, scale, zero = dense.master_codes(x[n, h, t].numpy())
-            assert numbers[zero_at : zero_at + 2].tolist() == [scale, zero]
-            master = codes.astype(np.int64)
-            assert unpack_naively(rows[f"{name}_base"], short).tolist() == (master >> (8 - short)).tolist()
-            refinement = rows[f"{name}_refine"]
-            if refinement is not None and long > short:
-                cut_off = (master >> (8 - long)) & (2 ** (long - short) - 1)
-                assert unpack_naively(refinement, long - short).tolist() == cut_off.tolist()
-
-
-def unpack_naively(row: np.ndarray, bits: int) -> np.ndarray:
-    """Byte i holds channels i, i + n, i + 2n ..., lowest bits first."""
-    return np.concatenate([(row >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
-
-
-# Where rows lie
-
-
-@few(60)
-@given(rng=dice)
-def test_rows_fill_their_sections_without_touching_each_other(rng: Random) -> None:
-    layout = random_layout(rng)
-    tiers = random_tier_maps(rng, layout, n=1)
-    sections = layout.sections(*counts(tiers))
-    end = int(sections.end[0])
-    taken = np.zeros(layout.record_bytes, dtype=np.int64)
-    for offset, size in zip(layout.row_offsets(tiers), layout.row_bytes, strict=True):
-        kept = offset[offset >= 0].numpy() if size else np.zeros(0, dtype=np.int64)
-        touched = (kept[:, None] + np.arange(size)).reshape(-1)
-        assert not touched.size or layout.header_bytes <= touched.min() <= touched.max() < end
-        taken += np.bincount(touched, minlength=layout.record_bytes)
-    assert taken.max(initial=0) <= 1
-    assert end <= layout.record_bytes
-    # What is not a row is padding, less than 16 bytes behind each run.
-    runs = layout.num_kv_heads * (12 if layout.near else 5)
-    assert end - layout.header_bytes - taken.sum() <= runs * 15
-
-
-@few(60)
-@given(rng=dice)
-def test_sections_hold_the_rows_that_their_worth_says(rng: Random) -> None:
-    """Base codes of far tokens, then refinement of high ones, then the near part."""
-    layout = random_layout(rng)
-    tiers = random_tier_maps(rng, layout)
-    sections = layout.sections(*counts(tiers))
-    starts = [sections.base[:, 0], sections.refine[:, 0], sections.near[:, 0], sections.end]
-    assert bool((starts[0] == layout.header_bytes).all())
-    base_row = {kind: not kind.endswith("refine") for kind in ROW_KINDS}
-    for kind, offset, size in zip(ROW_KINDS, layout.row_offsets(tiers), layout.row_bytes, strict=True):
-        for n, h, t in np.ndindex(*tiers.shape):
-            if not size:
-                continue
-            tier, at = int(tiers[n, h, t]), int(offset[n, h, t])
-            section = 2 if tier == PRUNED or (tier == LOW and not base_row[kind]) else 0 if base_row[kind] else 1
-            if section == 2 and not layout.near:
-                assert at == -1
-            else:
-                assert starts[section][n] <= at
-                assert at + size <= starts[section + 1][n]
-
-
-@few(40)
-@given(rng=dice)
-def test_runs_are_aligned_and_ordered_by_position(rng: Random) -> None:
-    """One run per head and kind of row: from a multiple of 16 on, high then low tokens, each in order of position."""
-    layout = random_layout(rng)
-    tiers = random_tier_maps(rng, layout, n=1)
-    worth = torch.where(tiers == PRUNED, 3, HIGH - tiers.long())  # high, low, pruned
-    for kind, offset, size in zip(ROW_KINDS, layout.row_offsets(tiers), layout.row_bytes, strict=True):
-        groups = [(HIGH, LOW), (PRUNED,)] if not kind.endswith("refine") else [(HIGH,), (LOW,), (PRUNED,)]
-        for h in range(layout.num_kv_heads):
-            for group in groups:
-                member = torch.isin(tiers[0, h], torch.tensor(group, dtype=torch.uint8)) & (offset[0, h] >= 0)
-                order = worth[0, h][member].argsort(stable=True)
-                at = offset[0, h][member][order]
-                if at.numel() and size:
-                    assert int(at[0]) % 16 == 0
-                    assert bool((at.diff() == size).all())
 
 
 # Headers
@@ -321,17 +215,21 @@ def test_an_unknown_level_is_refused() -> None:
 )
 def test_padding_stays_below_three_percent(heads: int, head_dim: int) -> None:
     layout = RecordLayout(128, heads, head_dim, TIERS["k8v4"], TIERS["k4v2"])
-    rows = heads * 128 * (8 + head_dim * (8 + 4) // 8)
-    assert 0 <= layout.record_bytes - layout.header_bytes - rows <= 0.03 * layout.record_bytes
+    data = heads * 128 * (8 + head_dim * (8 + 4) // 8)
+    assert 0 <= layout.record_bytes - layout.header_bytes - data <= 0.03 * layout.record_bytes
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @every_pair
-def test_rows_of_both_tiers_take_the_bytes_of_their_bits(pair: tuple[Tier, Tier], head_dim: int) -> None:
-    (high, low), rows = pair, RecordLayout(128, 4, head_dim, *pair).row_bytes
-    assert rows.scale == 8
-    assert (rows.key_base + rows.value_base) * 8 == head_dim * sum(low)
-    assert (rows.key_base + rows.value_base + rows.key_refine + rows.value_refine) * 8 == head_dim * sum(high)
+def test_data_of_both_tiers_take_the_bytes_of_their_bits(pair: tuple[Tier, Tier], head_dim: int) -> None:
+    (high, low), layout = pair, RecordLayout(128, 4, head_dim, *pair)
+    size, planes = layout.token_bytes, layout.planes
+    assert size.scale == 8
+    assert (size.key_base + size.value_base) * 8 == head_dim * sum(low)
+    assert (size.key_base + size.value_base + size.key_refine + size.value_refine) * 8 == head_dim * sum(high)
+    for at, (key, value) in ((0, low), (2, (high.key_bits - low.key_bits, high.value_bits - low.value_bits))):
+        assert 4 * planes[at] == key
+        assert 2 * planes[at + 1] == value
 
 
 @pytest.mark.parametrize(

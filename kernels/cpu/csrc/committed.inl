@@ -73,25 +73,35 @@ static inline void prepare_query(const AttendCommittedArgs& a, int64_t token, in
     }
 }
 
-// Products of a run's keys with a few rows, decoded on the fly.
+// Products of N neighbouring groups of a run's keys with a few rows, decoded on the fly.
+template <int ROWS, int PLANES, int N>
+LEANKV_INLINE void multiply_key_groups(const Run& run, int t, int dim, const Quad* queries, int32_t* out) {
+    constexpr size_t stride = kMaxDim / 4;
+    KeyGroup<PLANES> group[N];
+    for (int n = 0; n < N; n++) group[n].find(run.key, t + n * kPanel, dim);
+    for (int sub = 0; sub < kPanelVectors; sub++) {
+        vi a[ROWS][N] = {}, b[ROWS][N] = {};
+        for (int j = 0; j < dim / 8; j++) {
+            vi even[N], odd[N];
+            for (int n = 0; n < N; n++) group[n].read(j, sub, even[n], odd[n]);
+            accumulate<ROWS, N>(even, queries + 2 * j, stride, a, b);
+            accumulate<ROWS, N>(odd, queries + 2 * j + 1, stride, a, b);
+        }
+        for (int r = 0; r < ROWS; r++)
+            for (int n = 0; n < N; n++)
+                storei(out + r * kMaxTokens + run.first_group * kPanel + t + n * kPanel + sub * W,
+                       combine(a[r][n], b[r][n]));
+    }
+}
+
 template <int ROWS, int PLANES>
 LEANKV_INLINE void multiply_keys(const Run& run, int dim, const Quad* queries, int32_t* out, Prefetch& ahead) {
-    constexpr size_t stride = kMaxDim / 4;
-    for (int t = 0; t < run.key.tokens; t += kPanel) {
-        ahead.issue(ahead.share);
-        const KeyGroup<PLANES> group(run.key, t, dim);
-        for (int sub = 0; sub < kPanelVectors; sub++) {
-            vi a[ROWS] = {}, b[ROWS] = {};
-            for (int j = 0; j < dim / 8; j++) {
-                vi even, odd;
-                group.read(j, sub, even, odd);
-                accumulate<ROWS>(even, queries + 2 * j, stride, a, b);
-                accumulate<ROWS>(odd, queries + 2 * j + 1, stride, a, b);
-            }
-            for (int r = 0; r < ROWS; r++)
-                storei(out + r * kMaxTokens + run.first_group * kPanel + t + sub * W, combine(a[r], b[r]));
-        }
+    int t = 0;
+    for (; t + kPanel < run.key.tokens; t += 2 * kPanel) {
+        ahead.issue(2 * ahead.share);
+        multiply_key_groups<ROWS, PLANES, 2>(run, t, dim, queries, out);
     }
+    if (t < run.key.tokens) multiply_key_groups<ROWS, PLANES, 1>(run, t, dim, queries, out);
 }
 
 // Adds the products of a run's values with the weights of a few rows, decoded on the fly.
@@ -101,25 +111,24 @@ LEANKV_INLINE void multiply_values(const Run& run, int dim, const Quad* weights,
     ValueGroup<PLANES, BASE> groups[kMaxGroups];
     for (int g = 0; 4 * g < run.value.quads; g++) groups[g].find(run.value, g, dim);
     for (int v = 0; v < channel_vectors(dim); v += 2) {
-        vi a[2][ROWS] = {}, b[2][ROWS] = {};
+        vi a[ROWS][2] = {}, b[ROWS][2] = {};
         for (int g = 0; 4 * g < run.value.quads; g++) {
             const ValueGroup<PLANES, BASE>& group = groups[g];
             if (v < 2) ahead.issue(ahead.share);
             const Quad* quads = weights + 4 * (run.first_group + g);
             vi words[PLANES][2];
             group.read(v / 4, v / 2 % 2, words);
-            for (int r = 0; r < 2; r++) {
-                accumulate<ROWS>(group.template codes<0>(words, r), quads, stride, a[r], b[r]);
-                accumulate<ROWS>(group.template codes<1>(words, r), quads + 1, stride, a[r], b[r]);
-                accumulate<ROWS>(group.template codes<2>(words, r), quads + 2, stride, a[r], b[r]);
-                accumulate<ROWS>(group.template codes<3>(words, r), quads + 3, stride, a[r], b[r]);
-            }
+            const vi codes[4][2] = {{group.template codes<0>(words, 0), group.template codes<0>(words, 1)},
+                                    {group.template codes<1>(words, 0), group.template codes<1>(words, 1)},
+                                    {group.template codes<2>(words, 0), group.template codes<2>(words, 1)},
+                                    {group.template codes<3>(words, 0), group.template codes<3>(words, 1)}};
+            for (int i = 0; i < 4; i++) accumulate<ROWS, 2>(codes[i], quads + i, stride, a, b);
         }
         for (int r = 0; r < ROWS; r++)
             for (int i = 0; i < 2; i++) {
                 int32_t* to = out + r * 2 * kMaxDim + (v + i) * W;
                 const vi before = run.first_group ? loadi(to) : vi{};
-                storei(to, before + combine(a[i][r], b[i][r]));
+                storei(to, before + combine(a[r][i], b[r][i]));
             }
     }
 }

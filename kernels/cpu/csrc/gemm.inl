@@ -146,13 +146,15 @@ static inline void multiply(const uint8_t* codes, int panels, int steps, const Q
     }
 }
 
-// Adds the products of one vector of codes with one quad per row.
-template <int ROWS>
-LEANKV_INLINE void accumulate(vi codes, const Quad* quads, size_t row_stride, vi* a, vi* b) {
-    const Codes c = split_codes(codes);
+// Adds the products of N vectors of codes with one quad per row, which is loaded once for all of them.
+template <int ROWS, int N>
+LEANKV_INLINE void accumulate(const vi* codes, const Quad* quads, size_t row_stride, vi (*a)[N], vi (*b)[N]) {
+    Codes c[N];
+    for (int n = 0; n < N; n++) c[n] = split_codes(codes[n]);
     for (int r = 0; r < ROWS; r++) {
-        a[r] = dot(a[r], c.a, quads[r * row_stride].a);
-        b[r] = dot(b[r], c.b, quads[r * row_stride].b);
+        const Quad q = quads[r * row_stride];
+        for (int n = 0; n < N; n++) a[r][n] = dot(a[r][n], c[n].a, q.a);
+        for (int n = 0; n < N; n++) b[r][n] = dot(b[r][n], c[n].b, q.b);
     }
 }
 

@@ -63,12 +63,37 @@ struct CommitArgs {
     int dtype, threads;
 };
 
+// The dense baseline: float32 out [batch, query heads, dim] from a bf16 query of that shape and bf16 keys and values
+// [batch, kv heads, tokens, dim].
+constexpr int kDenseSplit = 4096;  // tokens that one thread reads on its own
+constexpr int kDenseGroup = 8;     // the most query heads per kv head
+constexpr int kDenseDim = 256;     // the widest head; a multiple of 16
+
+struct DenseArgs {
+    const uint16_t *q, *k, *v;
+    float *out, *workspace;  // the latter has kDenseDim + 2 per query head and split
+    int64_t batch, kv_heads, group, tokens;
+    int dim;
+    float scale;
+    int threads;
+    bool cpu_bf16;  // use the CPU's bf16 products where it has them
+};
+
+struct ReadArgs {
+    const void* data;
+    int64_t bytes;
+    uint64_t* sum;
+    int threads;
+};
+
 struct Kernels {
     const char* name;
     void (*attend_open)(const AttendOpenArgs&);
     void (*attend_committed)(const AttendCommittedArgs&);
     void (*merge_states)(const MergeArgs&);
     void (*commit_pages)(const CommitArgs&);
+    void (*dense_decode)(const DenseArgs&);
+    void (*read_bandwidth)(const ReadArgs&);
 };
 
 // Each in a translation unit of its own; module.cpp only calls those that the CPU can run.

@@ -18,6 +18,8 @@
 
 #include "commit.inl"
 
+#include "dense.inl"
+
 #define LEANKV_STRING_(x) #x
 #define LEANKV_STRING(x) LEANKV_STRING_(x)
 
@@ -29,6 +31,8 @@ const Kernels kernels = {
     .attend_committed = attend_committed,
     .merge_states = merge_states,
     .commit_pages = commit_pages,
+    .dense_decode = dense::decode,
+    .read_bandwidth = dense::read_bandwidth,
 };
 
 }  // namespace leankv::LEANKV_NS

@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <atomic>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -70,6 +71,25 @@ leankv::RecordShape shape_at(uintptr_t address) {
             i(11), i(12), i(13), i(14), v[15], v[16], v[17], v[18], v[19], v[20]};
 }
 
+// Only benches call it, with nothing in between that would check.
+void dense_decode(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out, int64_t batch, int64_t kv_heads, int64_t group,
+                  int64_t tokens, int dim, float scale, int threads, bool cpu_bf16) {
+    if (group < 1 || group > leankv::kDenseGroup) throw nb::value_error("the group must be from 1 to 8.");
+    if (dim < 16 || dim > leankv::kDenseDim || dim % 16)
+        throw nb::value_error("the head's width must be a multiple of 16 up to 256.");
+    if (tokens < 1) throw nb::value_error("there must be a token to attend to.");
+    const int64_t splits = (tokens + leankv::kDenseSplit - 1) / leankv::kDenseSplit;
+    const std::unique_ptr<float[]> workspace(new float[batch * kv_heads * group * splits * (leankv::kDenseDim + 2)]);
+    kernels().dense_decode({at<const uint16_t>(q), at<const uint16_t>(k), at<const uint16_t>(v), at<float>(out),
+                            workspace.get(), batch, kv_heads, group, tokens, dim, scale, threads, cpu_bf16});
+}
+
+uint64_t read_bandwidth(uintptr_t data, int64_t bytes, int threads) {
+    uint64_t sum = 0;
+    kernels().read_bandwidth({at<const void>(data), bytes, &sum, threads});
+    return sum;
+}
+
 }  // namespace
 
 NB_MODULE(_cpu, m) {
@@ -123,4 +143,8 @@ NB_MODULE(_cpu, m) {
                  threads});
         },
         release());
+
+    m.def("dense_decode", dense_decode, "q"_a, "k"_a, "v"_a, "out"_a, "batch"_a, "kv_heads"_a, "group"_a, "tokens"_a,
+          "dim"_a, "scale"_a, "threads"_a, "cpu_bf16"_a = true, release());
+    m.def("read_bandwidth", read_bandwidth, "data"_a, "bytes"_a, "threads"_a, release());
 }

@@ -126,7 +126,7 @@ struct KeyGroup {
     const uint8_t *top, *second, *first_part, *rest;
     int tokens, in_first, in_rest;
 
-    LEANKV_MEMBER KeyGroup(const KeySource& s, int t, int head_dim) {
+    LEANKV_MEMBER void find(const KeySource& s, int t, int head_dim) {
         tokens = clamp(s.tokens - t, 0, kPanel);
         in_first = clamp(s.split - t, 0, tokens);
         in_rest = tokens - in_first;
@@ -221,7 +221,8 @@ struct ValueGroup {
 template <int PLANES>
 LEANKV_INLINE void decode_keys(const KeySource& s, int head_dim, uint8_t* out) {
     for (int t = 0; t < s.tokens; t += kPanel, out += size_t(kPanel) * head_dim) {
-        const KeyGroup<PLANES> group(s, t, head_dim);
+        KeyGroup<PLANES> group;
+        group.find(s, t, head_dim);
         for (int j = 0; j < head_dim / 8; j++)
             for (int sub = 0; sub < kPanelVectors; sub++) {
                 vi even, odd;
