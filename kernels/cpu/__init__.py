@@ -100,7 +100,7 @@ def attend_committed(
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.attention.attend_committed``; float32 out and LSE.
 
-    Queries and softmax weights are rounded to 15 bits, relative to the largest of a query and of a page.
+    Queries and softmax weights are rounded to 16 bits, relative to the largest of a query and of a page.
     """
     q = q.contiguous()
     _check(blocks=store.blocks, units=plan.units, pages=plan.pages)

@@ -41,7 +41,7 @@ LEANKV_INLINE void clear(State& s, int channels) {
     std::memset(s.out, 0, sizeof(float) * size_t(channels));
 }
 
-// Rotates one query, and writes it as 15-bit integers times a scale that carries the softmax factor and log2(e).
+// Rotates one query, and writes it as 16-bit integers times a scale that carries the softmax factor and log2(e).
 static inline void prepare_query(const AttendCommittedArgs& a, int64_t token, int query_head, Quad* quads, float& scale,
                                  float& sum) {
     const int dim = int(a.shape.head_dim), block = a.rotated ? dim & -dim : 0;

@@ -1,4 +1,4 @@
-// Products of 8-bit codes with 15-bit numbers, exact in 32 bits, so that no order of summation shows in the result.
+// Products of 8-bit codes with 16-bit numbers, exact in 32 bits, so that no order of summation shows in the result.
 //
 // A panel holds 16 lanes (tokens for keys, channels for values): per step 64 bytes, four codes for each lane. A row
 // holds per step the four numbers that meet them.
@@ -9,8 +9,8 @@ namespace {
 constexpr int kPanel = 16;
 constexpr int kStepBytes = 64;
 constexpr int kPanelVectors = kPanel / W;
-// 127 * 128: the largest number whose two halves fit signed bytes. Times 255, times 256 terms, it stays below 2^31.
-constexpr int kOne = 16256;
+// 127 * 256: the largest number whose two halves fit signed bytes. Times 255, times 256 terms, it stays below 2^31.
+constexpr int kOne = 32512;
 
 #if defined(__AVX512VNNI__)
 constexpr int kTileRows = 4, kTileVectors = 2;
@@ -18,16 +18,16 @@ constexpr int kTileRows = 4, kTileVectors = 2;
 constexpr int kTileRows = 2, kTileVectors = 2;
 #endif
 
-// Four numbers of one row as the dot product wants them: on VNNI the upper seven bits of each and the lower seven
-// (signed bytes, x = 128 a + b), otherwise the even and the odd ones (signed 16 bits).
+// Four numbers of one row as the dot product wants them: on VNNI the upper half of each and the lower
+// (signed bytes, x = 256 a + b), otherwise the even and the odd ones (signed 16 bits).
 struct Quad {
     int32_t a, b;
 };
 
 LEANKV_INLINE Quad pack_quad(int x0, int x1, int x2, int x3) {
 #if defined(__AVX512VNNI__)
-    const int a0 = (x0 + 64) >> 7, a1 = (x1 + 64) >> 7, a2 = (x2 + 64) >> 7, a3 = (x3 + 64) >> 7;
-    const int b0 = x0 - 128 * a0, b1 = x1 - 128 * a1, b2 = x2 - 128 * a2, b3 = x3 - 128 * a3;
+    const int a0 = (x0 + 128) >> 8, a1 = (x1 + 128) >> 8, a2 = (x2 + 128) >> 8, a3 = (x3 + 128) >> 8;
+    const int b0 = x0 - 256 * a0, b1 = x1 - 256 * a1, b2 = x2 - 256 * a2, b3 = x3 - 256 * a3;
     auto join = [](int p, int q, int r, int s) {
         return int32_t(uint32_t(p & 255) | uint32_t(q & 255) << 8 | uint32_t(r & 255) << 16 | uint32_t(s & 255) << 24);
     };
@@ -41,8 +41,8 @@ LEANKV_INLINE Quad pack_quad(int x0, int x1, int x2, int x3) {
 LEANKV_INLINE void pack_weights(const vi* x, Quad* out) {
 #if defined(__AVX512VNNI__)
     const __m512i v = (__m512i)x[0];
-    const __m512i a = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(64)), 7);
-    const __m512i b = _mm512_sub_epi32(v, _mm512_slli_epi32(a, 7));
+    const __m512i a = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8);
+    const __m512i b = _mm512_sub_epi32(v, _mm512_slli_epi32(a, 8));
     const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m128i qa = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(a), order);
     const __m128i qb = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(b), order);
@@ -82,7 +82,7 @@ LEANKV_INLINE vi dot(vi sum, vi codes, int32_t numbers) {
 
 LEANKV_INLINE vi combine(vi a, vi b) {
 #if defined(__AVX512VNNI__)
-    return (a << 7) + b;
+    return (a << 8) + b;
 #else
     return a + b;
 #endif
