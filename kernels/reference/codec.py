@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         codes uint8 ``[..., D]``; scale and zero float16 ``[...]``. A code k stands for ``k * scale + zero``.
     """
-    x = x.clamp(-_FP16_MAX, _FP16_MAX)
+    # Adding zero turns negative zeros into positive ones: one value, one code.
+    x = x.clamp(-_FP16_MAX, _FP16_MAX) + 0.0
     zero = _half_floor(x.amin(-1))
     from_zero = x - zero.to(x.dtype)[..., None]
     scale = -_half_floor(-from_zero.amax(-1) / (2**MASTER_BITS - 1))
@@ -74,33 +75,29 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
     return out
 
 
-def _hadamard(n: int) -> Tensor:
-    h = torch.ones(1, 1, dtype=torch.float64)
-    while h.shape[0] < n:
-        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)], 0)
-    return h / n**0.5
+def rotation_block(head_dim: int) -> int:
+    """Channels that are rotated together: the largest power of two that divides ``head_dim``, 16 of 80."""
+    return head_dim & -head_dim
 
 
-@lru_cache(maxsize=32)
-def rotation_matrix(head_dim: int, kind: str, device: torch.device) -> Tensor | None:
-    """Orthonormal symmetric float64 ``[D, D]`` applied to keys, queries and values before quantizing.
+def rotate(x: Tensor, kind: str) -> Tensor:
+    """``x`` in float64 ``[..., D]``, rotated; applying it twice gives ``x`` back.
 
-    ``hadamard``: blocks of the largest power of two that divides ``head_dim`` (80 channels: five blocks of 16).
-    ``none``: no rotation, returns None.
+    ``hadamard`` multiplies every block of channels with a normalized Hadamard matrix, by butterflies: sums of two, in
+    this order, so that a fast backend can give the same bits. ``none`` changes nothing.
 
     Raises:
         ValueError: for another ``kind``.
     """
+    x = x.to(torch.float64)
     if kind == "none":
-        return None
+        return x
     if kind != "hadamard":
         raise ValueError(f"rotation {kind!r} is not known: use hadamard or none")
-    block = head_dim & -head_dim
-    return torch.block_diag(*[_hadamard(block)] * (head_dim // block)).to(device)
-
-
-def rotate(x: Tensor, kind: str) -> Tensor:
-    """``x`` in float64 ``[..., D]``, rotated; applying it twice gives ``x`` back (the matrix is symmetric)."""
-    x = x.to(torch.float64)
-    matrix = rotation_matrix(x.shape[-1], kind, x.device)
-    return x if matrix is None else x @ matrix
+    block = rotation_block(x.shape[-1])
+    span = 1
+    while span < block:
+        low, high = x.unflatten(-1, (-1, 2, span)).unbind(-2)
+        x = torch.stack([low + high, low - high], dim=-2).flatten(-3)
+        span *= 2
+    return x * (1 / math.sqrt(block))

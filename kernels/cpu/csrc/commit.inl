@@ -70,6 +70,7 @@ static void quantize(const CommitArgs& a, const void* raw, const size_t* rows, i
         for (int i = 0; i < kPanel; i++) {
             double v = x[c][i];
             v = v > kHalfMax ? kHalfMax : v < -kHalfMax ? -kHalfMax : v;
+            v += 0.0;  // no negative zeros: one value, one code
             x[c][i] = v;
             least[i] = c && least[i] < v ? least[i] : v;
             most[i] = c && most[i] > v ? most[i] : v;

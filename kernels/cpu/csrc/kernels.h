@@ -16,11 +16,11 @@ struct RecordShape {
 };
 
 struct AttendOpenArgs {
-    const void* q;  // [T, query_heads, head_dim]
+    const void* q;            // [T, query_heads, head_dim]
     const void *key, *value;  // [R, page_size, heads, head_dim]
-    int32_t* scores;  // [R, query_heads, page_size]
-    const int64_t* at;  // [U]
-    const int64_t* units;  // [U, 5], see plan.py
+    int32_t* scores;          // [R, query_heads, page_size]
+    const int64_t* at;        // [U]
+    const int64_t* units;     // [U, 5], see plan.py
     float *out, *lse;
     int64_t num_units, query_heads, heads, group, head_dim, page_size;
     float scale;
@@ -31,8 +31,8 @@ struct AttendCommittedArgs {
     RecordShape shape;
     const uint8_t* blocks;
     const int32_t* page_table;  // of the layer
-    const void* q;  // [T, query_heads, head_dim]
-    const int64_t* units;  // [U, 5]
+    const void* q;              // [T, query_heads, head_dim]
+    const int64_t* units;       // [U, 5]
     const int64_t* pages;
     float *out, *lse;
     int64_t num_units, query_heads, group, window;
@@ -55,9 +55,9 @@ struct CommitArgs {
     int32_t* ring;
     int64_t *ring_head, *ring_free, *usage;
     int64_t num_blocks;
-    const int64_t* pages;  // [n]
+    const int64_t* pages;     // [n]
     const void *key, *value;  // [n, page_size, heads, head_dim]
-    const uint8_t* tiers;  // [n, heads, page_size]
+    const uint8_t* tiers;     // [n, heads, page_size]
     int64_t n, layer;
     bool rotated;
     int dtype, threads;

@@ -67,7 +67,7 @@ T* at(uintptr_t address) {
 leankv::RecordShape shape_at(uintptr_t address) {
     const double* v = at<const double>(address);
     auto i = [&](int n) { return int64_t(v[n]); };
-    return {i(0), i(1),  i(2),  i(3),  i(4),  i(5),  i(6),  i(7),  i(8),  i(9), i(10),
+    return {i(0),  i(1),  i(2),  i(3),  i(4),  i(5),  i(6),  i(7),  i(8),  i(9), i(10),
             i(11), i(12), i(13), i(14), v[15], v[16], v[17], v[18], v[19], v[20]};
 }
 
@@ -104,10 +104,10 @@ NB_MODULE(_cpu, m) {
         [](uintptr_t q, uintptr_t key, uintptr_t value, uintptr_t scores, uintptr_t raw_at, uintptr_t units,
            uintptr_t out, uintptr_t lse, int64_t num_units, int64_t query_heads, int64_t heads, int64_t head_dim,
            int64_t page_size, float scale, int dtype, int raw_dtype, int threads) {
-            kernels().attend_open(
-                {at<const void>(q), at<const void>(key), at<const void>(value), at<int32_t>(scores),
-                 at<const int64_t>(raw_at), at<const int64_t>(units), at<float>(out), at<float>(lse), num_units,
-                 query_heads, heads, query_heads / heads, head_dim, page_size, scale, dtype, raw_dtype, threads});
+            kernels().attend_open({at<const void>(q), at<const void>(key), at<const void>(value), at<int32_t>(scores),
+                                   at<const int64_t>(raw_at), at<const int64_t>(units), at<float>(out), at<float>(lse),
+                                   num_units, query_heads, heads, query_heads / heads, head_dim, page_size, scale,
+                                   dtype, raw_dtype, threads});
         },
         release());
     m.def(
@@ -116,19 +116,18 @@ NB_MODULE(_cpu, m) {
            uintptr_t out, uintptr_t lse, int64_t num_units, int64_t query_heads, int64_t window, float scale,
            bool rotated, int dtype, int threads) {
             const leankv::RecordShape record = shape_at(shape);
-            kernels().attend_committed(
-                {record, at<const uint8_t>(blocks), at<const int32_t>(page_table), at<const void>(q),
-                 at<const int64_t>(units), at<const int64_t>(pages), at<float>(out), at<float>(lse), num_units,
-                 query_heads, query_heads / record.heads, window, scale, rotated, dtype, threads});
+            kernels().attend_committed({record, at<const uint8_t>(blocks), at<const int32_t>(page_table),
+                                        at<const void>(q), at<const int64_t>(units), at<const int64_t>(pages),
+                                        at<float>(out), at<float>(lse), num_units, query_heads,
+                                        query_heads / record.heads, window, scale, rotated, dtype, threads});
         },
         release());
     m.def(
         "merge_states",
         [](uintptr_t out_a, uintptr_t lse_a, uintptr_t out_b, uintptr_t lse_b, uintptr_t out, uintptr_t lse,
            int64_t rows, int64_t head_dim, int threads) {
-            kernels().merge_states(
-                {at<const float>(out_a), at<const float>(lse_a), at<const float>(out_b), at<const float>(lse_b),
-                 at<float>(out), at<float>(lse), rows, head_dim, threads});
+            kernels().merge_states({at<const float>(out_a), at<const float>(lse_a), at<const float>(out_b),
+                                    at<const float>(lse_b), at<float>(out), at<float>(lse), rows, head_dim, threads});
         },
         release());
     m.def(
@@ -136,11 +135,10 @@ NB_MODULE(_cpu, m) {
         [](uintptr_t shape, uintptr_t blocks, uintptr_t page_table, uintptr_t ring, uintptr_t ring_head,
            uintptr_t ring_free, uintptr_t usage, int64_t num_blocks, uintptr_t pages, uintptr_t key, uintptr_t value,
            uintptr_t tiers, int64_t n, int64_t layer, bool rotated, int dtype, int threads) {
-            kernels().commit_pages(
-                {shape_at(shape), at<uint8_t>(blocks), at<int32_t>(page_table), at<int32_t>(ring),
-                 at<int64_t>(ring_head), at<int64_t>(ring_free), at<int64_t>(usage), num_blocks, at<const int64_t>(pages),
-                 at<const void>(key), at<const void>(value), at<const uint8_t>(tiers), n, layer, rotated, dtype,
-                 threads});
+            kernels().commit_pages({shape_at(shape), at<uint8_t>(blocks), at<int32_t>(page_table), at<int32_t>(ring),
+                                    at<int64_t>(ring_head), at<int64_t>(ring_free), at<int64_t>(usage), num_blocks,
+                                    at<const int64_t>(pages), at<const void>(key), at<const void>(value),
+                                    at<const uint8_t>(tiers), n, layer, rotated, dtype, threads});
         },
         release());
 

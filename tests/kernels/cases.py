@@ -1,0 +1,123 @@
+"""Whole sequences for the tests of attention: model shapes, methods, chunk splits, and stores with records cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from driver import Driver, Method, Request, Tokens
+from kernelutil import INTERPRETED, PAIRS, calm_rows, commit, generator, small_layout, wild_rows
+from torch import Tensor
+
+from leankv_kernels import Ops, Plan, RecordLayout, RecordStore, build_plan
+from leankv_kernels import layout as L
+from leankv_kernels.reference.record import cut, read_header
+
+MODEL_DTYPES = (torch.bfloat16, torch.bfloat16, torch.float16, torch.float32)
+ALPHAS = [(1.0, 0.0), (1.2, 0.4), (float("inf"), 0.7), (2.0, 2.0), (0.0, 0.0)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model's attention shape and a method."""
+
+    method: Method
+    group: int
+    dtype: torch.dtype
+    device: str = "cpu"
+
+    @property
+    def page(self) -> int:
+        return self.method.layout.page_size
+
+    def tokens(self, length: int, seed: int, like: Tokens | None = None) -> Tokens:
+        """A sequence as a model makes it: peaked attention, keys with channels far off zero.
+
+        Args:
+            length: tokens in all.
+            seed: of the tokens that are new.
+            like: a sequence that it begins with.
+        """
+        g, lay = generator(seed), self.method.layout
+        heads, width = lay.num_kv_heads, lay.head_dim
+        new = length - (len(like) if like else 0)
+        q = torch.randn(new, heads * self.group, width, generator=g) * 2.5
+        k = torch.randn(new, heads, width, generator=g) + torch.arange(width).cos() * 3
+        v = torch.randn(new, heads, width, generator=g) * 0.5
+        parts = [x.to(self.device, self.dtype) for x in (q, k, v)]
+        if like:
+            parts = [torch.cat(pair) for pair in zip((like.q, like.k, like.v), parts, strict=True)]
+        return Tokens(*parts)
+
+    def driver(self, ops: Ops, garbage: float = float("nan")) -> Driver:
+        return Driver(ops, self.method, garbage=garbage, device=self.device)
+
+    def alone(self, ops: Ops, tokens: Tokens) -> tuple[Driver, Request]:
+        """The whole sequence in one forward and alone: what every other way must equal."""
+        driver = self.driver(ops)
+        return driver, driver.run(driver.admit(tokens, row=1))
+
+
+def random_case(rng: Random, *dtypes: torch.dtype, device: str = "cpu") -> Case:
+    """Any shape, pair of tiers, window and thresholds."""
+    window = rng.randint(0, 2)
+    layout = RecordLayout(
+        rng.choice((16, 32, 64)),
+        rng.randint(1, 3),
+        rng.choice((64, 80, 128)),
+        *rng.choice(PAIRS),
+        near=window > 0,
+    )
+    high, low = rng.choice(ALPHAS)
+    rotation = rng.choice(("hadamard", "hadamard", "none"))
+    return Case(Method(layout, window, rotation, high, low), rng.randint(1, 8), rng.choice(dtypes), device)
+
+
+def random_length(rng: Random, page: int, pages: int = 4) -> int:
+    """Often at a page's edge."""
+    pages = min(pages, 2) if INTERPRETED else pages
+    edge = rng.randint(0, pages) * page + rng.choice((-1, 0, 1))
+    return rng.choice((max(edge, 1), rng.randint(1, pages * page)))
+
+
+def random_splits(rng: Random, length: int) -> list[int]:
+    """Chunks of any length, often single tokens."""
+    chunks: list[int] = []
+    while left := length - sum(chunks):
+        chunks.append(rng.choice((1, rng.randint(1, min(left, 20)), rng.randint(1, left))))
+    return chunks
+
+
+def plan_of(case: Case, queries: int, before: int = 0, window: int | None = None) -> Plan:
+    """One request with ``before`` whole pages, ids 1, 2, ..., behind it."""
+    slots = torch.arange((before + 2) * case.page, dtype=torch.int32)[None] + case.page
+    window = case.method.window if window is None else window
+    row = torch.tensor([0], device=case.device)
+    return build_plan(row, [before * case.page], [queries], slots.to(case.device), case.page, window)
+
+
+def store_with(
+    case: Case, tiers: Tensor, level: int = L.LEVEL_NEAR, only: int | None = None, calm: bool = False
+) -> RecordStore:
+    """Pages 1, 2, ... committed with these tiers and cut to a level, all of them or only one."""
+    layout = case.method.layout
+    page = commit(layout, tiers, 1, calm_rows if calm else wild_rows)
+    records = page.records.clone()
+    some = slice(None) if only is None else slice(only, only + 1)
+    records[some] = cut(records[some], layout, level)
+    store = RecordStore(layout, 1, len(tiers), case.device)
+    lengths = read_header(records, layout).nbytes.long()
+    pages = torch.arange(1, len(tiers) + 1, device=case.device)
+    store.write(0, pages, records.to(case.device), lengths.to(case.device))
+    return store
+
+
+def simple(window: int = 1, near: bool = True) -> Case:
+    """Two KV heads of 64, pages of 32."""
+    return Case(Method(small_layout(near=near), window), 2, torch.float64)
+
+
+def random_tiers(pages: int) -> Tensor:
+    """Tiers of ``simple`` pages."""
+    return torch.randint(0, 3, (pages, 2, 32), generator=generator(pages), dtype=torch.uint8)

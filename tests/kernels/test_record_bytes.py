@@ -1,0 +1,154 @@
+"""Where the bytes of a record lie: against a second reading of the documentation, and bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+import dense
+import naive_record
+import numpy as np
+import torch
+from hypothesis import given
+from kernelutil import Committed, counts, dice, every_sample, few, random_layout, random_tier_maps
+
+from leankv_kernels import HIGH, LOW, PRUNED, RecordLayout
+from leankv_kernels import layout as L
+
+
+@every_sample
+def test_the_bytes_of_every_token_lie_where_the_layout_says(page: Committed) -> None:
+    """Read whole records from the documentation alone, as a kernel author would; each kind of run is met somewhere."""
+    layout, bits = page.layout, {"key": page.layout.high.key_bits, "value": page.layout.high.value_bits}
+    master = {"key": dense.master_codes(page.key.numpy()), "value": dense.master_codes(page.value.numpy())}
+    for n, record in enumerate(page.records.numpy()):
+        read = {kind: np.zeros((*page.tiers.shape[1:], bits[kind]), dtype=np.int64) for kind in bits}
+        for run in naive_record.runs(layout, page.tiers[n].numpy()):
+            at = (n, run.head, run.positions)
+            if run.kind == "scale":
+                numbers = [master[kind][i][at] for kind in bits for i in (1, 2)]
+                np.testing.assert_array_equal(naive_record.scales(run, record), np.stack(numbers))
+                continue
+            want = master[run.kind][0][at].astype(np.int64) >> (8 - run.part.below - run.part.bits)
+            got = naive_record.codes(run, record, layout.head_dim)
+            np.testing.assert_array_equal(got, want & (2**run.part.bits - 1))
+            read[run.kind][run.head, run.positions, run.part.below : run.part.below + run.part.bits] += 1
+        # Every bit of every code that is kept is in one run and no other.
+        tiers = page.tiers[n].numpy()
+        for kind, low in (("key", layout.low.key_bits), ("value", layout.low.value_bits)):
+            kept = np.where(tiers == HIGH, bits[kind], np.where(tiers == LOW, low, 0))
+            kept = np.full_like(kept, bits[kind]) if layout.near else kept
+            np.testing.assert_array_equal(read[kind], np.arange(bits[kind]) < kept[..., None])
+
+
+@every_sample
+def test_what_is_not_a_run_is_zero(page: Committed) -> None:
+    """Padding and the codes of tokens that a quad lacks, so the bytes are a function of the tokens alone."""
+    for n, record in enumerate(page.records.numpy()):
+        runs = naive_record.runs(page.layout, page.tiers[n].numpy())
+        behind = np.ones(len(record), dtype=bool)
+        behind[: page.layout.header_bytes] = False
+        for run in runs:
+            behind[run.start : run.start + run.nbytes] = False
+            if run.kind == "value" and run.nbytes:
+                planes = record[run.start : run.start + run.nbytes].reshape(
+                    run.part.bits // 2, -1, page.layout.head_dim
+                )
+                last = (run.first + len(run.positions)) % 4
+                assert not (planes[:, 0] & (4 ** (run.first % 4) - 1)).any()
+                assert not last or not (planes[:, -1] >> 2 * last).any()
+        assert not record[behind].any()
+
+
+@few(40)
+@given(rng=dice)
+def test_places_name_every_bit_once(rng: Random) -> None:
+    """No two tokens share a bit, and nothing lies in the header or behind the record's end."""
+    layout = random_layout(rng)
+    tiers = random_tier_maps(rng, layout, n=1)
+    end = int(layout.sections(*counts(tiers)).end[0])
+    # Pairs of bits, the least that a token has to itself.
+    taken = np.zeros(4 * layout.record_bytes, dtype=np.int64)
+    for first, width in bit_pairs(layout, layout.places(tiers)):
+        pairs = (first[:, None] + np.arange(width)).reshape(-1)
+        assert not pairs.size or 4 * layout.header_bytes <= pairs.min() <= pairs.max() < 4 * end
+        taken += np.bincount(pairs, minlength=len(taken))
+    assert taken.max(initial=0) <= 1
+    kept = int((tiers != PRUNED).sum() if not layout.near else tiers.numel())
+    refined = int((tiers == HIGH).sum() if not layout.near else tiers.numel())
+    size = layout.token_bytes
+    fine = size.key_refine + size.value_refine
+    assert taken.sum() == 4 * (kept * (sum(size) - fine) + refined * fine)
+    assert end <= layout.record_bytes
+
+
+def bit_pairs(layout: RecordLayout, places: L.Places) -> Iterator[tuple[np.ndarray, int]]:
+    """First pair of bits, counted from the record's start, and number of pairs, of every piece of a token's data."""
+    token, dim = places.token, layout.head_dim
+    kept = places.scale >= 0
+    for i in range(4):
+        yield 4 * (places.scale + i * places.scale_stride)[kept].numpy(), 8
+    for span in places.key:
+        for word in range(dim // 8):
+            at = span.key_word(token, torch.tensor(word), dim)
+            yield 4 * at[at >= 0].numpy(), 16
+    for span in places.value:
+        for channel in range(dim):
+            at = span.value_byte(token, torch.tensor(channel), dim)
+            yield (4 * at + token % 4)[at >= 0].numpy(), 1
+
+
+@few(60)
+@given(rng=dice)
+def test_sections_hold_what_their_worth_says(rng: Random) -> None:
+    """Base codes of far tokens, then refinement of high ones, then the near part; each from its header's offset on."""
+    layout = random_layout(rng)
+    tiers = random_tier_maps(rng, layout)
+    sections, places = layout.sections(*counts(tiers)), layout.places(tiers)
+    starts = [sections.base[:, 0], sections.refine[:, 0], sections.near[:, 0], sections.end]
+    assert bool((starts[0] == layout.header_bytes).all())
+    key_base, value_base = layout.planes.key_base, layout.planes.value_base
+    word = torch.zeros_like(places.token)
+    pieces = [(places.scale, True)]
+    pieces += [(s.key_word(places.token, word, layout.head_dim), i < key_base) for i, s in enumerate(places.key)]
+    pieces += [(s.value_byte(places.token, word, layout.head_dim), i < value_base) for i, s in enumerate(places.value)]
+    for at, is_base in pieces:
+        near_part = (tiers == PRUNED) | ((tiers == LOW) & (not is_base))
+        section = torch.where(near_part, 2, 0 if is_base else 1)
+        for n, i in np.ndindex(len(tiers), 3):
+            inside = at[n][section[n] == i]
+            if i == 2 and not layout.near:
+                assert bool((inside < 0).all())
+            else:
+                assert bool(((starts[i][n] <= inside) & (inside < starts[i + 1][n])).all())
+
+
+@few(60)
+@given(rng=dice)
+def test_runs_are_aligned_and_fill_the_sections_of_their_heads(rng: Random) -> None:
+    """From a multiple of 16 on, with less than 16 bytes between them; the header's offsets find each head's first."""
+    layout = random_layout(rng)
+    tiers = random_tier_maps(rng, layout, n=1)
+    sections = layout.sections(*counts(tiers))
+    runs = naive_record.runs(layout, tiers[0].numpy())
+    assert len(runs) == layout.num_kv_heads * (10 if layout.near else 5)
+    assert all(run.start % 16 == 0 for run in runs)
+    ends = [*(run.start for run in runs[1:]), int(sections.end[0])]
+    assert all(0 <= end - run.start - run.nbytes < 16 for run, end in zip(runs, ends, strict=True))
+    for section, said in enumerate(sections[: 2 + layout.near]):
+        first = {run.head: run.start for run in reversed(runs) if run.section == section}
+        assert said[0].tolist() == [first[head] for head in range(layout.num_kv_heads)]
+
+
+@few(40)
+@given(rng=dice)
+def test_tokens_are_numbered_by_worth_and_position(rng: Random) -> None:
+    """Far ones high first, then low, pruned ones apart; each class in order of position."""
+    layout = random_layout(rng)
+    tiers = random_tier_maps(rng, layout, n=1)
+    number = layout.places(tiers).token[0]
+    for h, row in enumerate(tiers[0]):
+        positions = [row.eq(tier).nonzero().flatten() for tier in (HIGH, LOW, PRUNED)]
+        far = torch.cat(positions[:2])
+        assert number[h][far].tolist() == list(range(len(far)))
+        assert number[h][positions[2]].tolist() == list(range(len(positions[2])))
