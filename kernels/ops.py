@@ -52,25 +52,42 @@ class Ops(NamedTuple):
     attend_committed: AttendCommitted
     merge_states: MergeStates
     commit_pages: CommitPages
+    variant: str = ""
+    """What of the backend is in use, such as an instruction set."""
+
+    def describe(self) -> str:
+        """Name and variant."""
+        return f"{self.name} ({self.variant})" if self.variant else self.name
 
 
-def _reference() -> Ops:
+def _reference(device: torch.device) -> Ops:
     from leankv_kernels.reference.attention import attend_committed, attend_open, merge_states
     from leankv_kernels.reference.commit import commit_pages
 
     return Ops("reference", attend_open, attend_committed, merge_states, commit_pages)
 
 
-def _cpu() -> Ops:
+def _cpu(device: torch.device) -> Ops:
+    if device.type != "cpu":
+        raise ValueError(f"the cpu kernels work in main memory, not on {device}: choose another backend")
     try:
-        from leankv_kernels.cpu import attend_committed, attend_open, commit_pages, merge_states
+        from leankv_kernels.cpu import attend_committed, attend_open, commit_pages, isa, merge_states
     except ImportError as error:
         raise ValueError(f"the cpu kernels are not built ({error}): run `pip install -e .` in the checkout") from error
-    return Ops("cpu", attend_open, attend_committed, merge_states, commit_pages)
+    return Ops("cpu", attend_open, attend_committed, merge_states, commit_pages, isa())
 
 
-_BACKENDS: dict[str, Callable[[], Ops]] = {"reference": _reference, "cpu": _cpu}
-_BEST: dict[str, str] = {"cpu": "cpu", "cuda": "reference"}
+def _triton(device: torch.device) -> Ops:
+    try:
+        from leankv_kernels import triton
+    except ImportError as error:
+        raise ValueError(f"the triton kernels cannot be loaded ({error}): install triton") from error
+    triton.check_device(device)
+    return Ops("triton", triton.attend_open, triton.attend_committed, triton.merge_states, triton.commit_pages)
+
+
+_BACKENDS: dict[str, Callable[[torch.device], Ops]] = {"reference": _reference, "cpu": _cpu, "triton": _triton}
+_BEST: dict[str, str] = {"cpu": "cpu", "cuda": "triton"}
 
 
 def available_backends() -> list[str]:
@@ -86,12 +103,14 @@ def get_ops(device: torch.device | str, name: str | None = None) -> Ops:
         name: a backend, or ``auto`` or None for the environment's ``LEANKV_KERNELS`` and then the device's best.
 
     Raises:
-        ValueError: for a backend that does not exist; an explicit choice never falls back to another.
+        ValueError: for a backend that does not exist or cannot work on the device; a choice never falls back to
+            another.
     """
     if name in (None, "auto"):
         name = os.environ.get(BACKEND_ENV) or "auto"
+    device = torch.device(device)
     if name == "auto":
-        name = _BEST.get(torch.device(device).type, "reference")
+        name = _BEST.get(device.type, "reference")
     if name not in _BACKENDS:
         raise ValueError(f"kernel backend {name!r} does not exist: choose one of auto, {', '.join(_BACKENDS)}")
-    return _BACKENDS[name]()
+    return _BACKENDS[name](device)

@@ -10,7 +10,8 @@ from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
-from leankv_kernels import build_plan, get_ops
+from leankv_kernels import build_plan
+from leankv_sglang.checks import kernels_for
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.pool import LeanKVPool
@@ -57,7 +58,7 @@ class LeanKVBackend(AttentionBackend):
         self.pool = pool
         self.window = config.window
         self.compressor = Compressor(
-            get_ops(pool.device, config.kernels),
+            kernels_for(pool.device, config),
             pool.store,
             config.rotation,
             STRATEGIES[config.significance](),

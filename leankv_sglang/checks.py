@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from leankv_sglang.config import PAGE_SIZES
+from leankv_kernels import Ops, get_ops
+from leankv_sglang.config import PAGE_SIZES, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
 
 
@@ -49,6 +50,18 @@ _FLAGS: list[tuple[Callable[[Any], bool], str]] = [
     (_over("pp_size", 1), "pipeline parallelism (--pp-size) is not supported yet"),
     (_set("disable_radix_cache"), "--disable-radix-cache turns off what LeanKV is for; use sglang.launch_server"),
 ]
+
+
+def kernels_for(device: str, config: LeanKVConfig) -> Ops:
+    """The kernels that the configuration asks for.
+
+    Raises:
+        LeanKVError: one sentence, where they cannot work on the device.
+    """
+    try:
+        return get_ops(device, config.kernels)
+    except ValueError as error:
+        raise LeanKVError(f"LeanKV has no kernels to serve with: {error}.") from error
 
 
 def check_flags(server_args: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from leankv_sglang.checks import kernels_for
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.pool import make_layout
 from leankv_sglang.sizing import model_dtype_bytes_per_token, page_bytes
@@ -22,6 +23,7 @@ def summary_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str
     lines = [
         ("model", f"{Path(cfg.model_path).name} ({layers} layers, {layout.num_kv_heads} KV heads of {model.head_dim})"),
         ("LeanKV", config.describe()),
+        ("kernels", kernels_for(cfg.device, config).describe()),
         ("page", f"{page} tokens, {layout.max_blocks} blocks of {layout.block_bytes} B a layer at most"),
         ("a token", f"{per_token:,.0f} B reserved, {raw:,} B in 16 bits ({raw / per_token:.2f}x)"),
     ]
