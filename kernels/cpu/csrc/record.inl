@@ -189,7 +189,8 @@ struct ValueGroup {
         fine = PLANES > BASE && 4 * g < s.refined;
         for (int k = 0; k < 4; k++) {
             const int quad = 4 * g + k;
-            for (int p = 0; p < BASE; p++) rows[p][k] = s.base + p * s.base_stride + size_t(quad) * head_dim;
+            for (int p = 0; p < BASE; p++)
+                rows[p][k] = quad < s.quads ? s.base + p * s.base_stride + size_t(quad) * head_dim : kZeros;
             if (!fine) continue;
             for (int p = BASE; p < PLANES; p++)
                 rows[p][k] = quad >= s.refined ? kZeros
