@@ -6,8 +6,9 @@ trimming and demoting ever do::
     header | base codes of far tokens | refinement of high tokens | near part
            ^ base_start               ^ refine_start              ^ near_start
 
-Header (int32 words): page, layer, blocks, bytes, level, magic, 2 spare (zero) | block list | per KV head {high + low * 65536
-counts, base, refine, near offsets} | per KV head the 2-bit tier map (token t in byte t % (P/4), bits 2 * (t // (P/4))).
+Header (int32 words): page, layer, blocks, bytes, level, magic, 2 spare (zero) | block list | per KV head {high + low *
+65536 counts, base, refine, near offsets} | per KV head the 2-bit tier map (token t in byte t % (P/4), bits
+2 * (t // (P/4))).
 
 Every code is the top ``b`` bits of one 8-bit master code over the token's [min, max], read at the centre of its bin,
 so a low token is a high token with its tail cut off and one scale and zero serve every tier. Codes are stored as
@@ -225,7 +226,7 @@ class RecordLayout:
         high, low = torch.meshgrid(*[torch.arange(self.page_size + 1)] * 2, indexing="ij")
         fits = high + low <= self.page_size
         parts = self._section_bytes(high[fits][:, None], low[fits][:, None])
-        return self.num_kv_heads * int(sum(parts).max())
+        return self.num_kv_heads * int(torch.stack(parts).sum(0).max())
 
     def _header_bytes(self, blocks: int) -> int:
         words = 4 * (HEADER_WORDS + blocks + HEAD_WORDS * self.num_kv_heads)

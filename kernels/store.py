@@ -9,6 +9,7 @@ from torch import Tensor
 
 from leankv_kernels import layout as L
 from leankv_kernels.layout import RecordLayout
+from leankv_kernels.memory import prefer_huge_pages
 from leankv_kernels.reference.record import Header, read_header
 from leankv_kernels.ring import BlockRing
 
@@ -44,6 +45,7 @@ class RecordStore:
         # Block 0 stays zero (it reads as "all pruned"), the last one takes the writes of absent blocks. The rest is
         # not touched before it is used, so a large pool costs no start-up time.
         self.blocks = torch.empty(self.num_blocks + 2, layout.block_bytes, dtype=torch.uint8, device=device)
+        prefer_huge_pages(self.blocks)
         self.blocks[0] = 0
         self.page_table = torch.zeros(num_layers, num_pages + 1, dtype=torch.int32, device=device)
         self.ring = BlockRing(self.num_blocks, device)

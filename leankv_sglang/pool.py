@@ -96,11 +96,10 @@ class LeanKVPool(MHATokenToKVPool):
         Where every unit has a row of its own, as in decode, these are the rows' open pages, in place; otherwise copies,
         which ``keep_open`` takes back.
         """
-        open_pages = (self.open_key[layer], self.open_value[layer], self.open_scores[layer])
-        if plan.one_unit_per_row:
-            raw = RawPages(*open_pages, plan.rows)
-        else:
-            raw = RawPages(*(x[plan.rows] for x in open_pages), plan.unit_range)
+        raw = RawPages(self.open_key[layer], self.open_value[layer], self.open_scores[layer], plan.rows)
+        if not plan.one_unit_per_row:
+            rows = plan.rows
+            raw = RawPages(raw.key[rows], raw.value[rows], raw.scores[rows], plan.unit_range)
         at = (raw.at[plan.token_unit], plan.token_pos)
         raw.key[at], raw.value[at] = key, value
         return raw

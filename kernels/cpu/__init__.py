@@ -119,9 +119,7 @@ def merge_states(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> 
     """See ``reference.attention.merge_states``; float32."""
     states = [x.to(torch.float32).contiguous() for x in (out_a, lse_a, out_b, lse_b)]
     out, lse = torch.empty_like(states[0]), torch.empty_like(states[1])
-    _cpu.merge_states(
-        *(x.data_ptr() for x in (*states, out, lse)), lse.numel(), out.shape[-1], torch.get_num_threads()
-    )
+    _cpu.merge_states(*(x.data_ptr() for x in (*states, out, lse)), lse.numel(), out.shape[-1], torch.get_num_threads())
     return out, lse
 
 

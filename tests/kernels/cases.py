@@ -63,9 +63,9 @@ def random_case(rng: Random, *dtypes: torch.dtype, device: str = "cpu") -> Case:
     """Any shape, pair of tiers, window and thresholds."""
     window = rng.randint(0, 2)
     layout = RecordLayout(
-        rng.choice((16, 32, 64)),
-        rng.randint(1, 3),
-        rng.choice((64, 80, 128)),
+        rng.choice((16, 32) if INTERPRETED else (16, 32, 64)),
+        rng.randint(1, 2 if INTERPRETED else 3),
+        rng.choice((64, 80) if INTERPRETED else (64, 80, 128)),
         *rng.choice(PAIRS),
         near=window > 0,
     )

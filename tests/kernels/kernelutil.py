@@ -41,7 +41,7 @@ class Backend(NamedTuple):
 
 def few(examples: int) -> settings:
     """The same few examples in every run, however slow the machine."""
-    examples = max(2, examples // 20) if INTERPRETED else examples
+    examples = max(2, examples // 30) if INTERPRETED else examples
     return settings(max_examples=examples, deadline=None, derandomize=True, database=None)
 
 

@@ -41,7 +41,6 @@ from leankv_kernels import HIGH, LOW, PRUNED, Ops, RecordLayout, RecordStore, Ti
 from leankv_kernels import layout as L
 
 MINUS_INF = float("-inf")
-interpreted_is_slow = pytest.mark.skipif(INTERPRETED, reason="takes minutes in Triton's interpreter")
 
 
 def witness_of(fast: Backend, ops: Ops) -> Witness:
@@ -53,6 +52,8 @@ def witness_of(fast: Backend, ops: Ops) -> Witness:
 
 def run_beside_the_specification(fast: Backend, ops: Ops, case: Case, rng: Random, lengths: list[int]) -> Witness:
     """Requests that come and go in any order and chunking; every op of every step is compared."""
+    if INTERPRETED:
+        lengths = [min(lengths[0], case.page + 9)]
     witness = witness_of(fast, ops)
     driver = case.driver(witness.as_ops(), rng.choice((float("nan"), float("inf"), MINUS_INF, 6e4)))
     driver.store.blocks[1:-1] = 255  # as halves NaN, as offsets far outside
@@ -96,11 +97,7 @@ def test_every_group(fast: Backend, ops: Ops, group: int) -> None:
     run_beside_the_specification(fast, ops, mixed(small_layout(), group, fast), Random(group), [70, 33])
 
 
-@pytest.mark.parametrize(
-    "page",
-    [16, 48, pytest.param(64, marks=interpreted_is_slow)]
-    + [pytest.param(page, marks=interpreted_is_slow) for page in (128, 256)],
-)
+@pytest.mark.parametrize("page", [48] if INTERPRETED else [16, 48, 64, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_every_page_size(fast: Backend, ops: Ops, page: int, dtype: torch.dtype) -> None:
     layout = small_layout(page_size=page)

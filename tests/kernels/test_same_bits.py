@@ -52,7 +52,9 @@ def test_any_split_into_chunks_gives_the_same_bits(backend: Backend, rng: Random
     assert_same(driver, driver.run(request, random_splits(rng, length)), backend, case)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32] if INTERPRETED else [torch.bfloat16, torch.float16, torch.float32], ids=str
+)
 @pytest.mark.parametrize(("head_dim", "group", "window"), [(64, 3, 1), (80, 1, 0), (128, 4, 2)])
 def test_token_by_token_gives_the_same_bits(
     backend: Backend, head_dim: int, group: int, window: int, dtype: torch.dtype
@@ -100,14 +102,17 @@ def test_a_hit_in_the_tree_gives_the_bits_of_a_miss(backend: Backend, rng: Rando
     assert second.pages[: shared // case.page] == first.pages[: shared // case.page]
 
 
-@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), float("-inf"), 3e38])
+@pytest.mark.parametrize(
+    "garbage", [float("nan")] if INTERPRETED else [float("nan"), float("inf"), float("-inf"), 3e38]
+)
 def test_what_was_never_written_is_never_read(backend: Backend, garbage: float) -> None:
     """Open pages behind a row's last token and other rows may hold anything."""
     layout = small_layout(page_size=32)
     case = Case(Method(layout, alpha_high=1.2, alpha_low=0.4), 3, torch.bfloat16, backend.device)
     driver = case.driver(backend.ops, garbage)
-    one, other = (driver.admit(case.tokens(75, seed), row) for seed, row in ((1, 2), (2, 5)))
-    for n in (1, 30, 2, 42):
+    steps = (1, 30, 2, 2 if INTERPRETED else 42)
+    one, other = (driver.admit(case.tokens(sum(steps), seed), row) for seed, row in ((1, 2), (2, 5)))
+    for n in steps:
         driver.step([(other, n), (one, n)])
     for request in (one, other):
         assert bool(request.output().isfinite().all())

@@ -262,10 +262,11 @@ LEANKV_INLINE void fold_split(State& into, const State& from, int channels) {
     into.peak = peak;
 }
 
-// Consecutive query rows of one KV head of one unit, and the splits of its pages that one thread reads.
+// What one thread does at a time: some KV heads of one unit, consecutive query rows of each, some splits of its pages.
+// Heads of a record go one after the other, since their codes lie so.
 struct Task {
     int64_t unit;
-    int head, first_row, rows, first_split, splits;
+    int head, heads, first_row, rows, first_split, splits;
     int64_t partial;  // index of its states, or -1 where it covers all splits and finishes the rows itself
 };
 
@@ -278,14 +279,41 @@ LEANKV_INLINE Unit unit_of(const AttendCommittedArgs& a, int64_t u) {
     return {row[0], row[1], row[2], row[3], row[4]};
 }
 
+// Folds the page in view into the states of some rows, from `first` on.
+static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch& s, Prefetch& ahead) {
+    const int dim = int(a.shape.head_dim), channels = channel_vectors(dim) * W;
+    const int value_panels = (channels + kPanel - 1) / kPanel;
+    const float middle = float(value_middle(a.shape));
+    // Decoding a page to panels pays from a few tiles of rows on.
+    const bool panels = rows > 2 * kTileRows;
+    if (panels) decode_panels(s.view, a.shape);
+    for (int r = first; r < first + rows; r += kTileRows) {
+        const int count = first + rows - r < kTileRows ? first + rows - r : kTileRows;
+        if (panels)
+            multiply(s.view.keys, s.view.groups, dim / 4, s.queries[r], kMaxDim / 4, count, s.dots[0], kMaxTokens);
+        else
+            multiply_keys_of(s.view, a.shape, count, s.queries[r], s.dots[0], ahead);
+        PageWeights page_weights;
+        with_rows(count, [&]<int ROWS>() {
+            weigh<ROWS>(s.view, s.dots, s.query_scale + r, s.query_sum + r, middle, s.weights, s.weight_quads,
+                        page_weights);
+        });
+        if (panels)
+            multiply(s.view.values, value_panels, 4 * s.view.groups, s.weight_quads[0], kMaxTokens / 4, count,
+                     s.products[0], 2 * kMaxDim);
+        else
+            multiply_values_of(s.view, a.shape, count, s.weight_quads[0], s.products[0], ahead);
+        with_rows(count, [&]<int ROWS>() { fold_page<ROWS>(s.split + r, page_weights, s.products, channels); });
+    }
+}
+
 static void read_split(const AttendCommittedArgs& a, const Task& task, int split, Scratch& s) {
     const Unit unit = unit_of(a, task.unit);
-    const int per_split = int(kSplitTokens / a.shape.page_size), dim = int(a.shape.head_dim);
-    const int channels = channel_vectors(dim) * W, value_panels = (channels + kPanel - 1) / kPanel;
-    const float middle = float(value_middle(a.shape));
+    const int per_split = int(kSplitTokens / a.shape.page_size);
+    const int channels = channel_vectors(int(a.shape.head_dim)) * W;
     const int64_t begin = int64_t(split) * per_split;
     const int64_t end = begin + per_split < unit.pages ? begin + per_split : unit.pages;
-    for (int r = 0; r < task.rows; r++) clear(s.split[r], channels);
+    for (int r = 0; r < task.heads * task.rows; r++) clear(s.split[r], channels);
     auto record_of = [&](int64_t page) {
         return Record(a.shape, a.blocks, a.page_table[a.pages[unit.first_page + page]]);
     };
@@ -300,38 +328,23 @@ static void read_split(const AttendCommittedArgs& a, const Task& task, int split
         }
         if (!record.held()) continue;
         const bool near = a.shape.near && page >= unit.pages - a.window && record.level() >= kLevelNear;
-        read_head(record, task.head, near, s.view);
-        if (!s.view.groups) continue;
-        Prefetch ahead(page + 1 < unit.pages ? &next : nullptr, task.head, 2 * s.view.groups);
-        // Decoding a page to panels pays from a few tiles of rows on.
-        const bool panels = task.rows > 2 * kTileRows;
-        if (panels) decode_panels(s.view, a.shape);
-        for (int r = 0; r < task.rows; r += kTileRows) {
-            const int count = task.rows - r < kTileRows ? task.rows - r : kTileRows;
-            if (panels)
-                multiply(s.view.keys, s.view.groups, dim / 4, s.queries[r], kMaxDim / 4, count, s.dots[0], kMaxTokens);
-            else
-                multiply_keys_of(s.view, a.shape, count, s.queries[r], s.dots[0], ahead);
-            PageWeights page_weights;
-            with_rows(count, [&]<int ROWS>() {
-                weigh<ROWS>(s.view, s.dots, s.query_scale + r, s.query_sum + r, middle, s.weights, s.weight_quads,
-                            page_weights);
-            });
-            if (panels)
-                multiply(s.view.values, value_panels, 4 * s.view.groups, s.weight_quads[0], kMaxTokens / 4, count,
-                         s.products[0], 2 * kMaxDim);
-            else
-                multiply_values_of(s.view, a.shape, count, s.weight_quads[0], s.products[0], ahead);
-            with_rows(count, [&]<int ROWS>() { fold_page<ROWS>(s.split + r, page_weights, s.products, channels); });
+        for (int h = 0; h < task.heads; h++) {
+            read_head(record, task.head + h, near, s.view);
+            if (!s.view.groups) continue;
+            const bool last = h + 1 == task.heads;
+            const Record* then = !last ? &record : page + 1 < unit.pages ? &next : nullptr;
+            Prefetch ahead(then, last ? task.head : task.head + h + 1, 2 * s.view.groups);
+            read_rows(a, task.rows, h * task.rows, s, ahead);
         }
     }
 }
 
-static void finish_row(const AttendCommittedArgs& a, const Task& task, int row, const State& s) {
+static void finish_row(const AttendCommittedArgs& a, const Task& task, int slot, const State& s) {
     const Unit unit = unit_of(a, task.unit);
     const int dim = int(a.shape.head_dim), block = a.rotated ? dim & -dim : 0, group = int(a.group);
-    const int64_t token = unit.first_query + (task.first_row + row) / group;
-    const int64_t query_head = int64_t(task.head) * group + (task.first_row + row) % group;
+    const int row = task.first_row + slot % task.rows;
+    const int64_t token = unit.first_query + row / group;
+    const int64_t query_head = int64_t(task.head + slot / task.rows) * group + row % group;
     const int64_t at = token * a.query_heads + query_head;
     float* out = a.out + at * dim;
     a.lse[at] = s.sum > 0.0f ? (s.peak + __builtin_log2f(s.sum)) * kLn2 : -__builtin_inff();
@@ -351,22 +364,30 @@ static void run_task(const AttendCommittedArgs& a, const Task& task, State* part
     Scratch& s = *thread_scratch<Scratch>();
     const Unit unit = unit_of(a, task.unit);
     const int group = int(a.group);
-    for (int r = 0; r < task.rows; r++) {
-        const int row = task.first_row + r;
-        prepare_query(a, unit.first_query + row / group, task.head * group + row % group, s.queries[r],
-                      s.query_scale[r], s.query_sum[r]);
+    const int slots = task.heads * task.rows;
+    for (int r = 0; r < slots; r++) {
+        const int row = task.first_row + r % task.rows;
+        prepare_query(a, unit.first_query + row / group, (task.head + r / task.rows) * group + row % group,
+                      s.queries[r], s.query_scale[r], s.query_sum[r]);
     }
-    for (int r = 0; r < task.rows; r++) clear(s.total[r], channels);
+    for (int r = 0; r < slots; r++) clear(s.total[r], channels);
     for (int i = 0; i < task.splits; i++) {
         read_split(a, task, task.first_split + i, s);
-        for (int r = 0; r < task.rows; r++) fold_split(s.total[r], s.split[r], channels);
+        for (int r = 0; r < slots; r++) fold_split(s.total[r], s.split[r], channels);
     }
-    for (int r = 0; r < task.rows; r++) {
+    for (int r = 0; r < slots; r++) {
         if (task.partial < 0)
             finish_row(a, task, r, s.total[r]);
         else
             partials[task.partial + r] = s.total[r];
     }
+}
+
+// KV heads that one task takes on, as many as its rows leave room for but no more than `most`.
+LEANKV_INLINE int heads_per_task(int rows, int heads, int most) {
+    const int room = kBlockRows / (rows < kBlockRows ? rows : kBlockRows);
+    const int n = room < most ? room : most;
+    return n < heads ? n : heads;
 }
 
 }  // namespace
@@ -376,29 +397,39 @@ static void attend_committed(const AttendCommittedArgs& a) {
     const int channels = channel_vectors(int(a.shape.head_dim)) * W;
     int64_t blocks = 0, split_tasks = 0, split_rows = 0;
     double work = 0;
-    for (int64_t u = 0; u < a.num_units; u++) {
-        const Unit unit = unit_of(a, u);
-        const int64_t rows = unit.queries * a.group, row_blocks = (rows + kBlockRows - 1) / kBlockRows;
-        const int64_t splits = (unit.pages + per_split - 1) / per_split;
-        blocks += row_blocks * heads;
-        split_tasks += row_blocks * heads * splits;
-        split_rows += rows * heads * splits;
-        work += double(unit.pages) * double(a.shape.page_size) * heads * double(8 * row_blocks + 2 * rows);
+    int most = heads;
+    for (;; most = (most + 1) / 2) {
+        blocks = split_tasks = split_rows = 0, work = 0;
+        for (int64_t u = 0; u < a.num_units; u++) {
+            const Unit unit = unit_of(a, u);
+            const int64_t rows = unit.queries * a.group, row_blocks = (rows + kBlockRows - 1) / kBlockRows;
+            const int64_t splits = (unit.pages + per_split - 1) / per_split;
+            const int per_task = heads_per_task(int(rows), heads, most);
+            const int64_t tasks = row_blocks * ((heads + per_task - 1) / per_task);
+            blocks += tasks;
+            split_tasks += tasks * splits;
+            split_rows += rows * heads * splits;
+            work += double(unit.pages) * double(a.shape.page_size) * heads * double(8 * row_blocks + 2 * rows);
+        }
+        if (most == 1 || split_tasks >= 4 * a.threads) break;
     }
     // Waking another thread costs more than some 20 microseconds of work.
     const int threads = work < 2e5 ? 1 : a.threads;
-    const bool apart = threads > 1 && blocks < 8 * threads && split_tasks > blocks;
+    const bool apart = threads > 1 && blocks < 4 * threads && split_tasks > blocks;
     Task* tasks = static_cast<Task*>(malloc(sizeof(Task) * size_t((apart ? split_tasks : blocks) + 1)));
     State* partials = apart ? static_cast<State*>(malloc(sizeof(State) * size_t(split_rows))) : nullptr;
     int64_t count = 0, partial = 0;
     for (int64_t u = 0; u < a.num_units; u++) {
         const Unit unit = unit_of(a, u);
         const int rows = int(unit.queries * a.group), splits = int((unit.pages + per_split - 1) / per_split);
-        for (int h = 0; h < heads; h++)
+        const int per_task = heads_per_task(rows, heads, most);
+        for (int h = 0; h < heads; h += per_task)
             for (int r = 0; r < rows; r += kBlockRows) {
                 const int n = rows - r < kBlockRows ? rows - r : kBlockRows;
-                if (!apart) tasks[count++] = {u, h, r, n, 0, splits, -1};
-                for (int i = 0; apart && i < splits; i++, partial += n) tasks[count++] = {u, h, r, n, i, 1, partial};
+                const int taken = heads - h < per_task ? heads - h : per_task;
+                if (!apart) tasks[count++] = {u, h, taken, r, n, 0, splits, -1};
+                for (int i = 0; apart && i < splits; i++, partial += taken * n)
+                    tasks[count++] = {u, h, taken, r, n, i, 1, partial};
             }
     }
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
@@ -408,10 +439,11 @@ static void attend_committed(const AttendCommittedArgs& a) {
             const Task& task = tasks[i];
             const int splits = int((unit_of(a, task.unit).pages + per_split - 1) / per_split);
             if (task.first_split) continue;
-            for (int r = 0; r < task.rows; r++) {
+            const int slots = task.heads * task.rows;
+            for (int r = 0; r < slots; r++) {
                 State& total = partials[task.partial + r];
                 for (int j = 1; j < splits; j++)
-                    fold_split(total, partials[task.partial + int64_t(j) * task.rows + r], channels);
+                    fold_split(total, partials[task.partial + int64_t(j) * slots + r], channels);
                 finish_row(a, task, r, total);
             }
         }
@@ -420,8 +452,8 @@ static void attend_committed(const AttendCommittedArgs& a) {
             if (unit.pages) continue;
             State nothing;
             clear(nothing, channels);
-            for (int h = 0; h < heads; h++)
-                for (int r = 0; r < int(unit.queries * a.group); r++) finish_row(a, {u, h, 0, 0, 0, 0, -1}, r, nothing);
+            const int rows = int(unit.queries * a.group);
+            for (int r = 0; r < heads * rows; r++) finish_row(a, {u, 0, heads, 0, rows, 0, 0, -1}, r, nothing);
         }
     }
     free(partials);

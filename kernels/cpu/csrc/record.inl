@@ -69,7 +69,7 @@ struct Record {
     int level() const { return words[4]; }
     const int32_t* head(int h) const { return words + shape.head_word + 4 * h; }
     const uint8_t* at(int offset) const {
-        return blocks + int64_t(words[shape.list_word + (offset >> shape.block_shift)]) * shape.block_bytes +
+        return blocks + (int64_t(words[shape.list_word + (offset >> shape.block_shift)]) << shape.block_shift) +
                (offset & (shape.block_bytes - 1));
     }
     // Whether the blocks of a stretch lie one behind the other in the pool, as they do until it is fragmented.
@@ -391,34 +391,47 @@ static inline void read_head(const Record& record, int h, bool near, HeadView& v
 
 // Asks for what a head's far view will read, a little at a time: a burst of requests would stall what is computed.
 struct Prefetch {
-    const Record* record;
-    int offset[2], end[2];
+    static constexpr int kPieces = 32;
+    const uint8_t* from[kPieces];
+    int lines[kPieces];
+    int pieces, piece;
     int share;  // lines per call that spread all over `calls` calls
 
-    LEANKV_MEMBER Prefetch(const Record* next, int h, int calls) : record(next), offset{}, end{}, share(0) {
+    LEANKV_MEMBER Prefetch(const Record* next, int h, int calls) : pieces(0), piece(0), share(0) {
         if (!next || !next->held()) return;
         const RecordShape& shape = next->shape;
         const int32_t* head = next->head(h);
         const int n_high = head[0] & 0xffff, far = n_high + int(uint32_t(head[0]) >> 16), dim = int(shape.head_dim);
         const int base = 8 * far + int(shape.key_base) * far * dim / 2 + int(shape.value_base) * (far + 3) / 4 * dim;
         const int refine = int(shape.key_refine) * n_high * dim / 2 + int(shape.value_refine) * (n_high + 3) / 4 * dim;
-        offset[0] = head[1] & ~63, end[0] = head[1] + base;
-        offset[1] = head[2] & ~63, end[1] = next->level() >= kLevelFar ? head[2] + refine : 0;
+        add(*next, head[1], base);
+        if (next->level() >= kLevelFar) add(*next, head[2], refine);
         share = (base + refine) / 64 / calls + 1;
     }
 
-    LEANKV_MEMBER void issue(int lines) {
-        for (int part = 0; part < 2 && lines > 0; part++)
-            while (offset[part] < end[part] && lines > 0) {
-                const int block = int(record->shape.block_bytes), here = (block - (offset[part] & (block - 1))) / 64;
-                const int left = (end[part] - offset[part] + 63) / 64;
-                int n = here < left ? here : left;
-                n = n < lines ? n : lines;
-                const uint8_t* from = record->at(offset[part]);
-                for (int i = 0; i < n; i++) __builtin_prefetch(from + 64 * i, 0, 3);
-                offset[part] += 64 * n;
-                lines -= n;
-            }
+    // The stretch of a record in pieces that lie together in the pool.
+    LEANKV_MEMBER void add(const Record& record, int offset, int bytes) {
+        const int block = int(record.shape.block_bytes), end = offset + bytes;
+        for (offset &= ~63; offset < end && pieces < kPieces;) {
+            const int here = block - (offset & (block - 1)), n = end - offset < here ? end - offset : here;
+            const uint8_t* at = record.at(offset);
+            if (pieces && at == from[pieces - 1] + 64 * lines[pieces - 1])
+                lines[pieces - 1] += (n + 63) / 64;
+            else
+                from[pieces] = at, lines[pieces++] = (n + 63) / 64;
+            offset += n;
+        }
+    }
+
+    LEANKV_MEMBER void issue(int count) {
+        while (count > 0 && piece < pieces) {
+            const int n = count < lines[piece] ? count : lines[piece];
+            for (int i = 0; i < n; i++) __builtin_prefetch(from[piece] + 64 * i, 0, 3);
+            from[piece] += 64 * n;
+            lines[piece] -= n;
+            count -= n;
+            if (!lines[piece]) piece++;
+        }
     }
 };
 

@@ -85,11 +85,17 @@ LEANKV_INLINE float max_lanes(vf x) {
 
 // 2^x for x <= 0 (and small positive x); -inf gives 0. Relative error below 2e-7; 2^0 is 1.
 LEANKV_INLINE vf exp2(vf x) {
+#if defined(__AVX512VNNI__)
+    const vf clipped = max(x, splat(-200.0f));
+    const vf whole = (vf)_mm512_roundscale_ps((__m512)clipped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const vf f = clipped - whole;  // -0.5 .. 0.5
+#else
     const vf low = splat(-126.0f);
     const vf clipped = max(x, low);
     const vf magic = splat(12582912.0f);
     const vf whole = clipped + magic;
-    const vf f = clipped - (whole - magic);  // -0.5 .. 0.5
+    const vf f = clipped - (whole - magic);
+#endif
     vf p = splat(1.534580606e-4f);
     p = fma(p, f, splat(1.339993117e-3f));
     p = fma(p, f, splat(9.618488979e-3f));
@@ -97,8 +103,12 @@ LEANKV_INLINE vf exp2(vf x) {
     p = fma(p, f, splat(2.402264689e-1f));
     p = fma(p, f, splat(6.931472057e-1f));
     p = fma(p, f, splat(1.0f));
+#if defined(__AVX512VNNI__)
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)whole);
+#else
     const vi exponent = (as_int(whole) - as_int(magic)) << 23;
     return as_float((as_int(p) + exponent) & (x >= low));
+#endif
 }
 
 LEANKV_INLINE float exp2_one(float x) { return exp2(splat(x))[0]; }

@@ -1,0 +1,235 @@
+"""Attention over committed pages by the read rule, in three kernels: rotate queries, attend by splits, merge.
+
+A program takes a tile of query rows of one unit and KV head, and one split of its pages. It loads each word of codes
+once for the whole query group, turns it into fp16 in registers, and multiplies on tensor cores; queries and weights
+come in two fp16 halves, so products are good to 22 bits. Row sums are products too, with a column of ones, and hence
+added in the same order whatever the tile's layout. Splits are merged in order, by the same arithmetic whether a program
+went through all of them (prefill) or each had its own (decode): the bits do not depend on the batch or the chunk.
+"""
+
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from leankv_kernels.plan import Plan
+from leankv_kernels.store import RecordStore
+from leankv_kernels.triton import read
+from leankv_kernels.triton import record as rec
+from leankv_kernels.triton.config import ROWS, SPLIT_PAGES, committed_launch, launch, tuned
+from leankv_kernels.triton.numbers import (
+    LOW_SCALE,
+    finite,
+    hadamard,
+    halves,
+    merged,
+    powers,
+    product,
+    rotation_log,
+    row_sums,
+    stacked,
+    twice,
+    unstacked,
+)
+from leankv_kernels.triton.record import shape_of
+
+ENOUGH_PROGRAMS, PARTIAL_BYTES = 4096, 1 << 27
+"""From so many tiles on, or where partial results would take more, a program goes through all splits of its rows."""
+_SPLIT = tl.constexpr(SPLIT_PAGES)
+_LIFT = tl.constexpr(64.0)  # on scales of values: as far from fp16's smallest numbers as its largest allows
+_LN2 = tl.constexpr(0.6931471805599453)
+_LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def prepare_queries(
+    q, out, meta, rows, factor, LOG: tl.constexpr, DIM: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr
+):
+    """Rotated queries as two fp16 halves ``[rows, 2, PAD]`` below 1, and per row the power of two that was taken out
+    and their sum ``[rows, 2]``.
+    """
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    channel = tl.arange(0, PAD)[None, :]
+    at = row.to(tl.int64)[:, None]
+    inside = row[:, None] < rows
+    x = tl.load(q + at * DIM + channel, mask=inside & (channel < DIM), other=0.0).to(tl.float32)
+    x = hadamard(x, LOG) * factor
+    place = read.key_place_of(channel)
+    above, inverse = powers(tl.max(tl.abs(x), 1))
+    high, low = halves(x * inverse[:, None])
+    tl.store(out + (2 * at) * PAD + place, high, mask=inside)
+    tl.store(out + (2 * at + 1) * PAD + place, low, mask=inside)
+    total = tl.sum(tl.fma(low.to(tl.float32), 1.0 / LOW_SCALE, high.to(tl.float32)), 1)
+    tl.store(meta + 2 * row, above, mask=row < rows)
+    tl.store(meta + 2 * row + 1, total, mask=row < rows)
+
+
+@triton.jit
+def _attend_page(q, above, total, peak, acc, sums, zeros, words, block, head, near, S: tl.constexpr, N: tl.constexpr):
+    """One page on top of a running softmax state: ``peak [R]``, ``acc [2 R, pad]``, and sums ``[R, N]``."""
+    blocks, high, far, level, base, fine, near_at = rec.open_head(words, block, head, S)
+    far_keys, far_values, high_values = rec.far_runs(base, fine, high, far, S)
+    low_values, pruned_scales, pruned_keys, pruned_values = rec.near_runs(near_at, high, far, S)
+    pruned = S.page - far
+    far_steps = (far + (N - 1)) // N
+    for step in range(0, far_steps + tl.where(near, (pruned + (N - 1)) // N, 0)):
+        # Far tokens; then, for the near view, pruned ones.
+        is_far = step < far_steps
+        begin = tl.where(is_far, step, step - far_steps) * N
+        stop = tl.where(is_far, far, pruned)
+        scale_at = tl.where(is_far, base, pruned_scales)
+        key_at = tl.where(is_far, far_keys, pruned_keys)
+        value_at = tl.where(is_far, far_values, pruned_values)
+        split = tl.where(is_far, high, pruned)
+        refined = tl.where(is_far, rec.refined_tokens(near, level, high, far), pruned)
+        fine_key_at = tl.where(is_far, fine, pruned_keys + S.key_base * rec.key_plane(pruned, S))
+        fine_value_at = tl.where(is_far, high_values, pruned_values + S.value_base * rec.value_plane(0, pruned, S))
+
+        token = begin + tl.arange(0, N)
+        inside = token < stop
+        ks, kz, vs, vz = read.load_scales(words, blocks, scale_at, stop, token, inside, S)
+        keys = read.read_keys(words, blocks, key_at, fine_key_at, near_at, split, refined, stop, far, begin, S, N)
+        zero = tl.fma(ks, tl.where(token < refined, S.key_centre, S.key_centre_low) - 256.0, kz)
+        s = unstacked(product(q, keys, tl.full((2 * total.shape[0], N), 0.0, tl.float32)))
+        s = tl.fma(ks[None, :] * 256.0, s, zero[None, :] * total[:, None]) * above[:, None]
+        s = tl.where(inside[None, :], s, -float("inf"))
+
+        top = tl.maximum(peak, tl.max(s, 1))
+        p = tl.exp2(s - finite(top)[:, None])
+        decay = tl.exp2(peak - finite(top))
+        peak = top
+        zero = tl.fma(vs, tl.where(token < refined, S.value_centre, S.value_centre_low) - 256.0, vz)
+        sums = tl.fma(sums, decay[:, None], p)
+        zeros = tl.fma(zeros, decay[:, None], p * zero[None, :])
+        values = read.read_values(
+            words, blocks, value_at, fine_value_at, low_values, split, refined, stop, far, begin, S, N
+        )
+        acc = product(stacked(p * (vs * _LIFT)[None, :]), values, acc * twice(decay)[:, None])
+    return peak, acc, sums, zeros
+
+
+@triton.jit
+def _row_query(row, first, head, HEADS: tl.constexpr, GROUP: tl.constexpr):
+    # Rows of a unit are its queries' heads of one group, query by query.
+    return (first + row // GROUP) * (HEADS * GROUP) + head * GROUP + row % GROUP
+
+
+@triton.jit
+def attend_pages(
+    queries, meta, words, table, pages, units, out, state, tiles, splits, window,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, S: tl.constexpr, R: tl.constexpr, N: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Softmax states of query rows over the pages of a split, or with ``WHOLE`` over all splits, merged.
+
+    Writes ``out [queries, heads, splits, dim]`` and ``state [queries, heads, splits, 2]`` (peak and sum, base 2) where
+    there are pages to read.
+    """
+    unit, tile, head, split = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(1), tl.program_id(2)
+    at = units + 5 * unit
+    first, rows = tl.load(at), (tl.load(at + 2) * GROUP).to(tl.int32)
+    before, page_at = tl.load(at + 3).to(tl.int32), tl.load(at + 4)
+    if (tile * R >= rows) | (split * _SPLIT >= before):
+        return
+    row = tile * R + tl.arange(0, R)
+    query = _row_query(row, first, head, HEADS, GROUP)
+    above = tl.load(meta + 2 * query, mask=row < rows, other=1.0)
+    total = tl.load(meta + 2 * query + 1, mask=row < rows, other=0.0)
+    half = tl.arange(0, 2 * R)
+    row_of_half = tile * R + half % R
+    half_at = (2 * _row_query(row_of_half, first, head, HEADS, GROUP) + half // R)[:, None] * S.pad
+    q = tl.load(queries + half_at + tl.arange(0, S.pad)[None, :], mask=(row_of_half < rows)[:, None], other=0.0)
+
+    all_peak, all_sum = tl.full((R,), -float("inf"), tl.float32), tl.full((R,), 0.0, tl.float32)
+    all_out = tl.full((R, S.pad), 0.0, tl.float32)
+    last = (before + (_SPLIT - 1)) // _SPLIT if WHOLE else split + 1
+    for part in range(split, last):
+        peak, acc = tl.full((R,), -float("inf"), tl.float32), tl.full((2 * R, S.pad), 0.0, tl.float32)
+        sums, zeros = tl.full((R, N), 0.0, tl.float32), tl.full((R, N), 0.0, tl.float32)
+        for number in range(part * _SPLIT, tl.minimum((part + 1) * _SPLIT, before)):
+            block = tl.load(table + tl.load(pages + page_at + number))
+            near = (number >= before - window) & S.near
+            peak, acc, sums, zeros = _attend_page(
+                q, above, total, peak, acc, sums, zeros, words, block, head, near, S, N
+            )
+        part_out = tl.fma(unstacked(acc), 256.0 / _LIFT, row_sums(zeros)[:, None])
+        part_sum = row_sums(sums)
+        all_peak, all_sum, all_out = merged(all_peak, all_sum, all_out, peak, part_sum, part_out)
+
+    to = query * splits + split
+    channel = read.value_channel(tl.arange(0, S.pad))[None, :]
+    tl.store(out + to[:, None] * S.dim + channel, all_out, mask=(row < rows)[:, None] & (channel < S.dim))
+    tl.store(state + 2 * to, all_peak, mask=row < rows)
+    tl.store(state + 2 * to + 1, all_sum, mask=row < rows)
+
+
+@triton.jit
+def merge_splits(
+    parts, state, token_unit, units, out, lse, rows, splits, factor,
+    HEADS: tl.constexpr, LOG: tl.constexpr, DIM: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Merges the splits of every query row in order, normalizes, and rotates back."""
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    channel = tl.arange(0, PAD)[None, :]
+    unit = tl.load(token_unit + row // HEADS, mask=row < rows, other=0)
+    before = tl.load(units + 5 * unit + 3, mask=row < rows, other=0)
+    count = tl.minimum(before, 1) if WHOLE else (before + (_SPLIT - 1)) // _SPLIT
+    peak, total = tl.full((R,), -float("inf"), tl.float32), tl.full((R,), 0.0, tl.float32)
+    acc = tl.full((R, PAD), 0.0, tl.float32)
+    for part in range(0, tl.max(count, 0)):
+        here, at = part < count, row * splits + part
+        part_peak = tl.load(state + 2 * at, mask=here, other=-float("inf"))
+        part_sum = tl.load(state + 2 * at + 1, mask=here, other=0.0)
+        part_out = tl.load(parts + at[:, None] * DIM + channel, mask=here[:, None] & (channel < DIM), other=0.0)
+        peak, total, acc = merged(peak, total, acc, part_peak, part_sum, part_out)
+    x = hadamard(acc / tl.where(total > 0.0, total, 1.0)[:, None], LOG) * factor
+    tl.store(out + row[:, None] * DIM + channel, x, mask=(row < rows)[:, None] & (channel < DIM))
+    log = tl.log2(tl.where(total > 0.0, total, 1.0))
+    tl.store(lse + row, (finite(peak) + log) * _LN2 + tl.where(total > 0.0, 0.0, -float("inf")), mask=row < rows)
+
+
+_attend = tuned(attend_pages, ["GROUP", "S", "R", "WHOLE"])
+
+
+def attend_committed(
+    q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str
+) -> tuple[Tensor, Tensor]:
+    """See ``reference.attention.attend_committed``; float32 out and LSE.
+
+    Launches depend on what the plan knows on the host alone; scratch comes from torch's allocator, which serves a CUDA
+    graph from memory of its own.
+    """
+    layout, (tokens, query_heads, dim) = store.layout, q.shape
+    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    rows, heads = tokens * query_heads, layout.num_kv_heads
+    if not rows:
+        return out, lse
+    shape, log = shape_of(layout), rotation_log(dim, rotation)
+    norm = 1 / math.sqrt(1 << log)
+    group = query_heads // heads
+    tile = committed_launch(shape.pad, group)
+    tiles, splits = triton.cdiv(plan.max_queries * group, tile.rows), triton.cdiv(max(plan.page_index), SPLIT_PAGES)
+    whole = plan.num_units * tiles * heads >= ENOUGH_PROGRAMS or 4 * rows * splits * dim > PARTIAL_BYTES
+    parts = 1 if whole else max(1, splits)
+    prepared = torch.empty(rows, 2, shape.pad, dtype=torch.float16, device=q.device)
+    meta = torch.empty(rows, 2, dtype=torch.float32, device=q.device)
+    partial = torch.empty(rows, parts, dim, dtype=torch.float32, device=q.device)
+    state = torch.empty(rows, parts, 2, dtype=torch.float32, device=q.device)
+    by_rows = (triton.cdiv(rows, ROWS.rows),)
+    args: tuple[Any, ...] = (q.contiguous(), prepared, meta, rows, scale * _LOG2_E * norm)
+    launch(prepare_queries, by_rows, (*args, log, dim, shape.pad, ROWS.rows), ROWS.options)
+    records = (store.blocks.view(torch.int32), store.page_table[layer], plan.pages, plan.units)
+    constants = (heads, group, shape, tile.rows, tile.tokens, whole)
+    args = (prepared, meta, *records, partial, state, tiles, parts, plan.window, *constants)
+    kernel, options = _attend(tile)
+    launch(kernel, (plan.num_units * tiles, heads, parts), args, options)
+    args = (partial, state, plan.token_unit, plan.units, out, lse, rows, parts, norm)
+    launch(merge_splits, by_rows, (*args, query_heads, log, dim, shape.pad, ROWS.rows, whole), ROWS.options)
+    return out, lse

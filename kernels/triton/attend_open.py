@@ -1,0 +1,145 @@
+"""Causal attention inside raw open pages, with column scores, for prefill and decode in one kernel.
+
+Not a library's attention: the column scores need the probabilities, which no library gives out, and a query must get
+the same bits in a prefill as in decode, where libraries take different kernels. The work is bounded by the page, so it
+is a small part of a forward. A program takes a tile of queries, all heads of one KV head's group, and goes through the
+page's keys twice: for the softmax's peak and sum, then for outputs and scores.
+"""
+
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from leankv_kernels.plan import Plan
+from leankv_kernels.raw import RawPages
+from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
+from leankv_kernels.triton.config import launch, open_launch
+from leankv_kernels.triton.numbers import product
+
+_ONE = tl.constexpr(float(COLUMN_SCORE_ONE))
+_LN2 = tl.constexpr(0.6931471805599453)
+_LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def begin_pages(scores, at, units, length, B: tl.constexpr):
+    """Zeroes the column scores, ``length`` numbers, of units that begin their page."""
+    unit = tl.program_id(0)
+    if tl.load(units + 5 * unit + 1) == 0:
+        page = scores + tl.load(at + unit) * length
+        for begin in range(0, length, B):
+            i = begin + tl.arange(0, B)
+            tl.store(page + i, tl.full((B,), 0, tl.int32), mask=i < length)
+
+
+@triton.jit
+def _scores(q, key, token, channel, last, position, factor, stride, D: tl.constexpr):
+    # [M, N], base 2; -inf for keys that a query does not see.
+    inside = (token <= last)[None, :] & (channel < D)[:, None]
+    k = tl.load(key + token[None, :] * stride + channel[:, None], mask=inside, other=0.0)
+    s = product(q, k.to(q.dtype), tl.full((q.shape[0], token.shape[0]), 0.0, tl.float32))
+    return tl.where(token[None, :] <= position[:, None], s * factor, -float("inf"))
+
+
+@triton.jit
+def attend_raw(
+    q, key, value, scores, at, units, out, lse, tiles, factor, page_stride, token_stride, head_stride,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, PAD_GROUP: tl.constexpr, PAGE: tl.constexpr, D: tl.constexpr,
+    PAD: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ONE_TILE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Rows of a tile are queries, for each of them the heads of a group, padded to a power of two.
+
+    ``WIDE``: products in float32 whatever the inputs. Otherwise keys and values share a 16-bit dtype, and a weight is
+    split in two numbers of it.
+    """
+    unit, tile, head = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(1)
+    first, offset, count = tl.load(units + 5 * unit), tl.load(units + 5 * unit + 1), tl.load(units + 5 * unit + 2)
+    offset, count = offset.to(tl.int32), count.to(tl.int32)
+    begin = tile * (M // PAD_GROUP)
+    if begin >= count:
+        return
+    page = tl.load(at + unit)
+    row, channel = tl.arange(0, M), tl.arange(0, PAD)
+    rank, member = begin + row // PAD_GROUP, row % PAD_GROUP
+    asked = (rank < count) & (member < GROUP)
+    query = (first + rank) * (HEADS * GROUP) + head * GROUP + member
+    mask = asked[:, None] & (channel < D)[None, :]
+    x = tl.load(q + query[:, None] * D + channel[None, :], mask=mask, other=0.0)
+    x = x.to(tl.float32) if WIDE else x
+    # Rows that were not asked for see what the last query sees, so that nothing is undefined.
+    position = tl.minimum(offset + rank, offset + count - 1)
+    last = tl.minimum(offset + begin + M // PAD_GROUP, offset + count) - 1
+    key += page * page_stride + head * head_stride
+    value += page * page_stride + head * head_stride
+
+    peak, total = tl.full((M,), -float("inf"), tl.float32), tl.full((M,), 0.0, tl.float32)
+    for start in range(0, last + 1, N):
+        s = _scores(x, key, start + tl.arange(0, N), channel, last, position, factor, token_stride, D)
+        top = tl.maximum(peak, tl.max(s, 1))
+        total = tl.fma(total, tl.exp2(peak - top), tl.sum(tl.exp2(s - top[:, None]), 1))
+        peak = top
+
+    acc = tl.full((M, PAD), 0.0, tl.float32)
+    for start in range(0, last + 1, N):
+        token = start + tl.arange(0, N)
+        s = _scores(x, key, token, channel, last, position, factor, token_stride, D)
+        p = tl.exp2(s - peak[:, None]) / total[:, None]
+        inside = (token <= last)[:, None] & (channel < D)[None, :]
+        v = tl.load(value + token[:, None] * token_stride + channel[None, :], mask=inside, other=0.0)
+        if WIDE:
+            acc = product(p, v.to(tl.float32), acc)
+        else:
+            high = p.to(v.dtype)
+            acc = product((p - high.to(tl.float32)).to(v.dtype), v, product(high, v, acc))
+        given = tl.where(asked[:, None], tl.floor(tl.fma(p, _ONE, 0.5)).to(tl.int32), 0)
+        columns = tl.sum(tl.reshape(given, (M // PAD_GROUP, PAD_GROUP, N)), 0)
+        group = tl.arange(0, PAD_GROUP)[:, None]
+        to = scores + (page * (HEADS * GROUP) + head * GROUP + group) * PAGE + token[None, :]
+        inside = (group < GROUP) & (token <= last)[None, :]
+        if ONE_TILE:
+            tl.store(to, columns + tl.load(to, mask=inside & (offset > 0), other=0), mask=inside)
+        else:
+            tl.atomic_add(to, columns, mask=inside, sem="relaxed")
+    if ONE_TILE:
+        # A page that begins here has no scores behind its last token yet.
+        behind = last + 1 + tl.arange(0, N)
+        for start in range(0, tl.where(offset == 0, PAGE - last - 1, 0), N):
+            group, token = tl.arange(0, PAD_GROUP)[:, None], (start + behind)[None, :]
+            to = scores + (page * (HEADS * GROUP) + head * GROUP + group) * PAGE + token
+            tl.store(to, tl.full((PAD_GROUP, N), 0, tl.int32), mask=(group < GROUP) & (token < PAGE))
+    tl.store(out + query[:, None] * D + channel[None, :], acc, mask=mask)
+    tl.store(lse + query, (peak + tl.log2(total)) * _LN2, mask=asked)
+
+
+def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+    """See ``reference.attention.attend_open``; float32 out and LSE.
+
+    Raises:
+        ValueError: for keys and values of different strides, or whose channels are not contiguous.
+    """
+    query_heads, heads, dim = q.shape[1], raw.key.shape[2], q.shape[2]
+    strides = raw.key.stride()
+    if raw.value.stride() != strides or strides[3] != 1 or not raw.scores.is_contiguous():
+        raise ValueError("the triton kernels want keys and values of the same strides, channels and scores contiguous")
+    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    if not plan.num_units:
+        return out, lse
+    group, pad = query_heads // heads, triton.next_power_of_2(dim)
+    pad_group, tile = triton.next_power_of_2(group), open_launch(pad)
+    rows = max(tile.rows, pad_group)
+    tiles = triton.cdiv(plan.max_queries, rows // pad_group)
+    wide = {q.dtype, raw.key.dtype, raw.value.dtype} not in ({torch.bfloat16}, {torch.float16})
+    if tiles > 1:
+        page = query_heads * plan.page_size
+        launch(begin_pages, (plan.num_units,), (raw.scores, raw.at, plan.units, page, 1024), tile.options)
+    tensors = (q.contiguous(), raw.key, raw.value, raw.scores, raw.at, plan.units, out, lse)
+    constants = (heads, group, pad_group, plan.page_size, dim, pad, rows, tile.tokens, tiles == 1, wide)
+    args = (*tensors, tiles, scale * _LOG2_E, *strides[:3], *constants)
+    launch(attend_raw, (plan.num_units * tiles, heads), args, tile.options)
+    return out, lse

@@ -1,0 +1,170 @@
+"""Commit of full pages: rotation, quantization and packing in one kernel, in float64, to the reference's bytes.
+
+Records are written whole, in a row of memory each; ``RecordStore.write`` takes blocks and lays them over these.
+"""
+
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from leankv_kernels import layout as L
+from leankv_kernels.layout import HIGH, LOW
+from leankv_kernels.store import RecordStore
+from leankv_kernels.triton import record as rec
+from leankv_kernels.triton.config import Launch, launch
+from leankv_kernels.triton.numbers import hadamard, rotation_log
+from leankv_kernels.triton.record import shape_of
+from leankv_kernels.triton.write import store_head, store_keys, store_lengths, store_tiers, store_values
+
+TOKENS = 16
+"""Of a program: a whole key group, and whole quads."""
+TILE = Launch(0, TOKENS, 4, 1)
+_ROUND = tl.constexpr(6755399441055744.0)  # 1.5 * 2**52: what is added to it loses its fraction, to even
+_FP16_MAX = tl.constexpr(65504.0)
+
+
+@triton.jit
+def half_below(x):
+    """The largest fp16 that is at most ``x`` (float64)."""
+    half = x.to(tl.float16)
+    bits = half.to(tl.int16, bitcast=True)
+    below = tl.where(half > 0, bits - 1, tl.where(half < 0, bits + 1, -32767)).to(tl.int16)
+    return tl.where(half.to(tl.float32).to(tl.float64) > x, below, bits).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def quantize(x, inside, DIM: tl.constexpr):
+    """See ``reference.codec.quantize``: codes int32 ``[N, PAD]`` (0 where not inside), scale and zero fp16 ``[N]``."""
+    channel = tl.arange(0, x.shape[1])[None, :] < DIM
+    x = tl.minimum(tl.maximum(x, -_FP16_MAX), _FP16_MAX)
+    zero = half_below(tl.min(tl.where(channel, x, float("inf")), 1))
+    above = x - zero.to(tl.float32).to(tl.float64)[:, None]
+    scale = -half_below(-tl.max(tl.where(channel, above, 0.0), 1) / 255.0)
+    step = scale.to(tl.float32).to(tl.float64)
+    codes = above / tl.where(step > 0, step, 1.0)[:, None]
+    codes = ((codes + _ROUND) - _ROUND).to(tl.int32)
+    return tl.where(inside[:, None] & channel, codes, 0), scale, zero
+
+
+@triton.jit
+def _rotated(raw, at, channel, inside, LOG: tl.constexpr, NORM: tl.constexpr, DIM: tl.constexpr):
+    x = tl.load(raw + at[:, None] + channel[None, :], mask=inside[:, None] & (channel < DIM)[None, :], other=0.0)
+    # 0.0 turns minus zero into zero.
+    x = x.to(tl.float32).to(tl.float64) + 0.0
+    if LOG > 0:
+        x = hadamard(x, LOG) * NORM
+    return x
+
+
+@triton.jit
+def pack_pages(
+    key, value, order, counts, starts, records, record_words, page_stride, token_stride, head_stride,
+    HEADS: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, NORM: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """N tokens of one page and KV head, far ones or pruned ones, into its record.
+
+    Args:
+        order: int64 ``[n, H, P]``, positions high first, then low, then pruned.
+        counts: int64 ``[n, H, 2]``, high and far tokens.
+        starts: int64 ``[n, H, 3]``, bytes where the head's sections start.
+    """
+    pair, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    page, head = pair // HEADS, pair % HEADS
+    high, far = tl.load(counts + 2 * pair).to(tl.int32), tl.load(counts + 2 * pair + 1).to(tl.int32)
+    base, fine = (tl.load(starts + 3 * pair) // 4).to(tl.int32), (tl.load(starts + 3 * pair + 1) // 4).to(tl.int32)
+    near = (tl.load(starts + 3 * pair + 2) // 4).to(tl.int32)
+    far_tiles = (far + (N - 1)) // N
+    is_far = tile < far_tiles
+    stop = tl.where(is_far, far, S.page - far)
+    begin = tl.where(is_far, tile, tile - far_tiles) * N
+    if (begin >= stop) | ((not S.near) & (tile >= far_tiles)):
+        return
+    token = begin + tl.arange(0, N)
+    inside = token < stop
+    position = tl.load(order + pair * S.page + tl.where(is_far, 0, far) + token, mask=inside, other=0)
+    at = page * page_stride + position * token_stride + head * head_stride
+    channel = tl.arange(0, S.pad)
+    keys, key_scale, key_zero = quantize(_rotated(key, at, channel, inside, LOG, NORM, S.dim), inside, S.dim)
+    values, value_scale, value_zero = quantize(_rotated(value, at, channel, inside, LOG, NORM, S.dim), inside, S.dim)
+
+    record = records + page * record_words
+    far_keys, far_values, high_values = rec.far_runs(base, fine, high, far, S)
+    low_values, pruned_scales, pruned_keys, pruned_values = rec.near_runs(near, high, far, S)
+    scale_at = record.to(tl.pointer_type(tl.float16)) + 2 * tl.where(is_far, base, pruned_scales) + token
+    tl.store(scale_at, key_scale, mask=inside)
+    tl.store(scale_at + stop, key_zero, mask=inside)
+    tl.store(scale_at + 2 * stop, value_scale, mask=inside)
+    tl.store(scale_at + 3 * stop, value_zero, mask=inside)
+    key_at, value_at = tl.where(is_far, far_keys, pruned_keys), tl.where(is_far, far_values, pruned_values)
+    KEY_BASE: tl.constexpr = S.key_base
+    VALUE_BASE: tl.constexpr = S.value_base
+    KEY_FINE: tl.constexpr = S.key_fine
+    VALUE_FINE: tl.constexpr = S.value_fine
+    for plane in tl.static_range(KEY_BASE):
+        store_keys(record, keys, 4 - 4 * plane, key_at + plane * rec.key_plane(stop, S), 0, stop, token, S)
+    for plane in tl.static_range(VALUE_BASE):
+        start = value_at + plane * rec.value_plane(0, stop, S)
+        store_values(record, values, 6 - 2 * plane, start, 0, stop, begin, S)
+    # Refinement: of far tokens in two planes, high and low; of pruned ones behind their base codes.
+    split = tl.where(is_far, high, stop)
+    fine_keys = tl.where(is_far, fine, pruned_keys + KEY_BASE * rec.key_plane(stop, S))
+    fine_values = tl.where(is_far, high_values, pruned_values + VALUE_BASE * rec.value_plane(0, stop, S))
+    for plane in tl.static_range(KEY_FINE):
+        start = fine_keys + plane * rec.key_plane(split, S)
+        store_keys(record, keys, 4 - 4 * (KEY_BASE + plane), start, 0, split, token, S)
+        if S.near:
+            start = near + plane * rec.key_plane(stop - split, S)
+            store_keys(record, keys, 4 - 4 * (KEY_BASE + plane), start, split, stop, token, S)
+    for plane in tl.static_range(VALUE_FINE):
+        start = fine_values + plane * rec.value_plane(0, split, S)
+        store_values(record, values, 6 - 2 * (VALUE_BASE + plane), start, 0, split, begin, S)
+        if S.near:
+            start = low_values + plane * rec.value_plane(split, stop, S)
+            store_values(record, values, 6 - 2 * (VALUE_BASE + plane), start, split, stop, begin, S)
+
+
+@triton.jit
+def write_headers(
+    tiers, counts, starts, nbytes, records, record_words, level, HEADS: tl.constexpr, S: tl.constexpr, B: tl.constexpr
+):
+    """A KV head's words and tier map, and with the first head the record's own words."""
+    pair = tl.program_id(0).to(tl.int64)
+    page, head = pair // HEADS, pair % HEADS
+    record = records + page * record_words
+    store_head(record, head, tl.load(counts + 2 * pair), tl.load(counts + 2 * pair + 1), starts + 3 * pair, S)
+    store_tiers(record, head, tiers + pair * S.page, S, B)
+    if head == 0:
+        store_lengths(record, tl.load(nbytes + page), level, S)
+
+
+def commit_pages(
+    store: RecordStore, layer: int, pages: Tensor, key: Tensor, value: Tensor, tiers: Tensor, rotation: str
+) -> None:
+    """See ``reference.commit.commit_pages``; the same bytes."""
+    layout, (n, page, heads, dim) = store.layout, key.shape
+    if not n:
+        return
+    shape, log = shape_of(layout), rotation_log(dim, rotation)
+    key, value, tiers = key.contiguous(), value.contiguous(), tiers.contiguous()
+    n_high, n_low = (tiers == HIGH).sum(2), (tiers == LOW).sum(2)
+    sections = layout.sections(n_high, n_low)
+    counts = torch.stack([n_high, n_high + n_low], dim=2)
+    starts, lengths = torch.stack(sections[:3], dim=2), sections.end.contiguous()
+    order = tiers.argsort(dim=2, descending=True, stable=True)
+    records = torch.zeros(n, layout.record_bytes, dtype=torch.uint8, device=key.device)
+    words, record_words = records.view(torch.int32), layout.record_bytes // 4
+    args = (key, value, order, counts, starts, words, record_words, *key.stride()[:3])
+    # A constant of the kernel, for a float argument would be float32.
+    norm = 1 / math.sqrt(1 << log)
+    launch(pack_pages, (n * heads, page // TOKENS + 1), (*args, heads, shape, log, norm, TOKENS), TILE.options)
+    level = L.LEVEL_NEAR if layout.near else L.LEVEL_FAR
+    args = (tiers, counts, starts, lengths, words, record_words, level)
+    launch(write_headers, (n * heads,), (*args, heads, shape, triton.next_power_of_2(page // 4)), TILE.options)
+    store.write(layer, pages, records, lengths)

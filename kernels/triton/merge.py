@@ -1,0 +1,46 @@
+"""Merge of two partial attentions in one pass."""
+
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from leankv_kernels.triton.config import ROWS, launch
+from leankv_kernels.triton.numbers import finite
+
+_LN2 = tl.constexpr(0.6931471805599453)
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def merge_rows(out_a, lse_a, out_b, lse_b, out, lse, rows, DIM: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr):
+    """Rows ``[R, DIM]`` of both, weighted by their LSE; a row that is empty on one side keeps the other's bits."""
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    inside = row < rows
+    a = tl.load(lse_a + row, mask=inside, other=-float("inf"))
+    b = tl.load(lse_b + row, mask=inside, other=-float("inf"))
+    peak = tl.maximum(a, b)
+    weight_a, weight_b = tl.exp2((a - finite(peak)) * _LOG2_E), tl.exp2((b - finite(peak)) * _LOG2_E)
+    total = weight_a + weight_b
+    safe = tl.where(total > 0.0, total, 1.0)
+    channel = tl.arange(0, PAD)[None, :]
+    at, mask = row[:, None] * DIM + channel, inside[:, None] & (channel < DIM)
+    x, y = tl.load(out_a + at, mask=mask, other=0.0), tl.load(out_b + at, mask=mask, other=0.0)
+    merged = tl.fma(x, (weight_a / safe)[:, None], y * (weight_b / safe)[:, None])
+    tl.store(out + at, merged, mask=mask)
+    tl.store(lse + row, peak + tl.where(total > 0.0, tl.log2(safe) * _LN2, 0.0), mask=inside)
+
+
+def merge_states(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    """See ``reference.attention.merge_states``; float32."""
+    states = [x.to(torch.float32).contiguous() for x in (out_a, lse_a, out_b, lse_b)]
+    out, lse = torch.empty_like(states[0]), torch.empty_like(states[1])
+    rows, dim = lse.numel(), out.shape[-1]
+    if rows:
+        args = (*states, out, lse, rows, dim, triton.next_power_of_2(dim), ROWS.rows)
+        launch(merge_rows, (triton.cdiv(rows, ROWS.rows),), args, ROWS.options)
+    return out, lse
