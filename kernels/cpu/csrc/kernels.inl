@@ -10,7 +10,11 @@
 
 #include "gemm.inl"
 
+#include "planes.inl"
+
 #include "record.inl"
+
+#include "page.inl"
 
 #include "committed.inl"
 

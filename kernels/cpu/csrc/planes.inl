@@ -1,0 +1,219 @@
+// Planes of codes in the order of kernels/layout.py, read into vectors that dot products take.
+
+namespace leankv::LEANKV_NS {
+namespace {
+
+constexpr int kMaxGroups = 18;  // a page of 256 in two runs
+constexpr int kMaxTokens = kMaxGroups * kPanel;
+constexpr int kMaxDim = 256;
+constexpr int kLevelFar = 2, kLevelNear = 3;
+constexpr int32_t kMagic = 0x564B4C31;
+
+LEANKV_INLINE int round_up(int n, int to) { return (n + to - 1) / to * to; }
+LEANKV_INLINE int clamp(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
+
+// Vectors that hold the channels of a head, and what channel a lane of them holds: decoding values leaves channels in
+// the order that interleaving bytes gives, and only the final output is put straight.
+LEANKV_INLINE int channel_vectors(int head_dim) { return 4 * ((head_dim + 4 * W - 1) / (4 * W)); }
+LEANKV_INLINE int channel_of(int vector, int lane) {
+    return 4 * W * (vector / 4) + 16 * (lane / 4) + 4 * (vector % 4) + lane % 4;
+}
+
+// Where the key planes of a run lie: one or two planes over all its tokens, or a second one in parts, over the first
+// `split` tokens and over the rest; a null part reads as zero.
+struct KeySource {
+    const uint8_t *top, *second, *first_part, *rest;
+    int tokens, split;
+};
+
+// Where the value planes of a run lie: all planes of the base over all its quads, and the refinement in parts as for
+// keys, quads `split` on in the second.
+struct ValueSource {
+    const uint8_t *base, *first_part, *rest;
+    int quads, split;
+    size_t base_stride, first_stride, rest_stride;
+    int refined;  // quads that have refinement
+};
+// Lanes first .. first + count - 1 of a panel's 16, from words of which lane 0 would be at p; the others are zero.
+LEANKV_INLINE vi load_lanes(const uint8_t* p, [[maybe_unused]] int sub, int first, int count) {
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_maskz_loadu_epi32(__mmask16(((1u << count) - 1) << first), p);
+#elif defined(__AVX2__)
+    const vi lane = lane_ids() + sub * W;
+    const vi mask = (lane >= first) & (lane < first + count);
+    return (vi)_mm256_maskload_epi32(reinterpret_cast<const int*>(p) + sub * W, (__m256i)mask);
+#else
+    vi out{};
+    for (int i = 0; i < W; i++)
+        if (const int lane = sub * W + i; lane >= first && lane < first + count) {
+            int32_t word;
+            std::memcpy(&word, p + 4 * lane, 4);
+            out[i] = word;
+        }
+    return out;
+#endif
+}
+
+// Reads the key words of one group, 16 tokens of a run, and gives codes in units of the high tier: 4-bit ones as they
+// are, 8-bit ones with the top plane in the upper nibble. Word j holds channels 8 j to 8 j + 7, the even ones of them
+// in one vector of codes, the odd ones in the other.
+template <int PLANES>
+struct KeyGroup {
+    const uint8_t *top, *second, *first_part, *rest;
+    int tokens, in_first, in_rest;
+
+    LEANKV_MEMBER void find(const KeySource& s, int t, int head_dim) {
+        tokens = clamp(s.tokens - t, 0, kPanel);
+        in_first = clamp(s.split - t, 0, tokens);
+        in_rest = tokens - in_first;
+        const size_t group = size_t(t) * head_dim / 2;
+        top = s.top + group;
+        second = s.second ? s.second + group : nullptr;
+        first_part = s.first_part && in_first ? s.first_part + group : nullptr;
+        const size_t rest_group = size_t(t < s.split ? 0 : t - s.split) * head_dim / 2;
+        rest = s.rest && in_rest ? s.rest + rest_group - 4 * in_first : nullptr;
+    }
+
+    LEANKV_MEMBER void read(int j, int sub, vi& even, vi& odd) const {
+        const vi low = splati(0x0f0f0f0f), high = splati(int32_t(0xf0f0f0f0));
+        const vi w = load_lanes(top + j * 4 * tokens, sub, 0, tokens);
+        if (PLANES == 1) {
+            even = w & low, odd = shift_right(w, 4) & low;
+            return;
+        }
+        vi r{};
+        if (second) r = load_lanes(second + j * 4 * tokens, sub, 0, tokens);
+        if (first_part) r |= load_lanes(first_part + j * 4 * in_first, sub, 0, in_first);
+        if (rest) r |= load_lanes(rest + j * 4 * in_rest, sub, in_first, in_rest);
+        even = ((w << 4) & high) | (r & low), odd = (w & high) | (shift_right(r, 4) & low);
+    }
+};
+
+// From four rows of 4 W channels to half of four vectors of words, the byte of row k in byte k of a word.
+LEANKV_INLINE void interleave(const uint8_t* const rows[4], int offset, int half, vi out[2]) {
+#if defined(__AVX512VNNI__)
+    __m512i r[4];
+    for (int k = 0; k < 4; k++) r[k] = (__m512i)loadi(rows[k] + offset);
+    const __m512i a = half ? _mm512_unpackhi_epi8(r[0], r[1]) : _mm512_unpacklo_epi8(r[0], r[1]);
+    const __m512i b = half ? _mm512_unpackhi_epi8(r[2], r[3]) : _mm512_unpacklo_epi8(r[2], r[3]);
+    out[0] = (vi)_mm512_unpacklo_epi16(a, b), out[1] = (vi)_mm512_unpackhi_epi16(a, b);
+#elif defined(__AVX2__)
+    __m256i r[4];
+    for (int k = 0; k < 4; k++) r[k] = (__m256i)loadi(rows[k] + offset);
+    const __m256i a = half ? _mm256_unpackhi_epi8(r[0], r[1]) : _mm256_unpacklo_epi8(r[0], r[1]);
+    const __m256i b = half ? _mm256_unpackhi_epi8(r[2], r[3]) : _mm256_unpacklo_epi8(r[2], r[3]);
+    out[0] = (vi)_mm256_unpacklo_epi16(a, b), out[1] = (vi)_mm256_unpackhi_epi16(a, b);
+#else
+    for (int v = 0; v < 2; v++)
+        for (int i = 0; i < W; i++) {
+            const int c = offset + channel_of(2 * half + v, i);
+            out[v][i] = int32_t(uint32_t(rows[0][c]) | uint32_t(rows[1][c]) << 8 | uint32_t(rows[2][c]) << 16 |
+                                uint32_t(rows[3][c]) << 24);
+        }
+#endif
+}
+
+alignas(64) constexpr uint8_t kZeros[2 * kMaxDim] = {};
+
+// The rows of bytes of one group of quads, and the codes in them in units of the high tier, which has PLANES planes.
+template <int PLANES, int BASE>
+struct ValueGroup {
+    const uint8_t* rows[PLANES][4];
+    bool fine;
+
+    LEANKV_MEMBER void find(const ValueSource& s, int g, int head_dim) {
+        fine = PLANES > BASE && 4 * g < s.refined;
+        for (int k = 0; k < 4; k++) {
+            const int quad = 4 * g + k;
+            for (int p = 0; p < BASE; p++)
+                rows[p][k] = quad < s.quads ? s.base + p * s.base_stride + size_t(quad) * head_dim : kZeros;
+            if (!fine) continue;
+            for (int p = BASE; p < PLANES; p++)
+                rows[p][k] = quad >= s.refined ? kZeros
+                             : quad < s.split ? s.first_part + (p - BASE) * s.first_stride + size_t(quad) * head_dim
+                                              : s.rest + (p - BASE) * s.rest_stride + size_t(quad - s.split) * head_dim;
+        }
+    }
+
+    // Words of vector 4 c + 2 half and of the one behind it, by plane.
+    LEANKV_MEMBER void read(int c, int half, vi (*words)[2]) const {
+        for (int p = 0; p < PLANES; p++)
+            if (p < BASE || fine) interleave(rows[p], 4 * W * c, half, words[p]);
+    }
+
+    // Codes of tokens I, 4 + I, 8 + I, 12 + I.
+    template <int I>
+    LEANKV_MEMBER vi codes(const vi (*words)[2], int r) const {
+        vi code{};
+#pragma GCC unroll 4
+        for (int p = 0; p < PLANES; p++) {
+            const int shift = 2 * I - 2 * (PLANES - 1 - p);
+            const vi moved = shift >= 0 ? shift_right(words[p][r], shift) : words[p][r] << -shift;
+            if (p < BASE || fine) code |= moved & splati(0x03030303 << (2 * (PLANES - 1 - p)));
+        }
+        return code;
+    }
+};
+
+template <int PLANES>
+LEANKV_INLINE void decode_keys(const KeySource& s, int head_dim, uint8_t* out) {
+    for (int t = 0; t < s.tokens; t += kPanel, out += size_t(kPanel) * head_dim) {
+        KeyGroup<PLANES> group;
+        group.find(s, t, head_dim);
+        for (int j = 0; j < head_dim / 8; j++)
+            for (int sub = 0; sub < kPanelVectors; sub++) {
+                vi even, odd;
+                group.read(j, sub, even, odd);
+                storei(out + 2 * j * kStepBytes + sub * 4 * W, even);
+                storei(out + (2 * j + 1) * kStepBytes + sub * 4 * W, odd);
+            }
+    }
+}
+
+template <int PLANES, int BASE>
+LEANKV_INLINE void decode_values(const ValueSource& s, int head_dim, int steps, int first_group, uint8_t* out) {
+    for (int g = 0; 4 * g < s.quads; g++) {
+        ValueGroup<PLANES, BASE> group;
+        group.find(s, g, head_dim);
+        for (int v = 0; v < channel_vectors(head_dim); v += 2) {
+            vi words[PLANES][2];
+            group.read(v / 4, v / 2 % 2, words);
+            for (int r = 0; r < 2; r++) {
+                uint8_t* to = out + size_t((v + r) / kPanelVectors) * steps * kStepBytes +
+                              size_t(4 * (first_group + g)) * kStepBytes + (v + r) % kPanelVectors * 4 * W;
+                storei(to, group.template codes<0>(words, r));
+                storei(to + kStepBytes, group.template codes<1>(words, r));
+                storei(to + 2 * kStepBytes, group.template codes<2>(words, r));
+                storei(to + 3 * kStepBytes, group.template codes<3>(words, r));
+            }
+        }
+    }
+}
+
+// Calls f<PLANES>() or f<PLANES, BASE>() for the planes of a layout.
+template <class F>
+LEANKV_INLINE void with_key_planes(const RecordShape& shape, F f) {
+    if (shape.key_base + shape.key_refine == 1)
+        f.template operator()<1>();
+    else
+        f.template operator()<2>();
+}
+
+template <class F>
+LEANKV_INLINE void with_value_planes(const RecordShape& shape, int base, F f) {
+    switch (10 * int(shape.value_base + shape.value_refine) + base) {
+        case 11:
+            return f.template operator()<1, 1>();
+        case 21:
+            return f.template operator()<2, 1>();
+        case 22:
+            return f.template operator()<2, 2>();
+        case 42:
+            return f.template operator()<4, 2>();
+        case 44:
+            return f.template operator()<4, 4>();
+    }
+}
+
+}  // namespace
+}  // namespace leankv::LEANKV_NS
