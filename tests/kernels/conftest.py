@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
-from kernelutil import INTERPRETED, Backend, Committed, sample
+from kernelutil import TRITON, Backend, Committed, backend_named, sample
 
-from leankv_kernels import Ops, available_backends, get_ops
+from leankv_kernels import Ops, get_ops
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,35 +26,7 @@ def ops() -> Ops:
     return get_ops("cpu", "reference")
 
 
-def _find(name: str) -> Backend:
-    if name not in available_backends():
-        pytest.skip(f"this checkout has no backend {name}")
-    if name == "triton" and torch.cuda.is_available():
-        return Backend(get_ops("cuda", name), "cuda")
-    if name == "triton" and not INTERPRETED:
-        pytest.skip("needs a GPU or Triton's interpreter: test_triton_interpreted.py runs it in a process of its own")
-    return Backend(get_ops("cpu", name), "cpu")
-
-
-@contextmanager
-def backend_named(name: str) -> Iterator[Backend]:
-    """A backend on the device it is made for, the cpu kernels at one instruction set; skips what cannot run here."""
-    name, _, isa = name.partition("-")
-    backend = _find(name)
-    if not isa:
-        yield backend
-        return
-    from leankv_kernels import cpu
-
-    if isa not in cpu.isas():
-        pytest.skip(f"this CPU or this build has no {isa}")
-    before = cpu.isa()
-    cpu.use_isa(isa)
-    yield backend
-    cpu.use_isa(before)
-
-
-FAST = ["cpu-avx512", "cpu-avx2", "cpu-portable", "triton"]
+FAST = ["cpu-avx512", "cpu-avx2", "cpu-portable", *TRITON]
 
 
 @pytest.fixture(scope="session", params=FAST)

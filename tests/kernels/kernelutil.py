@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from random import Random
@@ -16,7 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leankv_kernels import HIGH, LOW, PRUNED, TIERS, Ops, RawPages, RecordLayout, Tier
+from leankv_kernels import HIGH, LOW, PRUNED, TIERS, Ops, RawPages, RecordLayout, Tier, available_backends, get_ops
 from leankv_kernels.reference.record import encode
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
@@ -37,6 +38,36 @@ class Backend(NamedTuple):
 
     ops: Ops
     device: str
+
+
+# Without a GPU the interpreter runs Triton's kernels, in a process that test_triton_interpreted.py starts.
+TRITON = ["triton"] if INTERPRETED or torch.cuda.is_available() else []
+"""The names of the backends in Triton that this process can run."""
+
+
+def _find(name: str) -> Backend:
+    if name not in available_backends():
+        pytest.skip(f"this checkout has no backend {name}")
+    device = "cuda" if name == "triton" and torch.cuda.is_available() else "cpu"
+    return Backend(get_ops(device, name), device)
+
+
+@contextmanager
+def backend_named(name: str) -> Iterator[Backend]:
+    """A backend on the device it is made for, the cpu kernels at one instruction set; skips what cannot run here."""
+    name, _, isa = name.partition("-")
+    backend = _find(name)
+    if not isa:
+        yield backend
+        return
+    from leankv_kernels import cpu
+
+    if isa not in cpu.isas():
+        pytest.skip(f"this CPU or this build has no {isa}")
+    before = cpu.isa()
+    cpu.use_isa(isa)
+    yield backend
+    cpu.use_isa(before)
 
 
 def few(examples: int) -> settings:

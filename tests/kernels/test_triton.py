@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from cases import Case, plan_of, simple, store_with
-from conftest import backend_named
 from driver import Method
-from kernelutil import INTERPRETED, Backend, generator, raw_pages, small_layout
+from kernelutil import INTERPRETED, TRITON, Backend, backend_named, generator, raw_pages, small_layout
 from torch import Tensor
 
 from leankv_kernels import RecordStore, get_ops
@@ -22,7 +21,7 @@ from leankv_kernels import RecordStore, get_ops
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.fixture(scope="session", params=["triton"])
+@pytest.fixture(scope="session", params=TRITON)
 def triton(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """The Triton backend where it can run."""
     with backend_named(request.param) as backend:
