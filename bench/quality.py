@@ -80,9 +80,8 @@ class Patched:
         plan = self.plan
         key, value = k.new_zeros(2, plan.num_units, self.page_size, k.shape[1], k.shape[3])
         scores = torch.zeros(plan.num_units, q.shape[1], self.page_size, dtype=torch.int32)
-        at = (plan.token_unit, plan.token_pos)
-        key[at], value[at] = k[0].transpose(0, 1), v[0].transpose(0, 1)
         raw = RawPages(key, value, scores, plan.unit_range)
+        raw.write(plan, k[0].transpose(0, 1), v[0].transpose(0, 1))
         out = self.compressor.forward(module.layer_idx, plan, q[0].transpose(0, 1), raw, scaling)
         return out[None].to(q.dtype), None
 

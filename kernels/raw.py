@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from leankv_kernels.plan import Plan
+
 
 class RawPages(NamedTuple):
     """Own pages of units, raw. Where no two units share a row these are the open pages themselves, used in place."""
@@ -14,3 +16,8 @@ class RawPages(NamedTuple):
     value: Tensor  # model dtype [R, P, H, D]
     scores: Tensor  # int32 [R, Hq, P], column scores, see ``attend_open``
     at: Tensor  # int64 [U], the page of each unit, no two alike
+
+    def write(self, plan: Plan, key: Tensor, value: Tensor) -> None:
+        """Write a forward's tokens ``[T, H, D]`` to their places in the units' pages."""
+        place = (self.at[plan.token_unit], plan.token_pos)
+        self.key[place], self.value[place] = key, value

@@ -100,8 +100,7 @@ class LeanKVPool(MHATokenToKVPool):
         if not plan.one_unit_per_row:
             rows = plan.rows
             raw = RawPages(raw.key[rows], raw.value[rows], raw.scores[rows], plan.unit_range)
-        at = (raw.at[plan.token_unit], plan.token_pos)
-        raw.key[at], raw.value[at] = key, value
+        raw.write(plan, key, value)
         return raw
 
     def keep_open(self, layer: int, plan: Plan, raw: RawPages) -> None:

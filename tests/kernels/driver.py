@@ -129,8 +129,7 @@ class Driver:
         scale = q.shape[-1] ** -0.5
         # Always copies, as a prefill of several pages needs them; the pool's tests cover the way in place.
         raw = RawPages(self.open_key[rows], self.open_value[rows], self.open_scores[rows], plan.unit_range)
-        raw.key[plan.token_unit, plan.token_pos] = k
-        raw.value[plan.token_unit, plan.token_pos] = v
+        raw.write(plan, k, v)
         own, own_lse = ops.attend_open(q, raw, plan, scale)
         full, still = plan.full, plan.open
         if full.numel():

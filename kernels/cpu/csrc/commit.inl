@@ -113,33 +113,6 @@ struct HeadPlan {
     int high, low, base, refine, near, end;
 };
 
-struct Sizes {
-    int base_scales, base_keys, base, refine_keys, refine, low_keys, low, pruned_scales, pruned_keys, near;
-};
-
-LEANKV_INLINE Sizes sizes_of(const RecordShape& shape, int high, int low) {
-    const int dim = int(shape.head_dim), far = high + low, pruned = int(shape.page_size) - far;
-    const int key_base = int(shape.key_base), key_refine = int(shape.key_refine);
-    const int value_base = int(shape.value_base), value_refine = int(shape.value_refine);
-    auto keys = [&](int planes, int n) { return round_up(planes * n * dim / 2, 16); };
-    auto values = [&](int planes, int first, int stop) {
-        return stop > first ? planes * ((stop + 3) / 4 - first / 4) * dim : 0;
-    };
-    Sizes s{};
-    s.base_scales = round_up(8 * far, 16);
-    s.base_keys = keys(key_base, far);
-    s.base = s.base_scales + s.base_keys + values(value_base, 0, far);
-    s.refine_keys = keys(key_refine, high);
-    s.refine = s.refine_keys + values(value_refine, 0, high);
-    if (!shape.near) return s;
-    s.low_keys = keys(key_refine, low);
-    s.low = s.low_keys + values(value_refine, high, far);
-    s.pruned_scales = round_up(8 * pruned, 16);
-    s.pruned_keys = keys(key_base + key_refine, pruned);
-    s.near = s.low + s.pruned_scales + s.pruned_keys + values(value_base + value_refine, 0, pruned);
-    return s;
-}
-
 // A record being written, through its blocks.
 struct Writer {
     const RecordShape& shape;

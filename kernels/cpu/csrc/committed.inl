@@ -22,13 +22,11 @@ struct Task {
     int64_t partial;  // index of its states, or -1 where it covers all splits and finishes the rows itself
 };
 
-struct Unit {
-    int64_t first_query, offset, queries, pages, first_page;
-};
+LEANKV_INLINE int pages_per_split(const RecordShape& shape) { return int(kSplitTokens / shape.page_size); }
 
-LEANKV_INLINE Unit unit_of(const AttendCommittedArgs& a, int64_t u) {
-    const int64_t* row = a.units + 5 * u;
-    return {row[0], row[1], row[2], row[3], row[4]};
+LEANKV_INLINE int splits_of(const Unit& unit, const RecordShape& shape) {
+    const int per_split = pages_per_split(shape);
+    return int((unit.pages + per_split - 1) / per_split);
 }
 
 // Folds the page in view into the states of some rows, from `first` on.
@@ -60,8 +58,8 @@ static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch
 }
 
 static void read_split(const AttendCommittedArgs& a, const Task& task, int split, Scratch& s) {
-    const Unit unit = unit_of(a, task.unit);
-    const int per_split = int(kSplitTokens / a.shape.page_size);
+    const Unit unit = unit_at(a.units, task.unit);
+    const int per_split = pages_per_split(a.shape);
     const int channels = channel_vectors(int(a.shape.head_dim)) * W;
     const int64_t begin = int64_t(split) * per_split;
     const int64_t end = begin + per_split < unit.pages ? begin + per_split : unit.pages;
@@ -92,8 +90,8 @@ static void read_split(const AttendCommittedArgs& a, const Task& task, int split
 }
 
 static void finish_row(const AttendCommittedArgs& a, const Task& task, int slot, const State& s) {
-    const Unit unit = unit_of(a, task.unit);
-    const int dim = int(a.shape.head_dim), block = a.rotated ? dim & -dim : 0, group = int(a.group);
+    const Unit unit = unit_at(a.units, task.unit);
+    const int dim = int(a.shape.head_dim), group = int(a.group);
     const int row = task.first_row + slot % task.rows;
     const int64_t token = unit.first_query + row / group;
     const int64_t query_head = int64_t(task.head + slot / task.rows) * group + row % group;
@@ -105,16 +103,13 @@ static void finish_row(const AttendCommittedArgs& a, const Task& task, int slot,
         for (int i = 0; i < W; i += 4)
             if (const int c = channel_of(v, i); c < dim) std::memcpy(x + c, s.out + v * W + i, 16);
     float factor = s.sum > 0.0f ? 1.0f / s.sum : 0.0f;
-    if (block) {
-        for (int c = 0; c < dim; c += block) hadamard(x + c, block);
-        factor *= 1.0f / __builtin_sqrtf(float(block));
-    }
+    if (a.rotated) factor *= rotate(x, dim);
     for (int c = 0; c < dim; c += W) store(out + c, load(x + c) * factor);
 }
 
 static void run_task(const AttendCommittedArgs& a, const Task& task, State* partials, int channels) {
     Scratch& s = *thread_scratch<Scratch>();
-    const Unit unit = unit_of(a, task.unit);
+    const Unit unit = unit_at(a.units, task.unit);
     const int group = int(a.group);
     const int slots = task.heads * task.rows;
     for (int r = 0; r < slots; r++) {
@@ -145,7 +140,7 @@ LEANKV_INLINE int heads_per_task(int rows, int heads, int most) {
 }  // namespace
 
 static void attend_committed(const AttendCommittedArgs& a) {
-    const int per_split = int(kSplitTokens / a.shape.page_size), heads = int(a.shape.heads);
+    const int heads = int(a.shape.heads);
     const int channels = channel_vectors(int(a.shape.head_dim)) * W;
     int64_t blocks = 0, split_tasks = 0, split_rows = 0;
     double work = 0;
@@ -153,9 +148,9 @@ static void attend_committed(const AttendCommittedArgs& a) {
     for (;; most = (most + 1) / 2) {
         blocks = split_tasks = split_rows = 0, work = 0;
         for (int64_t u = 0; u < a.num_units; u++) {
-            const Unit unit = unit_of(a, u);
+            const Unit unit = unit_at(a.units, u);
             const int64_t rows = unit.queries * a.group, row_blocks = (rows + kBlockRows - 1) / kBlockRows;
-            const int64_t splits = (unit.pages + per_split - 1) / per_split;
+            const int64_t splits = splits_of(unit, a.shape);
             const int per_task = heads_per_task(int(rows), heads, most);
             const int64_t tasks = row_blocks * ((heads + per_task - 1) / per_task);
             blocks += tasks;
@@ -172,8 +167,8 @@ static void attend_committed(const AttendCommittedArgs& a) {
     State* partials = apart ? static_cast<State*>(malloc(sizeof(State) * size_t(split_rows))) : nullptr;
     int64_t count = 0, partial = 0;
     for (int64_t u = 0; u < a.num_units; u++) {
-        const Unit unit = unit_of(a, u);
-        const int rows = int(unit.queries * a.group), splits = int((unit.pages + per_split - 1) / per_split);
+        const Unit unit = unit_at(a.units, u);
+        const int rows = int(unit.queries * a.group), splits = splits_of(unit, a.shape);
         const int per_task = heads_per_task(rows, heads, most);
         for (int h = 0; h < heads; h += per_task)
             for (int r = 0; r < rows; r += kBlockRows) {
@@ -189,7 +184,7 @@ static void attend_committed(const AttendCommittedArgs& a) {
     if (apart) {
         for (int64_t i = 0; i < count; i++) {
             const Task& task = tasks[i];
-            const int splits = int((unit_of(a, task.unit).pages + per_split - 1) / per_split);
+            const int splits = splits_of(unit_at(a.units, task.unit), a.shape);
             if (task.first_split) continue;
             const int slots = task.heads * task.rows;
             for (int r = 0; r < slots; r++) {
@@ -200,7 +195,7 @@ static void attend_committed(const AttendCommittedArgs& a) {
             }
         }
         for (int64_t u = 0; u < a.num_units; u++) {
-            const Unit unit = unit_of(a, u);
+            const Unit unit = unit_at(a.units, u);
             if (unit.pages) continue;
             State nothing;
             clear(nothing, channels);

@@ -128,22 +128,28 @@ LEANKV_INLINE void multiply_rows(const uint8_t* codes, int panels, int steps, co
     }
 }
 
+// Calls f<ROWS>() for a number of rows of one tile.
+template <class F>
+LEANKV_INLINE void with_rows(int rows, F f) {
+    switch (rows) {
+        case 1:
+            return f.template operator()<1>();
+        case 2:
+            return f.template operator()<2>();
+#if defined(__AVX512VNNI__)
+        case 3:
+            return f.template operator()<3>();
+        case 4:
+            return f.template operator()<4>();
+#endif
+    }
+}
+
 // out[r][16 p + lane] = sum over steps and the four codes of codes * numbers; panels of `steps` steps each.
 // `count` is at most kTileRows.
 static inline void multiply(const uint8_t* codes, int panels, int steps, const Quad* rows, size_t row_stride, int count,
                             int32_t* out, size_t out_stride) {
-    switch (count) {
-        case 1:
-            return multiply_rows<1>(codes, panels, steps, rows, row_stride, out, out_stride);
-        case 2:
-            return multiply_rows<2>(codes, panels, steps, rows, row_stride, out, out_stride);
-#if defined(__AVX512VNNI__)
-        case 3:
-            return multiply_rows<3>(codes, panels, steps, rows, row_stride, out, out_stride);
-        case 4:
-            return multiply_rows<4>(codes, panels, steps, rows, row_stride, out, out_stride);
-#endif
-    }
+    with_rows(count, [&]<int ROWS>() { multiply_rows<ROWS>(codes, panels, steps, rows, row_stride, out, out_stride); });
 }
 
 // Adds the products of N vectors of codes with one quad per row, which is loaded once for all of them.

@@ -78,9 +78,8 @@ static float weigh_keys(OpenScratch& s, int keys, int dim, float* weights, float
 
 static void open_unit(const AttendOpenArgs& a, int64_t u, int head) {
     OpenScratch& s = *thread_scratch<OpenScratch>();
-    const int64_t* unit = a.units + 5 * u;
-    const int64_t first_query = unit[0];
-    const int offset = int(unit[1]), queries = int(unit[2]), written = offset + queries;
+    const Unit unit = unit_at(a.units, u);
+    const int offset = int(unit.offset), queries = int(unit.queries), written = offset + queries;
     const int dim = int(a.head_dim), group = int(a.group), page = int(a.page_size), rows = queries * group;
     const int64_t raw = a.at[u];
     for (int t = 0; t < written; t++) {
@@ -100,7 +99,7 @@ static void open_unit(const AttendOpenArgs& a, int64_t u, int head) {
         const int longest = offset + (r0 + n - 1) / group + 1;
         for (int i = 0; i < n; i++) {
             const int query = (r0 + i) / group, j = (r0 + i) % group, keys = offset + query + 1;
-            const int64_t at = (first_query + query) * a.query_heads + head * group + j;
+            const int64_t at = (unit.first_query + query) * a.query_heads + head * group + j;
             for (int c = 0; c < dim; c += W)
                 store(s.query + c, load_as_float(a.q, size_t(at) * dim + c, a.dtype) * (a.scale * kLog2E));
             inverse[i] = weigh_keys(s, keys, dim, s.weights[i], a.lse + at);
@@ -142,8 +141,8 @@ static void open_unit(const AttendOpenArgs& a, int64_t u, int head) {
 static void attend_open(const AttendOpenArgs& a) {
     double work = 0;
     for (int64_t u = 0; u < a.num_units; u++) {
-        const int64_t* unit = a.units + 5 * u;
-        work += double(unit[1] + unit[2]) * double(a.query_heads) * double(unit[2] + 1);
+        const Unit unit = unit_at(a.units, u);
+        work += double(unit.offset + unit.queries) * double(a.query_heads) * double(unit.queries + 1);
     }
     const int threads = work < 2e4 ? 1 : a.threads;
     const int64_t tasks = a.num_units * a.heads;

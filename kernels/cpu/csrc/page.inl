@@ -33,15 +33,12 @@ LEANKV_INLINE void clear(State& s, int channels) {
 // Rotates one query, and writes it as 16-bit integers times a scale that carries the softmax factor and log2(e).
 static inline void prepare_query(const AttendCommittedArgs& a, int64_t token, int query_head, Quad* quads, float& scale,
                                  float& sum) {
-    const int dim = int(a.shape.head_dim), block = a.rotated ? dim & -dim : 0;
+    const int dim = int(a.shape.head_dim);
     alignas(64) float x[kMaxDim];
     const size_t row = (size_t(token) * a.query_heads + query_head) * dim;
     for (int c = 0; c < dim; c += W) store(x + c, load_as_float(a.q, row + c, a.dtype));
     float factor = a.scale * kLog2E;
-    if (block) {
-        for (int c = 0; c < dim; c += block) hadamard(x + c, block);
-        factor *= 1.0f / __builtin_sqrtf(float(block));
-    }
+    if (a.rotated) factor *= rotate(x, dim);
     vf largest{};
     for (int c = 0; c < dim; c += W) {
         const vf v = load(x + c) * factor;
@@ -119,23 +116,6 @@ LEANKV_INLINE void multiply_values(const Run& run, int dim, const Quad* weights,
                 const vi before = run.first_group ? loadi(to) : vi{};
                 storei(to, before + combine(a[r][i], b[r][i]));
             }
-    }
-}
-
-// Calls f<ROWS>() for a number of rows of one tile.
-template <class F>
-LEANKV_INLINE void with_rows(int rows, F f) {
-    switch (rows) {
-        case 1:
-            return f.template operator()<1>();
-        case 2:
-            return f.template operator()<2>();
-#if defined(__AVX512VNNI__)
-        case 3:
-            return f.template operator()<3>();
-        case 4:
-            return f.template operator()<4>();
-#endif
     }
 }
 

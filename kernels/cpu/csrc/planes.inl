@@ -34,6 +34,7 @@ struct ValueSource {
     size_t base_stride, first_stride, rest_stride;
     int refined;  // quads that have refinement
 };
+
 // Lanes first .. first + count - 1 of a panel's 16, from words of which lane 0 would be at p; the others are zero.
 LEANKV_INLINE vi load_lanes(const uint8_t* p, [[maybe_unused]] int sub, int first, int count) {
 #if defined(__AVX512VNNI__)

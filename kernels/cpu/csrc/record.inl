@@ -25,6 +25,34 @@ struct HeadView {
     alignas(64) uint8_t staged[kMaxTokens * (2 * kMaxDim + 8) + 4096];
 };
 
+// Bytes of one KV head's sections and of what precedes the last run in each.
+struct Sizes {
+    int base_scales, base_keys, base, refine_keys, refine, low_keys, low, pruned_scales, pruned_keys, near;
+};
+
+LEANKV_INLINE Sizes sizes_of(const RecordShape& shape, int high, int low) {
+    const int dim = int(shape.head_dim), far = high + low, pruned = int(shape.page_size) - far;
+    const int key_base = int(shape.key_base), key_refine = int(shape.key_refine);
+    const int value_base = int(shape.value_base), value_refine = int(shape.value_refine);
+    auto keys = [&](int planes, int n) { return round_up(planes * n * dim / 2, 16); };
+    auto values = [&](int planes, int first, int stop) {
+        return stop > first ? planes * ((stop + 3) / 4 - first / 4) * dim : 0;
+    };
+    Sizes s{};
+    s.base_scales = round_up(8 * far, 16);
+    s.base_keys = keys(key_base, far);
+    s.base = s.base_scales + s.base_keys + values(value_base, 0, far);
+    s.refine_keys = keys(key_refine, high);
+    s.refine = s.refine_keys + values(value_refine, 0, high);
+    if (!shape.near) return s;
+    s.low_keys = keys(key_refine, low);
+    s.low = s.low_keys + values(value_refine, high, far);
+    s.pruned_scales = round_up(8 * pruned, 16);
+    s.pruned_keys = keys(key_base + key_refine, pruned);
+    s.near = s.low + s.pruned_scales + s.pruned_keys + values(value_base + value_refine, 0, pruned);
+    return s;
+}
+
 struct Record {
     const RecordShape& shape;
     const uint8_t* blocks;
@@ -119,6 +147,7 @@ static inline void read_head(const Record& record, int h, bool near, HeadView& v
     const int far_groups = (far + kPanel - 1) / kPanel, quads = (far + 3) / 4;
     view.groups = far_groups + (pruned + kPanel - 1) / kPanel;
     view.runs = 0;
+    const Sizes sizes = sizes_of(shape, n_high, n_low);
 
     uint8_t* staged = view.staged;
     auto fetch = [&](int offset, int bytes, bool copy) {
@@ -129,24 +158,24 @@ static inline void read_head(const Record& record, int h, bool near, HeadView& v
         return static_cast<const uint8_t*>(to);
     };
     if (far) {
-        const int scales = round_up(8 * far, 16), keys = round_up(key_base * far * dim / 2, 16);
-        const uint8_t* base = fetch(head[1], scales + keys + value_base * quads * dim, false);
-        KeySource key{base + scales, nullptr, nullptr, nullptr, far, n_high};
+        const uint8_t* base = fetch(head[1], sizes.base, false);
+        KeySource key{base + sizes.base_scales, nullptr, nullptr, nullptr, far, n_high};
         if (key_base == 2) key.second = key.top + size_t(far) * dim / 2;
-        ValueSource value{base + scales + keys, nullptr, nullptr, quads, 0, size_t(quads) * dim, 0, 0, 0};
+        ValueSource value{
+            base + sizes.base_scales + sizes.base_keys, nullptr, nullptr, quads, 0, size_t(quads) * dim, 0, 0, 0};
         if (refined && n_high && key_refine + value_refine) {
-            const int high_keys = round_up(key_refine * n_high * dim / 2, 16), high_quads = (n_high + 3) / 4;
-            const uint8_t* refine = fetch(head[2], high_keys + value_refine * high_quads * dim, near);
+            const int high_quads = (n_high + 3) / 4;
+            const uint8_t* refine = fetch(head[2], sizes.refine, near);
             if (key_refine) key.first_part = refine;
-            value.first_part = refine + high_keys;
+            value.first_part = refine + sizes.refine_keys;
             value.first_stride = size_t(high_quads) * dim;
             value.split = value.refined = high_quads;
         }
         if (near && n_low && key_refine + value_refine) {
-            const int low_keys = round_up(key_refine * n_low * dim / 2, 16), low_quads = quads - n_high / 4;
-            const uint8_t* low = fetch(head[3], low_keys + value_refine * low_quads * dim, true);
+            const int low_quads = quads - n_high / 4;
+            const uint8_t* low = fetch(head[3], sizes.low, true);
             if (key_refine) key.rest = low;
-            value.rest = low + low_keys;
+            value.rest = low + sizes.low_keys;
             value.rest_stride = size_t(low_quads) * dim;
             value.refined = quads;
             if (n_high % 4) {  // the quad that both parts share; what is staged is ours to change
@@ -162,16 +191,14 @@ static inline void read_head(const Record& record, int h, bool near, HeadView& v
     }
     if (pruned) {
         const int key_planes = key_base + key_refine, value_planes = value_base + value_refine;
-        const int pruned_quads = (pruned + 3) / 4, scales = round_up(8 * pruned, 16);
-        const int keys = round_up(key_planes * pruned * dim / 2, 16);
-        const int low_bytes =
-            round_up(key_refine * n_low * dim / 2, 16) + (n_low ? value_refine * (quads - n_high / 4) * dim : 0);
-        const uint8_t* all = fetch(head[3] + low_bytes, scales + keys + value_planes * pruned_quads * dim, true);
+        const int pruned_quads = (pruned + 3) / 4;
+        const uint8_t* all = fetch(head[3] + sizes.low, sizes.near - sizes.low, true);
         decode_scales(all, pruned, pruned, shape, view, far_groups * kPanel);
-        KeySource key{all + scales, nullptr, nullptr, nullptr, pruned, pruned};
+        KeySource key{all + sizes.pruned_scales, nullptr, nullptr, nullptr, pruned, pruned};
         if (key_planes == 2) key.second = key.top + size_t(pruned) * dim / 2;
         const size_t stride = size_t(pruned_quads) * dim;
-        const ValueSource value{all + scales + keys, nullptr, nullptr, pruned_quads, 0, stride, 0, 0, 0};
+        const ValueSource value{
+            all + sizes.pruned_scales + sizes.pruned_keys, nullptr, nullptr, pruned_quads, 0, stride, 0, 0, 0};
         view.run[view.runs++] = {key, value, value_planes, far_groups};
     }
 }
@@ -188,12 +215,10 @@ struct Prefetch {
         if (!next || !next->held()) return;
         const RecordShape& shape = next->shape;
         const int32_t* head = next->head(h);
-        const int n_high = head[0] & 0xffff, far = n_high + int(uint32_t(head[0]) >> 16), dim = int(shape.head_dim);
-        const int base = 8 * far + int(shape.key_base) * far * dim / 2 + int(shape.value_base) * (far + 3) / 4 * dim;
-        const int refine = int(shape.key_refine) * n_high * dim / 2 + int(shape.value_refine) * (n_high + 3) / 4 * dim;
-        add(*next, head[1], base);
-        if (next->level() >= kLevelFar) add(*next, head[2], refine);
-        share = (base + refine) / 64 / calls + 1;
+        const Sizes sizes = sizes_of(shape, head[0] & 0xffff, int(uint32_t(head[0]) >> 16));
+        add(*next, head[1], sizes.base);
+        if (next->level() >= kLevelFar) add(*next, head[2], sizes.refine);
+        share = (sizes.base + sizes.refine) / 64 / calls + 1;
     }
 
     // The stretch of a record in pieces that lie together in the pool.

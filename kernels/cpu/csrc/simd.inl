@@ -158,6 +158,16 @@ LEANKV_INLINE vf load_as_float(const void* base, size_t index, int dtype) {
 #endif
 }
 
+// A row of the tensor of units, see plan.py.
+struct Unit {
+    int64_t first_query, offset, queries, pages, first_page;
+};
+
+LEANKV_INLINE Unit unit_at(const int64_t* units, int64_t u) {
+    const int64_t* row = units + 5 * u;
+    return {row[0], row[1], row[2], row[3], row[4]};
+}
+
 // Walsh-Hadamard transform of n floats (a power of two, at least 16), not normalized, in place.
 LEANKV_INLINE void hadamard(float* x, int n) {
     const vi lane = lane_ids();
@@ -176,6 +186,13 @@ LEANKV_INLINE void hadamard(float* x, int n) {
                 store(x + j, a + b);
                 store(x + j + s, a - b);
             }
+}
+
+// Rotates a row in place, block by block (reference/codec.py), but for a factor, which it returns.
+LEANKV_INLINE float rotate(float* x, int head_dim) {
+    const int block = head_dim & -head_dim;
+    for (int c = 0; c < head_dim; c += block) hadamard(x + c, block);
+    return 1.0f / __builtin_sqrtf(float(block));
 }
 
 }  // namespace
