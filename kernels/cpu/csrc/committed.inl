@@ -7,6 +7,20 @@
 namespace leankv::LEANKV_NS {
 namespace {
 
+constexpr int kBlockRows = 64;      // query rows that share one decoding of a page
+constexpr int kSplitTokens = 1024;  // tokens of a split: the unit of parallel work of one row block
+
+struct Scratch {
+    HeadView view;
+    alignas(64) Quad queries[kBlockRows][kMaxDim / 4];
+    float query_scale[kBlockRows], query_sum[kBlockRows];
+    alignas(64) int32_t dots[kTileRows][kMaxTokens];
+    alignas(64) int32_t products[kTileRows][2 * kMaxDim];
+    alignas(64) float scores[kTileRows][kMaxTokens];
+    alignas(64) Quad weight_quads[kTileRows][kMaxTokens / 4];
+    State split[kBlockRows], total[kBlockRows];
+};
+
 template <class T>
 T* thread_scratch() {
     static thread_local T* scratch = nullptr;
@@ -45,8 +59,8 @@ static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch
             multiply_keys_of(s.view, a.shape, count, s.queries[r], s.dots[0], ahead);
         PageWeights page_weights;
         with_rows(count, [&]<int ROWS>() {
-            weigh<ROWS>(s.view, s.dots, s.query_scale + r, s.query_sum + r, middle, s.weights, s.weight_quads,
-                        page_weights);
+            weigh<ROWS>(s.view, s.dots, s.query_scale + r, s.query_sum + r, middle, s.scores, s.weight_quads,
+                        page_weights, ahead);
         });
         if (panels)
             multiply(s.view.values, value_panels, 4 * s.view.groups, s.weight_quads[0], kMaxTokens / 4, count,
@@ -83,7 +97,8 @@ static void read_split(const AttendCommittedArgs& a, const Task& task, int split
             if (!s.view.groups) continue;
             const bool last = h + 1 == task.heads;
             const Record* then = !last ? &record : page + 1 < unit.pages ? &next : nullptr;
-            Prefetch ahead(then, last ? task.head : task.head + h + 1, 2 * s.view.groups);
+            Prefetch ahead(then, last ? task.head : task.head + h + 1,
+                           s.view.groups * (int(a.shape.head_dim) / 16 + channels / (2 * W) + 2));
             read_rows(a, task.rows, h * task.rows, s, ahead);
         }
     }
@@ -97,12 +112,14 @@ static void finish_row(const AttendCommittedArgs& a, const Task& task, int slot,
     const int64_t query_head = int64_t(task.head + slot / task.rows) * group + row % group;
     const int64_t at = token * a.query_heads + query_head;
     float* out = a.out + at * dim;
-    a.lse[at] = s.sum > 0.0f ? (s.peak + __builtin_log2f(s.sum)) * kLn2 : -__builtin_inff();
+    const float sum = sum_lanes(load(s.sum)), zero = sum_lanes(load(s.zero));
+    a.lse[at] = sum > 0.0f ? (s.top + __builtin_log2f(sum)) * kLn2 : -__builtin_inff();
     alignas(64) float x[2 * kMaxDim];
     for (int v = 0; v < channel_vectors(dim); v++)
         for (int i = 0; i < W; i += 4)
             if (const int c = channel_of(v, i); c < dim) std::memcpy(x + c, s.out + v * W + i, 16);
-    float factor = s.sum > 0.0f ? 1.0f / s.sum : 0.0f;
+    for (int i = 0; i < dim; i += W) store(x + i, load(x + i) + zero);
+    float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
     if (a.rotated) factor *= rotate(x, dim);
     for (int c = 0; c < dim; c += W) store(out + c, load(x + c) * factor);
 }
@@ -164,7 +181,7 @@ static void attend_committed(const AttendCommittedArgs& a) {
     const int threads = work < 2e5 ? 1 : a.threads;
     const bool apart = threads > 1 && blocks < 4 * threads && split_tasks > blocks;
     Task* tasks = static_cast<Task*>(malloc(sizeof(Task) * size_t((apart ? split_tasks : blocks) + 1)));
-    State* partials = apart ? static_cast<State*>(malloc(sizeof(State) * size_t(split_rows))) : nullptr;
+    State* partials = apart ? static_cast<State*>(aligned_alloc(64, sizeof(State) * size_t(split_rows))) : nullptr;
     int64_t count = 0, partial = 0;
     for (int64_t u = 0; u < a.num_units; u++) {
         const Unit unit = unit_at(a.units, u);

@@ -11,6 +11,8 @@ constexpr int kStepBytes = 64;
 constexpr int kPanelVectors = kPanel / W;
 // 127 * 256: the largest number whose two halves fit signed bytes. Times 255, times 256 terms, it stays below 2^31.
 constexpr int kOne = 32512;
+// What stands for a weight of 1. The rounding of scores, up to a million of them, cannot carry it over kOne.
+constexpr int kWeightOne = 30000;
 
 #if defined(__AVX512VNNI__)
 constexpr int kTileRows = 4, kTileVectors = 2;
@@ -37,20 +39,27 @@ LEANKV_INLINE Quad pack_quad(int x0, int x1, int x2, int x3) {
 #endif
 }
 
-// The quads of 16 non-negative numbers: quad i holds numbers i, 4 + i, 8 + i, 12 + i.
-LEANKV_INLINE void pack_weights(const vi* x, Quad* out) {
+// Added to a number from 0 to kOne it leaves the number, rounded, in the lowest bits, as pack_weights takes it.
 #if defined(__AVX512VNNI__)
-    const __m512i v = (__m512i)x[0];
-    const __m512i a = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8);
-    const __m512i b = _mm512_sub_epi32(v, _mm512_slli_epi32(a, 8));
-    const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m128i qa = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(a), order);
-    const __m128i qb = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(b), order);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_unpacklo_epi32(qa, qb));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out) + 1, _mm_unpackhi_epi32(qa, qb));
+constexpr float kRound = 12582912.0f + 128.0f;  // byte 1 is then the rounded upper half
+#else
+constexpr float kRound = 12582912.0f;
+#endif
+
+// The quads of 16 numbers that kRound was added to: quad i holds numbers i, 4 + i, 8 + i, 12 + i.
+LEANKV_INLINE void pack_weights(const vi* bits, Quad* out) {
+#if defined(__AVX512VNNI__)
+    const __m512i v = _mm512_xor_si512((__m512i)bits[0], _mm512_set1_epi32(0x80));
+    // Of each four numbers the halves of the first two, then those of the other two; all the first; then bytes in turn.
+    const __m512i halves = _mm512_broadcast_i32x4(_mm_setr_epi8(1, 5, 0, 4, 9, 13, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0));
+    const __m512i apart = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m256i turn =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15));
+    const __m512i x = _mm512_permutexvar_epi32(apart, _mm512_shuffle_epi8(v, halves));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_shuffle_epi8(_mm512_castsi512_si256(x), turn));
 #else
     int32_t w[kPanel];
-    for (int i = 0; i < kPanelVectors; i++) storei(w + i * W, x[i]);
+    for (int i = 0; i < kPanelVectors; i++) storei(w + i * W, bits[i] - as_int(splat(kRound)));
     for (int i = 0; i < 4; i++) out[i] = pack_quad(w[i], w[4 + i], w[8 + i], w[12 + i]);
 #endif
 }

@@ -14,7 +14,11 @@
 
 #include "record.inl"
 
-#include "page.inl"
+#include "softmax.inl"
+
+#include "products.inl"
+
+#include "query.inl"
 
 #include "committed.inl"
 

@@ -17,9 +17,12 @@ struct HeadView {
     int groups;  // groups of 16 tokens, the last of each run padded
     int runs;
     Run run[2];
-    float key_scale[kMaxTokens], key_zero[kMaxTokens], value_scale[kMaxTokens];
-    float value_middle[kMaxTokens];                             // what the middle of the range of codes stands for
-    float bias[kMaxTokens];                                     // 0 for a token, -inf for padding
+    alignas(64) float key_scale[kMaxTokens];  // still without the layout's step
+    alignas(64) float key_zero[kMaxTokens];
+    alignas(64) float value_scale[kMaxTokens];                  // of one step of a code, times kWeightOne
+    alignas(64) float value_middle[kMaxTokens];                 // what the middle of the range of codes stands for
+    alignas(64) float lift[kMaxTokens];                         // log2 of what a step of a value is less than
+    alignas(64) float bias[kMaxTokens];                         // 0 for a token, -inf for padding
     alignas(64) uint8_t keys[kMaxGroups * kPanel * kMaxDim];    // a panel per group, a step per 4 channels
     alignas(64) uint8_t values[kMaxGroups * kPanel * kMaxDim];  // a panel per 16 channels, a step per 4 tokens
     alignas(64) uint8_t staged[kMaxTokens * (2 * kMaxDim + 8) + 4096];
@@ -70,10 +73,18 @@ struct Record {
     }
     // Whether the blocks of a stretch lie one behind the other in the pool, as they do until it is fragmented.
     bool in_one_piece(int offset, int bytes) const {
-        const int32_t* list = words + shape.list_word;
-        const int first = offset >> shape.block_shift, last = (offset + bytes - 1) >> shape.block_shift;
-        int apart = 0;
-        for (int i = first; i < last; i++) apart |= list[i + 1] - list[i] - 1;
+        const int first = offset >> shape.block_shift, steps = ((offset + bytes - 1) >> shape.block_shift) - first;
+        const int32_t* list = words + shape.list_word + first;
+        int32_t apart = 0;
+        if (steps >= W) {
+            vi some{};
+            for (int i = 0; i < steps; i += W) {
+                const int32_t* at = list + (i < steps - W ? i : steps - W);
+                some |= loadi(at + 1) - loadi(at) - 1;
+            }
+            return all_zero(some);
+        }
+        for (int i = 0; i < steps; i++) apart |= list[i + 1] - list[i] - 1;
         return apart == 0;
     }
 };
@@ -103,22 +114,31 @@ LEANKV_INLINE double value_middle(const RecordShape& shape) {
 LEANKV_INLINE void decode_scales(const uint8_t* staged, int tokens, int refined, const RecordShape& shape,
                                  HeadView& view, int first) {
     const uint16_t* halves = reinterpret_cast<const uint16_t*>(staged);
-    const float key_step = float(shape.key_step), value_step = float(shape.value_step);
+    const float value_step = float(shape.value_step);
     const double middle = shape.value_step * value_middle(shape);
-    for (int t = 0; t < round_up(tokens, kPanel); t += W) {
+    const float key_high = float(shape.key_centre_high), key_low = float(shape.key_centre_low);
+    const float value_high = float(shape.value_centre_high + middle),
+                value_low = float(shape.value_centre_low + middle);
+    auto vector = [&]<bool WHOLE>(int t) {
         const vi lane = lane_ids() + t;
         const vi valid = lane < tokens, high = lane < refined;
-        auto array = [&](int which) { return as_float(as_int(half_to_float(halves + which * tokens + t)) & valid); };
-        auto centre = [&](double fine, double coarse) { return high ? splat(float(fine)) : splat(float(coarse)); };
-        const vf ks = array(0), kz = array(1), vs = array(2), vz = array(3);
+        auto array = [&](int which) {
+            const vf x = half_to_float(halves + which * tokens + t);
+            return WHOLE ? x : as_float(as_int(x) & valid);
+        };
+        const vf key_scale = array(0), key_zero = array(1), zero = array(3), scale = array(2),
+                 fine = scale * value_step;
         const int at = first + t;
-        store(view.key_scale + at, ks * key_step);
-        store(view.key_zero + at, fma(ks, centre(shape.key_centre_high, shape.key_centre_low), kz));
-        store(view.value_scale + at, vs * value_step);
-        const vf offset = centre(shape.value_centre_high + middle, shape.value_centre_low + middle);
-        store(view.value_middle + at, fma(vs, offset, vz));
-        store(view.bias + at, valid ? vf{} : splat(-__builtin_inff()));
-    }
+        store(view.key_scale + at, key_scale);
+        store(view.key_zero + at, fma(key_scale, high ? splat(key_high) : splat(key_low), key_zero));
+        store(view.value_scale + at, fine * float(kWeightOne));
+        store(view.value_middle + at, fma(scale, high ? splat(value_high) : splat(value_low), zero));
+        store(view.lift + at, max(exponent(fine) + 1.0f, splat(-40.0f)));
+        store(view.bias + at, WHOLE ? vf{} : valid ? vf{} : splat(-__builtin_inff()));
+    };
+    int t = 0;
+    for (; t + W <= tokens; t += W) vector.template operator()<true>(t);
+    for (; t < round_up(tokens, kPanel); t += W) vector.template operator()<false>(t);
 }
 
 // Decodes a whole view to panels, for more rows than are worth decoding for on the fly.
@@ -209,22 +229,27 @@ struct Prefetch {
     const uint8_t* from[kPieces];
     int lines[kPieces];
     int pieces, piece;
-    int share;  // lines per call that spread all over `calls` calls
+    int share;  // lines per step that spread all over the steps announced
 
-    LEANKV_MEMBER Prefetch(const Record* next, int h, int calls) : pieces(0), piece(0), share(0) {
+    LEANKV_MEMBER Prefetch(const Record* next, int h, int steps) : pieces(0), piece(0), share(0) {
         if (!next || !next->held()) return;
         const RecordShape& shape = next->shape;
         const int32_t* head = next->head(h);
         const Sizes sizes = sizes_of(shape, head[0] & 0xffff, int(uint32_t(head[0]) >> 16));
         add(*next, head[1], sizes.base);
         if (next->level() >= kLevelFar) add(*next, head[2], sizes.refine);
-        share = (sizes.base + sizes.refine) / 64 / calls + 1;
+        share = (sizes.base + sizes.refine) / 64 / steps + 1;
     }
 
     // The stretch of a record in pieces that lie together in the pool.
     LEANKV_MEMBER void add(const Record& record, int offset, int bytes) {
         const int block = int(record.shape.block_bytes), end = offset + bytes;
-        for (offset &= ~63; offset < end && pieces < kPieces;) {
+        offset &= ~63;
+        if (bytes && pieces < kPieces && record.in_one_piece(offset, end - offset)) {
+            from[pieces] = record.at(offset), lines[pieces++] = (end - offset + 63) / 64;
+            return;
+        }
+        while (offset < end && pieces < kPieces) {
             const int here = block - (offset & (block - 1)), n = end - offset < here ? end - offset : here;
             const uint8_t* at = record.at(offset);
             if (pieces && at == from[pieces - 1] + 64 * lines[pieces - 1])
@@ -235,15 +260,14 @@ struct Prefetch {
         }
     }
 
-    LEANKV_MEMBER void issue(int count) {
-        while (count > 0 && piece < pieces) {
-            const int n = count < lines[piece] ? count : lines[piece];
-            for (int i = 0; i < n; i++) __builtin_prefetch(from[piece] + 64 * i, 0, 3);
-            from[piece] += 64 * n;
-            lines[piece] -= n;
-            count -= n;
-            if (!lines[piece]) piece++;
-        }
+    // A few lines, as many as one step has to ask for.
+    LEANKV_MEMBER void issue() {
+        if (piece == pieces) return;
+        const int n = share < lines[piece] ? share : lines[piece];
+        for (int i = 0; i < n; i++) __builtin_prefetch(from[piece] + 64 * i, 0, 3);
+        from[piece] += 64 * n;
+        lines[piece] -= n;
+        if (!lines[piece]) piece++;
     }
 };
 

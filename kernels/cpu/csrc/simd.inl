@@ -41,6 +41,15 @@ LEANKV_INLINE vf as_float(vi x) { return (vf)x; }
 LEANKV_INLINE vi as_int(vf x) { return (vi)x; }
 LEANKV_INLINE vi shift_right(vi x, int n) { return (vi)((vu)x >> n); }
 
+// Bits of x where the mask has ones, bits of y elsewhere.
+LEANKV_INLINE vi select(int32_t mask, vi x, vi y) {
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_ternarylogic_epi32(_mm512_set1_epi32(mask), (__m512i)x, (__m512i)y, 0xca);
+#else
+    return (x & splati(mask)) | (y & splati(~mask));
+#endif
+}
+
 LEANKV_INLINE vi lane_ids() {
     vi ids;
     for (int i = 0; i < W; i++) ids[i] = i;
@@ -83,6 +92,16 @@ LEANKV_INLINE float max_lanes(vf x) {
     return x[0];
 }
 
+LEANKV_INLINE bool all_zero(vi x) {
+#if defined(__AVX512VNNI__)
+    return !_mm512_test_epi32_mask((__m512i)x, (__m512i)x);
+#else
+    const vi lane = lane_ids();
+    for (int n = W / 2; n; n /= 2) x |= __builtin_shuffle(x, lane ^ n);
+    return !x[0];
+#endif
+}
+
 // 2^x for x <= 0 (and small positive x); -inf gives 0. Relative error below 2e-7; 2^0 is 1.
 LEANKV_INLINE vf exp2(vf x) {
 #if defined(__AVX512VNNI__)
@@ -108,6 +127,36 @@ LEANKV_INLINE vf exp2(vf x) {
 #else
     const vi exponent = (as_int(whole) - as_int(magic)) << 23;
     return as_float((as_int(p) + exponent) & (x >= low));
+#endif
+}
+
+// 2^x for x < 100, to 3e-6: for weights that are rounded next. Far below it gives next to nothing, at -inf too.
+LEANKV_INLINE vf exp2_weight(vf x) {
+#if defined(__AVX512VNNI__)
+    const vf f = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // 0 .. 1
+#else
+    const vf clipped = max(x, splat(-125.0f)), magic = splat(12582912.0f);
+    const vf whole = clipped - 0.5f + magic;
+    const vf f = clipped - (whole - magic);
+#endif
+    vf p = splat(1.35341678e-2f);
+    p = fma(p, f, splat(5.20114601e-2f));
+    p = fma(p, f, splat(2.41442755e-1f));
+    p = fma(p, f, splat(6.93003833e-1f));
+    p = fma(p, f, splat(1.00000262f));
+#if defined(__AVX512VNNI__)
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
+    return as_float(as_int(p) + ((as_int(whole) - as_int(magic)) << 23));
+#endif
+}
+
+// floor(log2(x)) of a positive normal number; of 0 something below -100.
+LEANKV_INLINE vf exponent(vf x) {
+#if defined(__AVX512VNNI__)
+    return (vf)_mm512_getexp_ps((__m512)x);
+#else
+    return to_float(shift_right(as_int(x), 23) - 127);
 #endif
 }
 

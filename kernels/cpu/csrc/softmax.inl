@@ -1,0 +1,115 @@
+// The softmax of query rows over one page of one KV head, and how pages and splits add up.
+
+namespace leankv::LEANKV_NS {
+namespace {
+
+constexpr float kLog2E = 1.44269504088896340736f, kLn2 = 0.693147180559945309417f;
+
+// Softmax state of one row over some keys. Everything is relative to 2^top, which keeps every weight times its value
+// scale at 1 at most; sums stay apart by lane until the row is finished.
+struct alignas(64) State {
+    alignas(64) float sum[kPanel];       // of the weights
+    alignas(64) float zero[kPanel];      // of the weights times what the middle of the range of codes stands for
+    alignas(64) float out[2 * kMaxDim];  // of the weights times the distance from there; channels in decoded order
+    float top;
+};
+
+LEANKV_INLINE void clear(State& s, int channels) {
+    s.top = -__builtin_inff();
+    std::memset(s.sum, 0, sizeof(s.sum));
+    std::memset(s.zero, 0, sizeof(s.zero));
+    std::memset(s.out, 0, sizeof(float) * size_t(channels));
+}
+
+// What a page adds to the states of a few rows, but for the products of its values.
+struct PageWeights {
+    float top[kTileRows];
+    vf sum[kTileRows], zero[kTileRows];
+};
+
+// From the integer products of a page's keys to the integer weights that meet its values. Rows go side by side to hide
+// latency. `middle` is that of the range of codes: they count from there, so that the rounding of weights meets
+// centred numbers.
+template <int ROWS>
+LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens], const float* query_scale,
+                         const float* query_sum, float middle, float (*scores)[kMaxTokens],
+                         Quad (*quads)[kMaxTokens / 4], PageWeights& page, Prefetch& ahead) {
+    const int tokens = view.groups * kPanel;
+    vf scale[ROWS], offset[ROWS], most[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+        scale[r] = splat(query_scale[r]), offset[r] = splat(query_sum[r]);
+        most[r] = splat(-__builtin_inff());
+    }
+    for (int t = 0; t < tokens; t += W) {
+        ahead.issue();
+        const vf key_scale = load(view.key_scale + t), key_zero = load(view.key_zero + t);
+        const vf bias = load(view.bias + t), lift = load(view.lift + t);
+        for (int r = 0; r < ROWS; r++) {
+            const vf s = fma(key_scale, to_float(loadi(dots[r] + t)) * scale[r], fma(key_zero, offset[r], bias));
+            store(scores[r] + t, s);
+            most[r] = max(most[r], s + lift);
+        }
+    }
+    vf top[ROWS], sum[ROWS], zero[ROWS];
+    vu total[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+        page.top[r] = max_lanes(most[r]);
+        top[r] = splat(page.top[r]);
+        sum[r] = zero[r] = vf{};
+        total[r] = vu{};
+    }
+    for (int g = 0; g < view.groups; g++) {
+        ahead.issue();
+        for (int r = 0; r < ROWS; r++) {
+            vi bits[kPanelVectors];
+            for (int i = 0; i < kPanelVectors; i++) {
+                const int t = g * kPanel + i * W;
+                const vf p = exp2_weight(load(scores[r] + t) - top[r]);
+                sum[r] = sum[r] + p;
+                zero[r] = fma(p, load(view.value_middle + t), zero[r]);
+                bits[i] = as_int(fma(p, load(view.value_scale + t), splat(kRound)));
+                total[r] += (vu)bits[i];
+            }
+            pack_weights(bits, quads[r] + 4 * g);
+        }
+    }
+    const uint32_t counted = uint32_t(view.groups * kPanelVectors) * uint32_t(as_int(splat(kRound))[0]);
+    for (int r = 0; r < ROWS; r++) {
+        page.sum[r] = sum[r];
+        page.zero[r] = zero[r] - to_float((vi)(total[r] - counted)) * (middle / kWeightOne);
+    }
+}
+
+// Factors that bring what is relative to 2^a and to 2^b under the larger of both; one of them is exactly 1.
+LEANKV_INLINE void common_top(float a, float b, float& top, float& factor_a, float& factor_b) {
+    const float smaller = exp2_one(a > b ? b - a : a - b);
+    top = a > b ? a : b;
+    factor_a = a > b ? 1.0f : smaller;
+    factor_b = a > b ? smaller : 1.0f;
+}
+
+template <int ROWS>
+LEANKV_INLINE void fold_page(State* s, const PageWeights& page, const int32_t (*products)[2 * kMaxDim], int channels) {
+    float keep[ROWS], add[ROWS];
+    for (int r = 0; r < ROWS; r++) common_top(s[r].top, page.top[r], s[r].top, keep[r], add[r]);
+    for (int r = 0; r < ROWS; r++) {
+        const vf k = splat(keep[r]), a = splat(add[r]), scale = a * (1.0f / kWeightOne);
+        store(s[r].sum, fma(load(s[r].sum), k, page.sum[r] * a));
+        store(s[r].zero, fma(load(s[r].zero), k, page.zero[r] * a));
+        for (int c = 0; c < channels; c += W)
+            store(s[r].out + c, fma(load(s[r].out + c), k, to_float(loadi(products[r] + c)) * scale));
+    }
+}
+
+LEANKV_INLINE void fold_split(State& into, const State& from, int channels) {
+    if (from.top == -__builtin_inff()) return;
+    float keep, add;
+    common_top(into.top, from.top, into.top, keep, add);
+    auto fold = [&](float* to, const float* x) { store(to, fma(load(to), splat(keep), load(x) * add)); };
+    fold(into.sum, from.sum);
+    fold(into.zero, from.zero);
+    for (int c = 0; c < channels; c += W) fold(into.out + c, from.out + c);
+}
+
+}  // namespace
+}  // namespace leankv::LEANKV_NS
