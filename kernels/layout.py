@@ -40,6 +40,7 @@ LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR = 1, 2, 3
 """What a record still holds: base codes only (demoted), base and refinement (trimmed), everything."""
 
 ALIGN = 16
+HEADER_ALIGN = 64
 SCALE_BYTES = 8
 """Bytes of a token's fp16 key scale, key zero, value scale, value zero."""
 KEY_GROUP = 16
@@ -230,7 +231,7 @@ class RecordLayout:
 
     def _header_bytes(self, blocks: int) -> int:
         words = 4 * (HEADER_WORDS + blocks + HEAD_WORDS * self.num_kv_heads)
-        return align_up(words + self.num_kv_heads * self.tier_map_bytes)
+        return align_up(words + self.num_kv_heads * self.tier_map_bytes, HEADER_ALIGN)
 
     @cached_property
     def block_bytes(self) -> int:

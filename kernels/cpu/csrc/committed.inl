@@ -98,7 +98,7 @@ static void read_split(const AttendCommittedArgs& a, const Task& task, int split
             const bool last = h + 1 == task.heads;
             const Record* then = !last ? &record : page + 1 < unit.pages ? &next : nullptr;
             Prefetch ahead(then, last ? task.head : task.head + h + 1,
-                           s.view.groups * (int(a.shape.head_dim) / 16 + channels / (2 * W) + 2));
+                           s.view.groups * page_work(int(a.shape.head_dim), channels));
             read_rows(a, task.rows, h * task.rows, s, ahead);
         }
     }

@@ -36,7 +36,7 @@ LEANKV_INLINE void multiply_key_groups(const Group* group, int dim, const Quad* 
     for (int sub = 0; sub < kPanelVectors; sub++) {
         vi a[ROWS][N] = {}, b[ROWS][N] = {};
         for (int j = 0; j < dim / 8; j++) {
-            ahead.issue();
+            ahead.during(N * kKeyWork / kPanelVectors);
             vi even[N], odd[N];
             for (int n = 0; n < N; n++) group[n].read(j, sub, even[n], odd[n]);
             accumulate<ROWS, N>(even, queries + 2 * j, stride, a, b);
@@ -150,7 +150,7 @@ LEANKV_INLINE void multiply_whole_values(const uint8_t* top, const uint8_t* seco
         vi a[ROWS][2] = {}, b[ROWS][2] = {};
         WholeValues<READ> group{top, second};
         for (int g = 0; g < groups; g++) {
-            ahead.issue();
+            ahead.during(kValueWork);
             vi words[2][2];
             group.find(v / 4 * 4 * W, v / 2 % 2, dim, words);
             add_value_group<ROWS>(group, words, weights + 4 * g, a, b);
@@ -168,7 +168,7 @@ LEANKV_INLINE void multiply_values(const ValueSource& value, int dim, const Quad
             ValueGroup<PLANES, BASE> group;
             group.find(value, g, dim);
             for (int v = 0; v < channel_vectors(dim); v += 2) {
-                ahead.issue();
+                ahead.during(kValueWork);
                 vi a[ROWS][2] = {}, b[ROWS][2] = {}, words[PLANES][2];
                 group.read(v / 4, v / 2 % 2, words);
                 add_value_group<ROWS>(group, words, weights + 4 * g, a, b);

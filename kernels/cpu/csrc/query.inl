@@ -3,8 +3,8 @@
 namespace leankv::LEANKV_NS {
 namespace {
 
-// Rotates one query, and writes it as 16-bit integers times a scale that carries the softmax factor and log2(e).
-// `scale` also carries the step of key codes, `sum` is that of the query.
+// Rotates one query, and writes it as 16-bit integers: their products with key codes times `scale` are scores in powers
+// of two. `sum` is that of the integers in units of a step of the codes.
 static inline void prepare_query(const AttendCommittedArgs& a, int64_t token, int query_head, Quad* quads, float& scale,
                                  float& sum) {
     const int dim = int(a.shape.head_dim);
@@ -20,14 +20,13 @@ static inline void prepare_query(const AttendCommittedArgs& a, int64_t token, in
         largest = max(largest, max(v, -v));
     }
     const float peak = max_lanes(largest);
-    const float one = peak * (1.0f / kOne);
-    scale = one * float(a.shape.key_step);
+    scale = peak > 0.0f ? peak * (1.0f / kOne) * float(a.shape.key_step) : 1.0f;
     const float inverse = peak > 0.0f ? float(kOne) / peak : 0.0f;
     int32_t whole[kMaxDim];
     int32_t total = 0;
     for (int c = 0; c < dim; c += W) storei(whole + c, round_to_int(load(x + c) * inverse));
     for (int c = 0; c < dim; c++) total += whole[c];
-    sum = one * float(total);
+    sum = float(total) / float(a.shape.key_step);
     for (int s = 0; s < dim / 4; s++) {
         const int32_t* w = whole + 8 * (s / 2) + s % 2;
         quads[s] = pack_quad(w[0], w[2], w[4], w[6]);

@@ -223,22 +223,31 @@ static inline void read_head(const Record& record, int h, bool near, HeadView& v
     }
 }
 
+// What takes how long, for each row: the products of one group of 16 tokens with eight channels of keys, with two
+// vectors of channels of values, its scores, its weights. In dot products for AVX-512, roughly.
+constexpr int kKeyWork = 4, kValueWork = 16, kScoreWork = 6, kWeightWork = 16;
+
+// A group of tokens in those units.
+LEANKV_INLINE int page_work(int dim, int channels) {
+    return dim / 8 * kKeyWork + channels / (2 * W) * kValueWork + kScoreWork + kWeightWork;
+}
+
 // Asks for what a head's far view will read, a little at a time: a burst of requests would stall what is computed.
 struct Prefetch {
-    static constexpr int kPieces = 32;
+    static constexpr int kPieces = 32, kUnit = 64;
     const uint8_t* from[kPieces];
     int lines[kPieces];
     int pieces, piece;
-    int share;  // lines per step that spread all over the steps announced
+    int share, credit;  // lines, in kUnit parts, that fall to one unit of work and that are due
 
-    LEANKV_MEMBER Prefetch(const Record* next, int h, int steps) : pieces(0), piece(0), share(0) {
+    LEANKV_MEMBER Prefetch(const Record* next, int h, int work) : pieces(0), piece(0), share(0), credit(0) {
         if (!next || !next->held()) return;
         const RecordShape& shape = next->shape;
         const int32_t* head = next->head(h);
         const Sizes sizes = sizes_of(shape, head[0] & 0xffff, int(uint32_t(head[0]) >> 16));
         add(*next, head[1], sizes.base);
         if (next->level() >= kLevelFar) add(*next, head[2], sizes.refine);
-        share = (sizes.base + sizes.refine) / 64 / steps + 1;
+        share = (sizes.base + sizes.refine) / 64 * kUnit / work + 1;
     }
 
     // The stretch of a record in pieces that lie together in the pool.
@@ -260,10 +269,12 @@ struct Prefetch {
         }
     }
 
-    // A few lines, as many as one step has to ask for.
-    LEANKV_MEMBER void issue() {
+    // Asks for what falls to a stretch of `work`, in the units of the whole that was announced.
+    LEANKV_MEMBER void during(int work) {
         if (piece == pieces) return;
-        const int n = share < lines[piece] ? share : lines[piece];
+        credit += work * share;
+        const int due = credit / kUnit, n = due < lines[piece] ? due : lines[piece];
+        credit -= due * kUnit;
         for (int i = 0; i < n; i++) __builtin_prefetch(from[piece] + 64 * i, 0, 3);
         from[piece] += 64 * n;
         lines[piece] -= n;

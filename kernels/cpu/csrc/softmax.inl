@@ -41,30 +41,30 @@ LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens]
         most[r] = splat(-__builtin_inff());
     }
     for (int t = 0; t < tokens; t += W) {
-        ahead.issue();
+        ahead.during(kScoreWork / kPanelVectors);
         const vf key_scale = load(view.key_scale + t), key_zero = load(view.key_zero + t);
         const vf bias = load(view.bias + t), lift = load(view.lift + t);
         for (int r = 0; r < ROWS; r++) {
-            const vf s = fma(key_scale, to_float(loadi(dots[r] + t)) * scale[r], fma(key_zero, offset[r], bias));
+            const vf s = fma(key_scale, to_float(loadi(dots[r] + t)), fma(key_zero, offset[r], bias));
             store(scores[r] + t, s);
-            most[r] = max(most[r], s + lift);
+            most[r] = max(most[r], fma(s, scale[r], lift));
         }
     }
     vf top[ROWS], sum[ROWS], zero[ROWS];
     vu total[ROWS];
     for (int r = 0; r < ROWS; r++) {
         page.top[r] = max_lanes(most[r]);
-        top[r] = splat(page.top[r]);
+        top[r] = splat(-page.top[r]);
         sum[r] = zero[r] = vf{};
         total[r] = vu{};
     }
     for (int g = 0; g < view.groups; g++) {
-        ahead.issue();
+        ahead.during(kWeightWork);
         for (int r = 0; r < ROWS; r++) {
             vi bits[kPanelVectors];
             for (int i = 0; i < kPanelVectors; i++) {
                 const int t = g * kPanel + i * W;
-                const vf p = exp2_weight(load(scores[r] + t) - top[r]);
+                const vf p = exp2_weight(fma(load(scores[r] + t), scale[r], top[r]));
                 sum[r] = sum[r] + p;
                 zero[r] = fma(p, load(view.value_middle + t), zero[r]);
                 bits[i] = as_int(fma(p, load(view.value_scale + t), splat(kRound)));
