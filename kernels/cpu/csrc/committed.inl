@@ -12,7 +12,7 @@ constexpr int kSplitTokens = 1024;  // tokens of a split: the unit of parallel w
 
 struct Scratch {
     HeadView view;
-    alignas(64) Quad queries[kBlockRows][kMaxDim / 4];
+    alignas(64) Query queries[kBlockRows];
     float query_scale[kBlockRows], query_sum[kBlockRows];
     alignas(64) int32_t dots[kTileRows][kMaxTokens];
     alignas(64) int32_t products[kTileRows][2 * kMaxDim];
@@ -54,9 +54,10 @@ static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch
     for (int r = first; r < first + rows; r += kTileRows) {
         const int count = first + rows - r < kTileRows ? first + rows - r : kTileRows;
         if (panels)
-            multiply(s.view.keys, s.view.groups, dim / 4, s.queries[r], kMaxDim / 4, count, s.dots[0], kMaxTokens);
+            multiply(s.view.keys, s.view.groups, dim / 4, s.queries[r].quads, kQueryStride, count, s.dots[0],
+                     kMaxTokens);
         else
-            multiply_keys_of(s.view, a.shape, count, s.queries[r], s.dots[0], ahead);
+            multiply_keys_of(s.view, a.shape, count, s.queries + r, s.dots[0], ahead);
         PageWeights page_weights;
         with_rows(count, [&]<int ROWS>() {
             weigh<ROWS>(s.view, s.dots, s.query_scale + r, s.query_sum + r, middle, s.scores, s.weight_quads,

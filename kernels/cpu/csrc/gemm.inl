@@ -16,8 +16,10 @@ constexpr int kWeightOne = 30000;
 
 #if defined(__AVX512VNNI__)
 constexpr int kTileRows = 4, kTileVectors = 2;
+constexpr bool kBytes = true;  // dot products take bytes
 #else
 constexpr int kTileRows = 2, kTileVectors = 2;
+constexpr bool kBytes = false;
 #endif
 
 // Four numbers of one row as the dot product wants them: on VNNI the upper half of each and the lower
@@ -26,17 +28,33 @@ struct Quad {
     int32_t a, b;
 };
 
+LEANKV_INLINE int32_t join_bytes(int p, int q, int r, int s) {
+    return int32_t(uint32_t(p & 255) | uint32_t(q & 255) << 8 | uint32_t(r & 255) << 16 | uint32_t(s & 255) << 24);
+}
+
 LEANKV_INLINE Quad pack_quad(int x0, int x1, int x2, int x3) {
 #if defined(__AVX512VNNI__)
     const int a0 = (x0 + 128) >> 8, a1 = (x1 + 128) >> 8, a2 = (x2 + 128) >> 8, a3 = (x3 + 128) >> 8;
     const int b0 = x0 - 256 * a0, b1 = x1 - 256 * a1, b2 = x2 - 256 * a2, b3 = x3 - 256 * a3;
-    auto join = [](int p, int q, int r, int s) {
-        return int32_t(uint32_t(p & 255) | uint32_t(q & 255) << 8 | uint32_t(r & 255) << 16 | uint32_t(s & 255) << 24);
-    };
-    return {join(a0, a1, a2, a3), join(b0, b1, b2, b3)};
+    return {join_bytes(a0, a1, a2, a3), join_bytes(b0, b1, b2, b3)};
 #else
     return {int32_t(uint32_t(x0 & 0xffff) | uint32_t(x2) << 16), int32_t(uint32_t(x1 & 0xffff) | uint32_t(x3) << 16)};
 #endif
+}
+
+// The largest number that nibble_pair takes.
+constexpr int kNibbleOne = 30000;
+
+// Two numbers that meet the lower (x) and the upper (y) four-bit codes of a byte, brought to multiples of 16 plus what
+// makes them x = 256 a + b and y = 256 c + 16 b with a, b and c signed bytes. The products then take three dots for two
+// codes and not four: of b with whole bytes, which counts the upper code 16 times, of a and of c with one code each.
+// Either number changes by 8 at most.
+LEANKV_INLINE void nibble_pair(int32_t& x, int32_t& y, int32_t& c) {
+    const int32_t upper = (y + 8) >> 4, rest = upper & 15;
+    x = rest + ((x - rest + 8) & ~15);
+    y = 16 * upper;
+    const int32_t b = x - (((x + 128) >> 8) << 8);
+    c = (upper - b) >> 4;
 }
 
 // Added to a number from 0 to kOne it leaves the number, rounded, in the lowest bits, as pack_weights takes it.

@@ -16,9 +16,9 @@
 
 #include "softmax.inl"
 
-#include "products.inl"
-
 #include "query.inl"
+
+#include "products.inl"
 
 #include "committed.inl"
 

@@ -13,16 +13,17 @@ template <Read READ>
 struct WholeKeys {
     const uint8_t *top, *second;
 
+    LEANKV_MEMBER vi word(int j, int sub) const { return loadi(top + size_t(j) * kStepBytes + size_t(sub) * (4 * W)); }
+
     LEANKV_MEMBER void read(int j, int sub, vi& even, vi& odd) const {
-        const size_t at = size_t(j) * kStepBytes + size_t(sub) * (4 * W);
-        const vi w = loadi(top + at);
+        const vi w = word(j, sub);
         const int32_t low = 0x0f0f0f0f, high = int32_t(0xf0f0f0f0);
         if (READ == Read::kOne) {
             even = w & splati(low), odd = shift_right(w, 4) & splati(low);
         } else if (READ == Read::kTop) {
             even = (w << 4) & splati(high), odd = w & splati(high);
         } else {
-            const vi r = loadi(second + at);
+            const vi r = loadi(second + size_t(j) * kStepBytes + size_t(sub) * (4 * W));
             even = select(low, r, w << 4), odd = select(low, shift_right(r, 4), w);
         }
     }
@@ -30,40 +31,77 @@ struct WholeKeys {
 
 // Products of N neighbouring groups with a few rows.
 template <int ROWS, int N, class Group>
-LEANKV_INLINE void multiply_key_groups(const Group* group, int dim, const Quad* queries, int32_t* out,
+LEANKV_INLINE void multiply_key_groups(const Group* group, int dim, const Query* queries, int32_t* out,
                                        Prefetch& ahead) {
-    constexpr size_t stride = kMaxDim / 4;
     for (int sub = 0; sub < kPanelVectors; sub++) {
         vi a[ROWS][N] = {}, b[ROWS][N] = {};
         for (int j = 0; j < dim / 8; j++) {
             ahead.during(N * kKeyWork / kPanelVectors);
             vi even[N], odd[N];
             for (int n = 0; n < N; n++) group[n].read(j, sub, even[n], odd[n]);
-            accumulate<ROWS, N>(even, queries + 2 * j, stride, a, b);
-            accumulate<ROWS, N>(odd, queries + 2 * j + 1, stride, a, b);
+            accumulate<ROWS, N>(even, queries->quads + 2 * j, kQueryStride, a, b);
+            accumulate<ROWS, N>(odd, queries->quads + 2 * j + 1, kQueryStride, a, b);
         }
         for (int r = 0; r < ROWS; r++)
             for (int n = 0; n < N; n++) storei(out + r * kMaxTokens + n * kPanel + sub * W, combine(a[r][n], b[r][n]));
     }
 }
 
+// The same for whole groups of four-bit codes, see nibble_pair.
+template <int ROWS, int N, Read READ>
+LEANKV_INLINE void multiply_nibble_groups(const WholeKeys<READ>* group, int dim, const Query* queries, int32_t* out,
+                                          Prefetch& ahead) {
+    vi a[ROWS][N] = {}, b[ROWS][N] = {}, c[ROWS][N] = {};
+    constexpr bool apart = ROWS <= 2;  // more rows hide the latency of two dots into one sum
+    for (int j = 0; j < dim / 8; j++) {
+        ahead.during(N * kKeyWork);
+        vi word[N], even[N], odd[N];
+        for (int n = 0; n < N; n++) {
+            word[n] = group[n].word(j, 0);
+            even[n] = word[n] & splati(0x0f0f0f0f), odd[n] = shift_right(word[n], 4) & splati(0x0f0f0f0f);
+        }
+        for (int r = 0; r < ROWS; r++) {
+            const Quad q = queries[r].quads[2 * j];
+            const int32_t q_odd = queries[r].odd[j];
+            for (int n = 0; n < N; n++) a[r][n] = dot(a[r][n], even[n], q.a);
+            for (int n = 0; n < N; n++) b[r][n] = dot(b[r][n], word[n], q.b);
+            vi(*to)[N] = apart ? c : a;
+            for (int n = 0; n < N; n++) to[r][n] = dot(to[r][n], odd[n], q_odd);
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int n = 0; n < N; n++) {
+            const vi x = combine(apart ? a[r][n] + c[r][n] : a[r][n], b[r][n]);
+            storei(out + r * kMaxTokens + n * kPanel, READ == Read::kTop ? x << 4 : x);
+        }
+}
+
+template <int ROWS, int N, Read READ>
+LEANKV_INLINE void multiply_groups(const WholeKeys<READ>* group, int dim, const Query* queries, int32_t* out,
+                                   Prefetch& ahead) {
+    if constexpr (kBytes && READ != Read::kBoth)
+        multiply_nibble_groups<ROWS, N>(group, dim, queries, out, ahead);
+    else
+        multiply_key_groups<ROWS, N>(group, dim, queries, out, ahead);
+}
+
 // Whole groups from token t to `stop`, alike in tier.
 template <int ROWS, Read READ>
 LEANKV_INLINE void multiply_whole_keys(const uint8_t* top, const uint8_t* second, int t, int stop, int dim,
-                                       const Quad* queries, int32_t* out, Prefetch& ahead) {
+                                       const Query* queries, int32_t* out, Prefetch& ahead) {
     const size_t step = size_t(kPanel) * dim / 2;
     for (; t + 2 * kPanel <= stop; t += 2 * kPanel) {
         const WholeKeys<READ> group[2] = {{top, second}, {top + step, second + step}};
-        multiply_key_groups<ROWS, 2>(group, dim, queries, out + t, ahead);
+        multiply_groups<ROWS, 2>(group, dim, queries, out + t, ahead);
         top += 2 * step, second += 2 * step;
     }
     if (t >= stop) return;
     const WholeKeys<READ> group{top, second};
-    multiply_key_groups<ROWS, 1>(&group, dim, queries, out + t, ahead);
+    multiply_groups<ROWS, 1>(&group, dim, queries, out + t, ahead);
 }
 
 template <int ROWS, int PLANES>
-LEANKV_INLINE void multiply_keys(const KeySource& key, int dim, const Quad* queries, int32_t* out, Prefetch& ahead) {
+LEANKV_INLINE void multiply_keys(const KeySource& key, int dim, const Query* queries, int32_t* out, Prefetch& ahead) {
     const int whole = key.tokens / kPanel * kPanel;
     auto plane = [&](const uint8_t* p, int t) { return p + size_t(t) * dim / 2; };
     auto one_tier = [&](const uint8_t* second, int t, int stop) {
@@ -205,7 +243,7 @@ LEANKV_INLINE void multiply_values(const ValueSource& value, int dim, const Quad
     mixed(whole, groups);
 }
 
-static void multiply_keys_of(const HeadView& view, const RecordShape& shape, int rows, const Quad* queries,
+static void multiply_keys_of(const HeadView& view, const RecordShape& shape, int rows, const Query* queries,
                              int32_t* out, Prefetch& ahead) {
     for (int i = 0; i < view.runs; i++)
         with_key_planes(shape, [&]<int PLANES>() {

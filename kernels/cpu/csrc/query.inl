@@ -3,10 +3,19 @@
 namespace leankv::LEANKV_NS {
 namespace {
 
+// One query row: a quad for the even and one for the odd channels of each word of key codes, and, for words of four-bit
+// codes, the third factor of nibble_pair.
+struct Query {
+    Quad quads[kMaxDim / 4];
+    int32_t odd[kMaxDim / 8];
+};
+
+constexpr size_t kQueryStride = sizeof(Query) / sizeof(Quad);
+
 // Rotates one query, and writes it as 16-bit integers: their products with key codes times `scale` are scores in powers
 // of two. `sum` is that of the integers in units of a step of the codes.
-static inline void prepare_query(const AttendCommittedArgs& a, int64_t token, int query_head, Quad* quads, float& scale,
-                                 float& sum) {
+static inline void prepare_query(const AttendCommittedArgs& a, int64_t token, int query_head, Query& query,
+                                 float& scale, float& sum) {
     const int dim = int(a.shape.head_dim);
     alignas(64) float x[kMaxDim];
     const size_t row = (size_t(token) * a.query_heads + query_head) * dim;
@@ -20,17 +29,20 @@ static inline void prepare_query(const AttendCommittedArgs& a, int64_t token, in
         largest = max(largest, max(v, -v));
     }
     const float peak = max_lanes(largest);
-    scale = peak > 0.0f ? peak * (1.0f / kOne) * float(a.shape.key_step) : 1.0f;
-    const float inverse = peak > 0.0f ? float(kOne) / peak : 0.0f;
+    scale = peak > 0.0f ? peak * (1.0f / kNibbleOne) * float(a.shape.key_step) : 1.0f;
+    const float inverse = peak > 0.0f ? float(kNibbleOne) / peak : 0.0f;
     int32_t whole[kMaxDim];
     int32_t total = 0;
     for (int c = 0; c < dim; c += W) storei(whole + c, round_to_int(load(x + c) * inverse));
-    for (int c = 0; c < dim; c++) total += whole[c];
-    sum = float(total) / float(a.shape.key_step);
-    for (int s = 0; s < dim / 4; s++) {
-        const int32_t* w = whole + 8 * (s / 2) + s % 2;
-        quads[s] = pack_quad(w[0], w[2], w[4], w[6]);
+    for (int j = 0; j < dim / 8; j++) {
+        int32_t *w = whole + 8 * j, odd[4];
+        for (int i = 0; i < 4; i++) nibble_pair(w[2 * i], w[2 * i + 1], odd[i]);
+        for (int i = 0; i < 8; i++) total += w[i];
+        query.quads[2 * j] = pack_quad(w[0], w[2], w[4], w[6]);
+        query.quads[2 * j + 1] = pack_quad(w[1], w[3], w[5], w[7]);
+        query.odd[j] = join_bytes(odd[0], odd[1], odd[2], odd[3]);
     }
+    sum = float(total) / float(a.shape.key_step);
 }
 
 }  // namespace
