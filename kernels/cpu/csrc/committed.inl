@@ -61,7 +61,7 @@ static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch
         PageWeights page_weights;
         with_rows(count, [&]<int ROWS>() {
             weigh<ROWS>(s.view, s.dots, s.query_scale + r, s.query_sum + r, middle, s.scores, s.weight_quads,
-                        page_weights, ahead);
+                        page_weights, s.split + r, ahead);
         });
         if (panels)
             multiply(s.view.values, value_panels, 4 * s.view.groups, s.weight_quads[0], kMaxTokens / 4, count,

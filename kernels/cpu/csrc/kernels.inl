@@ -14,6 +14,8 @@
 
 #include "record.inl"
 
+#include "prefetch.inl"
+
 #include "softmax.inl"
 
 #include "query.inl"

@@ -33,10 +33,11 @@ struct WholeKeys {
 template <int ROWS, int N, class Group>
 LEANKV_INLINE void multiply_key_groups(const Group* group, int dim, const Query* queries, int32_t* out,
                                        Prefetch& ahead) {
+    Pace pace = ahead.take();
     for (int sub = 0; sub < kPanelVectors; sub++) {
         vi a[ROWS][N] = {}, b[ROWS][N] = {};
         for (int j = 0; j < dim / 8; j++) {
-            ahead.during(N * kKeyWork / kPanelVectors);
+            if (j % 2 == 0) pace.during(2 * N * kKeyWork / kPanelVectors);
             vi even[N], odd[N];
             for (int n = 0; n < N; n++) group[n].read(j, sub, even[n], odd[n]);
             accumulate<ROWS, N>(even, queries->quads + 2 * j, kQueryStride, a, b);
@@ -45,6 +46,7 @@ LEANKV_INLINE void multiply_key_groups(const Group* group, int dim, const Query*
         for (int r = 0; r < ROWS; r++)
             for (int n = 0; n < N; n++) storei(out + r * kMaxTokens + n * kPanel + sub * W, combine(a[r][n], b[r][n]));
     }
+    ahead.pace = pace;
 }
 
 // The same for whole groups of four-bit codes, see nibble_pair.
@@ -52,9 +54,10 @@ template <int ROWS, int N, Read READ>
 LEANKV_INLINE void multiply_nibble_groups(const WholeKeys<READ>* group, int dim, const Query* queries, int32_t* out,
                                           Prefetch& ahead) {
     vi a[ROWS][N] = {}, b[ROWS][N] = {}, c[ROWS][N] = {};
+    Pace pace = ahead.take();
     constexpr bool apart = ROWS <= 2;  // more rows hide the latency of two dots into one sum
     for (int j = 0; j < dim / 8; j++) {
-        ahead.during(N * kKeyWork);
+        if (j % 2 == 0) pace.during(2 * N * kKeyWork);
         vi word[N], even[N], odd[N];
         for (int n = 0; n < N; n++) {
             word[n] = group[n].word(j, 0);
@@ -69,6 +72,7 @@ LEANKV_INLINE void multiply_nibble_groups(const WholeKeys<READ>* group, int dim,
             for (int n = 0; n < N; n++) to[r][n] = dot(to[r][n], odd[n], q_odd);
         }
     }
+    ahead.pace = pace;
     for (int r = 0; r < ROWS; r++)
         for (int n = 0; n < N; n++) {
             const vi x = combine(apart ? a[r][n] + c[r][n] : a[r][n], b[r][n]);
@@ -187,13 +191,15 @@ LEANKV_INLINE void multiply_whole_values(const uint8_t* top, const uint8_t* seco
     for (int v = 0; v < channel_vectors(dim); v += 2) {
         vi a[ROWS][2] = {}, b[ROWS][2] = {};
         WholeValues<READ> group{top, second};
+        Pace pace = ahead.take();
         for (int g = 0; g < groups; g++) {
-            ahead.during(kValueWork);
+            pace.during(kValueWork);
             vi words[2][2];
             group.find(v / 4 * 4 * W, v / 2 % 2, dim, words);
             add_value_group<ROWS>(group, words, weights + 4 * g, a, b);
             group.top += 4 * size_t(dim), group.second += 4 * size_t(dim);
         }
+        ahead.pace = pace;
         put_products<ROWS>(a, b, add, out + v * W);
     }
 }
@@ -206,7 +212,9 @@ LEANKV_INLINE void multiply_values(const ValueSource& value, int dim, const Quad
             ValueGroup<PLANES, BASE> group;
             group.find(value, g, dim);
             for (int v = 0; v < channel_vectors(dim); v += 2) {
-                ahead.during(kValueWork);
+                Pace pace = ahead.take();
+                pace.during(kValueWork);
+                ahead.pace = pace;
                 vi a[ROWS][2] = {}, b[ROWS][2] = {}, words[PLANES][2];
                 group.read(v / 4, v / 2 % 2, words);
                 add_value_group<ROWS>(group, words, weights + 4 * g, a, b);

@@ -21,9 +21,17 @@ LEANKV_INLINE void clear(State& s, int channels) {
     std::memset(s.out, 0, sizeof(float) * size_t(channels));
 }
 
+// Factors that bring what is relative to 2^a and to 2^b under the larger of both; one of them is exactly 1.
+LEANKV_INLINE void common_top(float a, float b, float& top, float& factor_a, float& factor_b) {
+    const float smaller = exp2_one(a > b ? b - a : a - b);
+    top = a > b ? a : b;
+    factor_a = a > b ? 1.0f : smaller;
+    factor_b = a > b ? smaller : 1.0f;
+}
+
 // What a page adds to the states of a few rows, but for the products of its values.
 struct PageWeights {
-    float top[kTileRows];
+    float top[kTileRows], keep[kTileRows], add[kTileRows];  // the new top, and factors that bring both sides to it
     vf sum[kTileRows], zero[kTileRows];
 };
 
@@ -33,33 +41,35 @@ struct PageWeights {
 template <int ROWS>
 LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens], const float* query_scale,
                          const float* query_sum, float middle, float (*scores)[kMaxTokens],
-                         Quad (*quads)[kMaxTokens / 4], PageWeights& page, Prefetch& ahead) {
+                         Quad (*quads)[kMaxTokens / 4], PageWeights& page, const State* s, Prefetch& ahead) {
     const int tokens = view.groups * kPanel;
+    Pace pace = ahead.take();
     vf scale[ROWS], offset[ROWS], most[ROWS];
     for (int r = 0; r < ROWS; r++) {
         scale[r] = splat(query_scale[r]), offset[r] = splat(query_sum[r]);
         most[r] = splat(-__builtin_inff());
     }
     for (int t = 0; t < tokens; t += W) {
-        ahead.during(kScoreWork / kPanelVectors);
+        pace.during(kScoreWork / kPanelVectors);
         const vf key_scale = load(view.key_scale + t), key_zero = load(view.key_zero + t);
         const vf bias = load(view.bias + t), lift = load(view.lift + t);
         for (int r = 0; r < ROWS; r++) {
-            const vf s = fma(key_scale, to_float(loadi(dots[r] + t)), fma(key_zero, offset[r], bias));
-            store(scores[r] + t, s);
-            most[r] = max(most[r], fma(s, scale[r], lift));
+            const vf x = fma(key_scale, to_float(loadi(dots[r] + t)), fma(key_zero, offset[r], bias));
+            store(scores[r] + t, x);
+            most[r] = max(most[r], fma(x, scale[r], lift));
         }
     }
     vf top[ROWS], sum[ROWS], zero[ROWS];
     vu total[ROWS];
     for (int r = 0; r < ROWS; r++) {
-        page.top[r] = max_lanes(most[r]);
-        top[r] = splat(-page.top[r]);
+        const float own = max_lanes(most[r]);
+        common_top(s[r].top, own, page.top[r], page.keep[r], page.add[r]);
+        top[r] = splat(-own);
         sum[r] = zero[r] = vf{};
         total[r] = vu{};
     }
     for (int g = 0; g < view.groups; g++) {
-        ahead.during(kWeightWork);
+        pace.during(kWeightWork);
         for (int r = 0; r < ROWS; r++) {
             vi bits[kPanelVectors];
             for (int i = 0; i < kPanelVectors; i++) {
@@ -73,6 +83,7 @@ LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens]
             pack_weights(bits, quads[r] + 4 * g);
         }
     }
+    ahead.pace = pace;
     const uint32_t counted = uint32_t(view.groups * kPanelVectors) * uint32_t(as_int(splat(kRound))[0]);
     for (int r = 0; r < ROWS; r++) {
         page.sum[r] = sum[r];
@@ -80,20 +91,11 @@ LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens]
     }
 }
 
-// Factors that bring what is relative to 2^a and to 2^b under the larger of both; one of them is exactly 1.
-LEANKV_INLINE void common_top(float a, float b, float& top, float& factor_a, float& factor_b) {
-    const float smaller = exp2_one(a > b ? b - a : a - b);
-    top = a > b ? a : b;
-    factor_a = a > b ? 1.0f : smaller;
-    factor_b = a > b ? smaller : 1.0f;
-}
-
 template <int ROWS>
 LEANKV_INLINE void fold_page(State* s, const PageWeights& page, const int32_t (*products)[2 * kMaxDim], int channels) {
-    float keep[ROWS], add[ROWS];
-    for (int r = 0; r < ROWS; r++) common_top(s[r].top, page.top[r], s[r].top, keep[r], add[r]);
     for (int r = 0; r < ROWS; r++) {
-        const vf k = splat(keep[r]), a = splat(add[r]), scale = a * (1.0f / kWeightOne);
+        s[r].top = page.top[r];
+        const vf k = splat(page.keep[r]), a = splat(page.add[r]), scale = a * (1.0f / kWeightOne);
         store(s[r].sum, fma(load(s[r].sum), k, page.sum[r] * a));
         store(s[r].zero, fma(load(s[r].zero), k, page.zero[r] * a));
         for (int c = 0; c < channels; c += W)
