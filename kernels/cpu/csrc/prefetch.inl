@@ -4,24 +4,24 @@ namespace leankv::LEANKV_NS {
 namespace {
 
 // What takes how long, for each row: the products of one group of 16 tokens with eight channels of keys, with two
-// vectors of channels of values, its scores, its weights. In dot products for AVX-512, roughly.
-constexpr int kKeyWork = 4, kValueWork = 16, kScoreWork = 6, kWeightWork = 16;
+// vectors of channels of values, its scores, each of two steps to its weights. In dot products for AVX-512, roughly.
+constexpr int kKeyWork = 4, kValueWork = 16, kScoreWork = 6, kWeightWork = 8;
 
 // A group of tokens in those units.
 LEANKV_INLINE int page_work(int dim, int channels) {
-    return dim / 8 * kKeyWork + channels / (2 * W) * kValueWork + kScoreWork + kWeightWork;
+    return dim / 8 * kKeyWork + channels / (2 * W) * kValueWork + kScoreWork + 2 * kWeightWork;
 }
 
 // Lines of one stretch, asked for a few at a time while something is computed: a burst would stall what is computed.
 struct Pace {
-    static constexpr int kUnit = 64;
+    static constexpr unsigned kUnit = 64;
     const uint8_t* at;
     int lines;
-    int share, credit;  // lines, in kUnit parts, that fall to one unit of work and that are due
+    unsigned share, credit;  // lines, in kUnit parts, that fall to one unit of work and that are due
 
-    LEANKV_MEMBER void during(int work) {
+    LEANKV_MEMBER void during(unsigned work) {
         credit += work * share;
-        int due = credit / kUnit;
+        int due = int(credit / kUnit);
         credit %= kUnit;
         due = due < lines ? due : lines;
         lines -= due;
@@ -44,7 +44,7 @@ struct Prefetch {
         const Sizes sizes = sizes_of(shape, head[0] & 0xffff, int(uint32_t(head[0]) >> 16));
         add(*next, head[1], sizes.base);
         if (next->level() >= kLevelFar) add(*next, head[2], sizes.refine);
-        pace.share = (sizes.base + sizes.refine) / 64 * Pace::kUnit / work + 1;
+        pace.share = unsigned(sizes.base + sizes.refine) / 64 * Pace::kUnit / unsigned(work) + 1;
     }
 
     // A stretch of a record.

@@ -132,23 +132,14 @@ LEANKV_INLINE vf exp2(vf x) {
 
 // 2^x for x < 100, to 3e-6: for weights that are rounded next. Far below it gives next to nothing, at -inf too.
 LEANKV_INLINE vf exp2_weight(vf x) {
-#if defined(__AVX512VNNI__)
-    const vf f = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // 0 .. 1
-#else
-    const vf clipped = max(x, splat(-125.0f)), magic = splat(12582912.0f);
-    const vf whole = clipped - 0.5f + magic;
-    const vf f = clipped - (whole - magic);
-#endif
-    vf p = splat(1.35341678e-2f);
-    p = fma(p, f, splat(5.20114601e-2f));
-    p = fma(p, f, splat(2.41442755e-1f));
-    p = fma(p, f, splat(6.93003833e-1f));
-    p = fma(p, f, splat(1.00000262f));
-#if defined(__AVX512VNNI__)
-    return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);
-#else
-    return as_float(as_int(p) + ((as_int(whole) - as_int(magic)) << 23));
-#endif
+    const vf clipped = max(x, splat(-126.0f)), whole = clipped + 12582912.0f;  // in the lowest bits
+    const vf f = clipped - (whole - 12582912.0f);                              // -0.5 .. 0.5
+    vf p = splat(9.57010221e-3f);
+    p = fma(p, f, splat(5.59178628e-2f));
+    p = fma(p, f, splat(2.40247443e-1f));
+    p = fma(p, f, splat(6.93121791e-1f));
+    p = fma(p, f, splat(9.99999285e-1f));
+    return as_float((vi)((vu)as_int(p) + ((vu)as_int(whole) << 23)));
 }
 
 // floor(log2(x)) of a positive normal number; of 0 something below -100.

@@ -68,14 +68,22 @@ LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens]
         sum[r] = zero[r] = vf{};
         total[r] = vu{};
     }
+    // Two loops: a longer chain of instructions would leave too few rows in flight.
+    for (int t = 0; t < tokens; t += W) {
+        pace.during(kWeightWork / kPanelVectors);
+        for (int r = 0; r < ROWS; r++) {
+            const vf p = exp2_weight(fma(load(scores[r] + t), scale[r], top[r]));
+            store(scores[r] + t, p);
+            sum[r] = sum[r] + p;
+        }
+    }
     for (int g = 0; g < view.groups; g++) {
         pace.during(kWeightWork);
         for (int r = 0; r < ROWS; r++) {
             vi bits[kPanelVectors];
             for (int i = 0; i < kPanelVectors; i++) {
                 const int t = g * kPanel + i * W;
-                const vf p = exp2_weight(fma(load(scores[r] + t), scale[r], top[r]));
-                sum[r] = sum[r] + p;
+                const vf p = load(scores[r] + t);
                 zero[r] = fma(p, load(view.value_middle + t), zero[r]);
                 bits[i] = as_int(fma(p, load(view.value_scale + t), splat(kRound)));
                 total[r] += (vu)bits[i];
