@@ -10,9 +10,11 @@ from torch import Tensor
 from leankv_kernels import HIGH, LOW, PRUNED, Ops, Plan, RawPages, RecordStore
 from leankv_kernels.reference.record import decode, read_tiers
 
-QUERY_EPS = {"cpu": 2.0**-11, "triton": 2.0**-20}
+QUERY_EPS = {"cpu": 2.0**-15, "triton": 2.0**-20}
 """What a channel of a query may be off by, relative to the query's largest: the cpu kernels round it to 15 bits, the
 triton kernels to two fp16 numbers."""
+NIBBLE_EPS = {"cpu": 2.0**-11, "triton": 2.0**-20}
+"""The same where all keys have 4 bits."""
 OUT_EPS = 1e-3
 """Of the largest value: weights rounded to 15 bits relative to a page's largest, and float32 sums over 10^3 tokens."""
 SCORE_EPS = 2.0**-20
@@ -65,7 +67,8 @@ class Witness:
         want_out, want_lse = self.reference.attend_committed(q, store, layer, plan, scale, rotation)
         assert torch.equal(blocks, store.blocks)
         value, key = largest_reading(store, layer, plan)
-        off = QUERY_EPS[self.ops.name] * (1 + scale * q.double().norm(dim=-1).max().item() * key)
+        eps = NIBBLE_EPS if store.layout.high.key_bits == 4 else QUERY_EPS
+        off = eps[self.ops.name] * (1 + scale * q.double().norm(dim=-1).max().item() * key)
         check_state(out, lse, want_out, want_lse, value * (OUT_EPS + 2 * off), off)
         return out, lse
 

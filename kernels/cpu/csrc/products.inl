@@ -49,10 +49,10 @@ LEANKV_INLINE void multiply_key_groups(const Group* group, int dim, const Query*
     ahead.pace = pace;
 }
 
-// The same for whole groups of four-bit codes, see nibble_pair.
-template <int ROWS, int N, Read READ>
-LEANKV_INLINE void multiply_nibble_groups(const WholeKeys<READ>* group, int dim, const Query* queries, int32_t* out,
-                                          Prefetch& ahead) {
+// The same where all codes have four bits, see nibble_pair.
+template <int ROWS, int N>
+LEANKV_INLINE void multiply_nibble_groups(const WholeKeys<Read::kOne>* group, int dim, const Query* queries,
+                                          int32_t* out, Prefetch& ahead) {
     vi a[ROWS][N] = {}, b[ROWS][N] = {}, c[ROWS][N] = {};
     Pace pace = ahead.take();
     constexpr bool apart = ROWS <= 2;  // more rows hide the latency of two dots into one sum
@@ -76,14 +76,14 @@ LEANKV_INLINE void multiply_nibble_groups(const WholeKeys<READ>* group, int dim,
     for (int r = 0; r < ROWS; r++)
         for (int n = 0; n < N; n++) {
             const vi x = combine(apart ? a[r][n] + c[r][n] : a[r][n], b[r][n]);
-            storei(out + r * kMaxTokens + n * kPanel, READ == Read::kTop ? x << 4 : x);
+            storei(out + r * kMaxTokens + n * kPanel, x);
         }
 }
 
 template <int ROWS, int N, Read READ>
 LEANKV_INLINE void multiply_groups(const WholeKeys<READ>* group, int dim, const Query* queries, int32_t* out,
                                    Prefetch& ahead) {
-    if constexpr (kBytes && READ != Read::kBoth)
+    if constexpr (kBytes && READ == Read::kOne)
         multiply_nibble_groups<ROWS, N>(group, dim, queries, out, ahead);
     else
         multiply_key_groups<ROWS, N>(group, dim, queries, out, ahead);

@@ -3,8 +3,8 @@
 namespace leankv::LEANKV_NS {
 namespace {
 
-// One query row: a quad for the even and one for the odd channels of each word of key codes, and, for words of four-bit
-// codes, the third factor of nibble_pair.
+// One query row: a quad for the even and one for the odd channels of each word of key codes, and, where all codes have
+// four bits, the third factor of nibble_pair.
 struct Query {
     Quad quads[kMaxDim / 4];
     int32_t odd[kMaxDim / 8];
@@ -29,14 +29,17 @@ static inline void prepare_query(const AttendCommittedArgs& a, int64_t token, in
         largest = max(largest, max(v, -v));
     }
     const float peak = max_lanes(largest);
-    scale = peak > 0.0f ? peak * (1.0f / kNibbleOne) * float(a.shape.key_step) : 1.0f;
-    const float inverse = peak > 0.0f ? float(kNibbleOne) / peak : 0.0f;
+    // Far finer than four-bit codes can tell.
+    const bool nibbles = kBytes && a.shape.key_base + a.shape.key_refine == 1;
+    const float one = float(nibbles ? kNibbleOne : kOne);
+    scale = peak > 0.0f ? peak / one * float(a.shape.key_step) : 1.0f;
+    const float inverse = peak > 0.0f ? one / peak : 0.0f;
     int32_t whole[kMaxDim];
     int32_t total = 0;
     for (int c = 0; c < dim; c += W) storei(whole + c, round_to_int(load(x + c) * inverse));
     for (int j = 0; j < dim / 8; j++) {
-        int32_t *w = whole + 8 * j, odd[4];
-        for (int i = 0; i < 4; i++) nibble_pair(w[2 * i], w[2 * i + 1], odd[i]);
+        int32_t *w = whole + 8 * j, odd[4] = {};
+        for (int i = 0; nibbles && i < 4; i++) nibble_pair(w[2 * i], w[2 * i + 1], odd[i]);
         for (int i = 0; i < 8; i++) total += w[i];
         query.quads[2 * j] = pack_quad(w[0], w[2], w[4], w[6]);
         query.quads[2 * j + 1] = pack_quad(w[1], w[3], w[5], w[7]);
