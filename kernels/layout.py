@@ -41,6 +41,7 @@ LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR = 1, 2, 3
 
 ALIGN = 16
 HEADER_ALIGN = 64
+"""Bytes: of a run of a kind of data, and of the header, so that heads of whole tiers start on cache lines."""
 SCALE_BYTES = 8
 """Bytes of a token's fp16 key scale, key zero, value scale, value zero."""
 KEY_GROUP = 16

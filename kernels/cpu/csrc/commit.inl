@@ -28,84 +28,123 @@ LEANKV_INLINE uint16_t half_floor(double x) {
 }
 
 LEANKV_INLINE double half_value(uint16_t h) {
-    const int exponent = (h >> 10) & 31, mantissa = h & 0x3ff;
-    const double magnitude = exponent ? __builtin_ldexp(1024 + mantissa, exponent - 25) : mantissa * 0x1p-24;
+    const uint64_t exponent = (h >> 10) & 31, mantissa = h & 0x3ff;
+    const uint64_t bits = (exponent + 1008) << 52 | mantissa << 42;
+    double magnitude = double(mantissa) * 0x1p-24;
+    if (exponent) std::memcpy(&magnitude, &bits, 8);
     return h & 0x8000 ? -magnitude : magnitude;
 }
 
+typedef double vd __attribute__((vector_size(4 * W)));
+typedef int64_t vl __attribute__((vector_size(4 * W)));
+typedef double vd_any __attribute__((vector_size(4 * W), aligned(8), may_alias));
+typedef uint8_t vb __attribute__((vector_size(W / 2)));
+constexpr int kDoubles = W / 2;
+
+LEANKV_INLINE vd load(const double* p) { return *reinterpret_cast<const vd_any*>(p); }
+LEANKV_INLINE void store(double* p, vd x) { *reinterpret_cast<vd_any*>(p) = x; }
+
+// The same butterflies in the same order as the reference, so the same bits.
+LEANKV_INLINE void hadamard(double* x, int n) {
+    vl lane;
+    for (int i = 0; i < kDoubles; i++) lane[i] = i;
+    for (int i = 0; i < n; i += kDoubles) {
+        vd v = load(x + i);
+        for (int s = 1; s < kDoubles; s *= 2) {
+            const vd partner = __builtin_shuffle(v, lane ^ s);
+            v = ((lane & s) != 0) ? partner - v : v + partner;
+        }
+        store(x + i, v);
+    }
+    for (int s = kDoubles; s < n; s *= 2)
+        for (int i = 0; i < n; i += 2 * s)
+            for (int j = i; j < i + s; j += kDoubles) {
+                const vd low = load(x + j), high = load(x + j + s);
+                store(x + j, low + high);
+                store(x + j + s, low - high);
+            }
+}
+
 struct CommitScratch {
-    alignas(64) double x[kMaxDim][kPanel];
-    alignas(64) uint8_t key[kMaxDim][kPanel], value[kMaxDim][kPanel];
+    alignas(64) uint8_t key[kPanel][kMaxDim], value[kPanel][kMaxDim];
     uint16_t scales[4][kPanel];
     int order[kMaxPage];
     alignas(64) uint8_t section[3][kMaxPage * (2 * kMaxDim + 8) + 8192];
 };
 
-// Quantizes the rows of up to 16 tokens to 8-bit codes, channel by channel; codes of absent tokens are zero.
-static void quantize(const CommitArgs& a, const void* raw, const size_t* rows, int tokens, double (*x)[kPanel],
-                     uint8_t (*codes)[kPanel], uint16_t* scales, uint16_t* zeros) {
-    const int dim = int(a.shape.head_dim), block = a.rotated ? dim & -dim : 0;
-    for (int i = 0; i < kPanel; i++) {
-        alignas(64) float row[kMaxDim];
-        if (i < tokens)
-            for (int c = 0; c < dim; c += W) store(row + c, load_as_float(raw, rows[i] + c, a.dtype));
-        else
-            std::memset(row, 0, sizeof(row));
-        for (int c = 0; c < dim; c++) x[c][i] = row[c];
-    }
-    if (block) {
-        const double norm = 1.0 / __builtin_sqrt(double(block));
-        for (int s = 1; s < block; s *= 2)
-            for (int c = 0; c < dim; c++)
-                if (!(c & s))
-                    for (int i = 0; i < kPanel; i++) {
-                        const double low = x[c][i], high = x[c + s][i];
-                        x[c][i] = low + high, x[c + s][i] = low - high;
-                    }
-        for (int c = 0; c < dim; c++)
-            for (int i = 0; i < kPanel; i++) x[c][i] *= norm;
-    }
-    double least[kPanel], most[kPanel], zero[kPanel], step[kPanel];
-    for (int c = 0; c < dim; c++)
-        for (int i = 0; i < kPanel; i++) {
-            double v = x[c][i];
-            v = v > kHalfMax ? kHalfMax : v < -kHalfMax ? -kHalfMax : v;
-            v += 0.0;  // no negative zeros: one value, one code
-            x[c][i] = v;
-            least[i] = c && least[i] < v ? least[i] : v;
-            most[i] = c && most[i] > v ? most[i] : v;
-        }
-    for (int i = 0; i < kPanel; i++) {
-        zeros[i] = half_floor(least[i]);
-        zero[i] = half_value(zeros[i]);
-        const double wanted = (most[i] - zero[i]) / 255.0;
-        scales[i] = wanted == 0.0 ? 0 : half_floor(-wanted) ^ 0x8000;
-        const double scale = half_value(scales[i]);
-        step[i] = scale > 0.0 ? scale : 1.0;
-    }
+// Codes of a rotated row, by products with 1 / step or by quotients; whether the products' rounding was beyond doubt.
+template <bool DIVIDE>
+LEANKV_INLINE bool round_codes(const double* x, int dim, double zero, double step, uint8_t* codes) {
     const double magic = 6755399441055744.0;  // 1.5 * 2^52: rounds to the nearest integer, ties to even
-    for (int c = 0; c < dim; c++)
-        for (int i = 0; i < kPanel; i++) {
-            const double rounded = ((x[c][i] - zero[i]) / step[i] + magic) - magic;
-            codes[c][i] = i < tokens ? uint8_t(int32_t(rounded)) : 0;
+    const double inverse = 1.0 / step;
+    vd worst{};
+    for (int c = 0; c < dim; c += kDoubles) {
+        const vd above = load(x + c) - zero, exact = DIVIDE ? above / step : above * inverse;
+        const vd bits = exact + magic, off = exact - (bits - magic), size = off < 0.0 ? -off : off;
+        worst = size > worst ? size : worst;
+#if defined(__AVX512VNNI__)
+        const vb bytes = (vb)_mm_cvtsi128_si64(_mm512_cvtepi64_epi8((__m512i)bits));
+#else
+        const vb bytes = __builtin_convertvector((vl)bits, vb);
+#endif
+        std::memcpy(codes + c, &bytes, sizeof(bytes));
+    }
+    double largest = worst[0];
+    for (int i = 1; i < kDoubles; i++) largest = worst[i] > largest ? worst[i] : largest;
+    return largest < 0.4999999;
+}
+
+// Quantizes one row to 8-bit codes.
+static void quantize(const CommitArgs& a, const void* raw, size_t row, uint8_t* codes, uint16_t& scale,
+                     uint16_t& zero) {
+    const int dim = int(a.shape.head_dim), block = a.rotated ? dim & -dim : 0;
+    alignas(64) float narrow[kMaxDim];
+    alignas(64) double x[kMaxDim];
+    for (int c = 0; c < dim; c += W) store(narrow + c, load_as_float(raw, row + c, a.dtype));
+    for (int c = 0; c < dim; c++) x[c] = narrow[c];
+    for (int c = 0; block && c < dim; c += block) hadamard(x + c, block);
+    const double norm = block ? 1.0 / __builtin_sqrt(double(block)) : 1.0;
+    vd low = vd{} + kHalfMax, high = vd{} - kHalfMax;
+    for (int c = 0; c < dim; c += kDoubles) {
+        vd v = load(x + c) * norm;
+        v = v > kHalfMax ? vd{} + kHalfMax : v < -kHalfMax ? vd{} - kHalfMax : v;
+        v += 0.0;  // no negative zeros: one value, one code
+        store(x + c, v);
+        low = v < low ? v : low;
+        high = v > high ? v : high;
+    }
+    double least = low[0], most = high[0];
+    for (int i = 1; i < kDoubles; i++) {
+        least = low[i] < least ? low[i] : least;
+        most = high[i] > most ? high[i] : most;
+    }
+    zero = half_floor(least);
+    const double from = half_value(zero), wanted = (most - from) / 255.0;
+    scale = wanted == 0.0 ? 0 : half_floor(-wanted) ^ 0x8000;
+    const double given = half_value(scale), step = given > 0.0 ? given : 1.0;
+    // A product may fall on the other side of a tie than the reference's quotient.
+    if (!round_codes<false>(x, dim, from, step, codes)) round_codes<true>(x, dim, from, step, codes);
+}
+
+// Words of `count` tokens from `first` on, of one key plane, at the start of their group.
+LEANKV_INLINE void put_keys(const uint8_t (*codes)[kMaxDim], int dim, int shift, int first, int count, uint8_t* to) {
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < dim / 8; j++) {
+            uint64_t x;
+            std::memcpy(&x, codes[first + i] + 8 * j, 8);
+            x = (x >> shift) & 0x0f0f0f0f0f0f0f0f;
+            x = (x | x >> 4) & 0x00ff00ff00ff00ff;
+            x = (x | x >> 8) & 0x0000ffff0000ffff;
+            const uint32_t word = uint32_t(x | x >> 16);
+            std::memcpy(to + 4 * (j * count + i), &word, 4);
         }
 }
 
-// Words of `count` tokens from lane `first` on, of one key plane, at the start of their group.
-LEANKV_INLINE void put_keys(const uint8_t (*codes)[kPanel], int dim, int shift, int first, int count, uint8_t* to) {
-    for (int j = 0; j < dim / 8; j++) {
-        uint32_t words[kPanel] = {};
-        for (int n = 0; n < 8; n++)
-            for (int i = 0; i < kPanel; i++) words[i] |= uint32_t((codes[8 * j + n][i] >> shift) & 15) << (4 * n);
-        std::memcpy(to + j * 4 * count, words + first, 4 * size_t(count));
-    }
-}
-
-// Adds `count` tokens from lane `first` on to the quads of one value plane; quad 0 of the group lies at `to`.
-LEANKV_INLINE void put_values(const uint8_t (*codes)[kPanel], int dim, int shift, int first, int count, uint8_t* to) {
+// Adds `count` tokens from `first` on to the quads of one value plane; quad 0 of the group lies at `to`.
+LEANKV_INLINE void put_values(const uint8_t (*codes)[kMaxDim], int dim, int shift, int first, int count, uint8_t* to) {
     for (int i = first; i < first + count; i++) {
         uint8_t* quad = to + (i / 4) * dim;
-        for (int c = 0; c < dim; c++) quad[c] |= uint8_t(((codes[c][i] >> shift) & 3) << (2 * (i % 4)));
+        for (int c = 0; c < dim; c++) quad[c] |= uint8_t(((codes[i][c] >> shift) & 3) << (2 * (i % 4)));
     }
 }
 
@@ -211,10 +250,11 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
     std::memset(near, 0, size_t(sizes.near));
 
     auto read = [&](int first, int tokens) {
-        size_t rows[kPanel];
-        for (int i = 0; i < tokens; i++) rows[i] = ((size_t(n) * page + s.order[first + i]) * heads + h) * dim;
-        quantize(a, a.key, rows, tokens, s.x, s.key, s.scales[0], s.scales[1]);
-        quantize(a, a.value, rows, tokens, s.x, s.value, s.scales[2], s.scales[3]);
+        for (int i = 0; i < tokens; i++) {
+            const size_t row = ((size_t(n) * page + s.order[first + i]) * heads + h) * dim;
+            quantize(a, a.key, row, s.key[i], s.scales[0][i], s.scales[1][i]);
+            quantize(a, a.value, row, s.value[i], s.scales[2][i], s.scales[3][i]);
+        }
     };
     auto put_scales = [&](uint8_t* run, int count, int first, int tokens) {
         for (int k = 0; k < 4; k++) std::memcpy(run + 2 * (k * count + first), s.scales[k], 2 * size_t(tokens));
