@@ -50,8 +50,9 @@ class Compressor:
         return out
 
     def _commit(self, layer: int, plan: Plan, raw: RawPages) -> None:
-        at = raw.at[plan.full]
-        significance = self.significance(raw.scores[at], self.store.layout.num_kv_heads)
+        at = raw.at.index_select(0, plan.full)
+        scores, key, value = (x.index_select(0, at) for x in (raw.scores, raw.key, raw.value))
+        significance = self.significance(scores, self.store.layout.num_kv_heads)
         tiers = choose_tiers(significance, self.alpha_high[layer], self.alpha_low[layer], plan.sequence_start)
-        pages = plan.own_pages[plan.full]
-        self.ops.commit_pages(self.store, layer, pages, raw.key[at], raw.value[at], tiers, self.rotation)
+        pages = plan.own_pages.index_select(0, plan.full)
+        self.ops.commit_pages(self.store, layer, pages, key, value, tiers, self.rotation)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -27,11 +29,15 @@ def mean_attention(column_scores: Tensor, num_kv_heads: int) -> Tensor:
     Returns:
         float64 ``[n, H, P]``; 1 means "as much as every other token".
     """
-    page = column_scores.shape[-1]
-    inverse = 1.0 / torch.arange(1, page + 1, dtype=torch.float64, device=column_scores.device)
-    uniform = inverse.flip(0).cumsum(0).flip(0)
-    relative = column_scores.to(torch.float64) / (uniform * COLUMN_SCORE_ONE)
+    relative = column_scores / _uniform_scores(column_scores.shape[-1], column_scores.device)
     return relative.unflatten(1, (num_kv_heads, -1)).amax(2)
+
+
+@cache
+def _uniform_scores(page: int, device: torch.device) -> Tensor:
+    """Column scores of uniform attention, float64 ``[P]``."""
+    inverse = 1.0 / torch.arange(1, page + 1, dtype=torch.float64, device=device)
+    return inverse.flip(0).cumsum(0).flip(0) * COLUMN_SCORE_ONE
 
 
 def choose_tiers(significance: Tensor, alpha_high: Tensor, alpha_low: Tensor, sequence_start: Tensor) -> Tensor:
@@ -47,10 +53,9 @@ def choose_tiers(significance: Tensor, alpha_high: Tensor, alpha_low: Tensor, se
     """
     high, low = alpha_high[:, None], alpha_low[:, None]
     tiers = torch.full_like(significance, PRUNED, dtype=torch.uint8)
-    tiers = torch.where(significance >= low, LOW, tiers)
-    tiers = torch.where(significance > high, HIGH, tiers)
-    sink = torch.arange(significance.shape[-1], device=significance.device) < SINK_TOKENS
-    return torch.where(sequence_start[:, None, None] & sink, HIGH, tiers)
+    tiers.masked_fill_(significance >= low, LOW).masked_fill_(significance > high, HIGH)
+    tiers[..., :SINK_TOKENS].masked_fill_(sequence_start[:, None, None], HIGH)
+    return tiers
 
 
 def commit_pages(
