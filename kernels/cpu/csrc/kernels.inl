@@ -26,6 +26,8 @@
 
 #include "open.inl"
 
+#include "quantize.inl"
+
 #include "commit.inl"
 
 #include "dense.inl"

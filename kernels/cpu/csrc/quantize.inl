@@ -1,0 +1,122 @@
+// Rows to 8-bit codes: rotated and quantized in float64, bit for bit as the reference does (reference/codec.py).
+
+namespace leankv::LEANKV_NS {
+namespace {
+
+constexpr double kHalfMax = 65504.0;
+
+// The largest half that is at most x, as bits; |x| <= 65504.
+LEANKV_INLINE uint16_t half_floor(double x) {
+    if (x == 0.0) return __builtin_signbit(x) ? 0x8000 : 0;
+    const bool negative = x < 0.0;
+    const double magnitude = negative ? -x : x;
+    uint16_t bits;
+    bool exact;
+    if (magnitude < 0x1p-14) {
+        const double steps = magnitude * 0x1p24;
+        const int whole = int(steps);
+        bits = uint16_t(whole), exact = double(whole) == steps;
+    } else {
+        uint64_t u;
+        std::memcpy(&u, &magnitude, 8);
+        bits = uint16_t((((u >> 52) - 1008) << 10) | ((u >> 42) & 0x3ff));
+        exact = (u & ((uint64_t(1) << 42) - 1)) == 0;
+    }
+    if (negative) bits = uint16_t((bits + (exact ? 0 : 1)) | 0x8000);
+    return bits;
+}
+
+LEANKV_INLINE double half_value(uint16_t h) {
+    const uint64_t exponent = (h >> 10) & 31, mantissa = h & 0x3ff;
+    const uint64_t bits = (exponent + 1008) << 52 | mantissa << 42;
+    double magnitude = double(mantissa) * 0x1p-24;
+    if (exponent) std::memcpy(&magnitude, &bits, 8);
+    return h & 0x8000 ? -magnitude : magnitude;
+}
+
+typedef double vd __attribute__((vector_size(4 * W)));
+typedef int64_t vl __attribute__((vector_size(4 * W)));
+typedef double vd_any __attribute__((vector_size(4 * W), aligned(8), may_alias));
+typedef uint8_t vb __attribute__((vector_size(W / 2)));
+constexpr int kDoubles = W / 2;
+
+LEANKV_INLINE vd load(const double* p) { return *reinterpret_cast<const vd_any*>(p); }
+LEANKV_INLINE void store(double* p, vd x) { *reinterpret_cast<vd_any*>(p) = x; }
+
+// The same butterflies in the same order as the reference, so the same bits.
+LEANKV_INLINE void hadamard(double* x, int n) {
+    vl lane;
+    for (int i = 0; i < kDoubles; i++) lane[i] = i;
+    for (int i = 0; i < n; i += kDoubles) {
+        vd v = load(x + i);
+        for (int s = 1; s < kDoubles; s *= 2) {
+            const vd partner = __builtin_shuffle(v, lane ^ s);
+            v = ((lane & s) != 0) ? partner - v : v + partner;
+        }
+        store(x + i, v);
+    }
+    for (int s = kDoubles; s < n; s *= 2)
+        for (int i = 0; i < n; i += 2 * s)
+            for (int j = i; j < i + s; j += kDoubles) {
+                const vd low = load(x + j), high = load(x + j + s);
+                store(x + j, low + high);
+                store(x + j + s, low - high);
+            }
+}
+
+// Codes of a rotated row, by products with 1 / step or by quotients; whether the products' rounding was beyond doubt.
+template <bool DIVIDE>
+LEANKV_INLINE bool round_codes(const double* x, int dim, double zero, double step, uint8_t* codes) {
+    const double magic = 6755399441055744.0;  // 1.5 * 2^52: rounds to the nearest integer, ties to even
+    const double inverse = 1.0 / step;
+    vd worst{};
+    for (int c = 0; c < dim; c += kDoubles) {
+        const vd above = load(x + c) - zero, exact = DIVIDE ? above / step : above * inverse;
+        const vd bits = exact + magic, off = exact - (bits - magic), size = off < 0.0 ? -off : off;
+        worst = size > worst ? size : worst;
+#if defined(__AVX512VNNI__)
+        const vb bytes = (vb)_mm_cvtsi128_si64(_mm512_cvtepi64_epi8((__m512i)bits));
+#else
+        const vb bytes = __builtin_convertvector((vl)bits, vb);
+#endif
+        std::memcpy(codes + c, &bytes, sizeof(bytes));
+    }
+    double largest = worst[0];
+    for (int i = 1; i < kDoubles; i++) largest = worst[i] > largest ? worst[i] : largest;
+    return largest < 0.4999999;
+}
+
+// Quantizes one row to 8-bit codes.
+static void quantize(const CommitArgs& a, const void* raw, size_t row, uint8_t* codes, uint16_t& scale,
+                     uint16_t& zero) {
+    const int dim = int(a.shape.head_dim), block = a.rotated ? dim & -dim : 0;
+    alignas(64) float narrow[kMaxDim];
+    alignas(64) double x[kMaxDim];
+    for (int c = 0; c < dim; c += W) store(narrow + c, load_as_float(raw, row + c, a.dtype));
+    for (int c = 0; c < dim; c++) x[c] = narrow[c];
+    for (int c = 0; block && c < dim; c += block) hadamard(x + c, block);
+    const double norm = block ? 1.0 / __builtin_sqrt(double(block)) : 1.0;
+    vd low = vd{} + kHalfMax, high = vd{} - kHalfMax;
+    for (int c = 0; c < dim; c += kDoubles) {
+        vd v = load(x + c) * norm;
+        v = v > kHalfMax ? vd{} + kHalfMax : v < -kHalfMax ? vd{} - kHalfMax : v;
+        v += 0.0;  // no negative zeros: one value, one code
+        store(x + c, v);
+        low = v < low ? v : low;
+        high = v > high ? v : high;
+    }
+    double least = low[0], most = high[0];
+    for (int i = 1; i < kDoubles; i++) {
+        least = low[i] < least ? low[i] : least;
+        most = high[i] > most ? high[i] : most;
+    }
+    zero = half_floor(least);
+    const double from = half_value(zero), wanted = (most - from) / 255.0;
+    scale = wanted == 0.0 ? 0 : half_floor(-wanted) ^ 0x8000;
+    const double given = half_value(scale), step = given > 0.0 ? given : 1.0;
+    // A product may fall on the other side of a tie than the reference's quotient.
+    if (!round_codes<false>(x, dim, from, step, codes)) round_codes<true>(x, dim, from, step, codes);
+}
+
+}  // namespace
+}  // namespace leankv::LEANKV_NS
