@@ -83,7 +83,9 @@ def test_frontend_program_forks_and_generates(server: Server) -> None:
         forks = s.fork(2)
         for i, branch in enumerate(forks):
             branch += sgl.assistant(f"Tip {i + 1}: " + sgl.gen("tip", max_tokens=12, temperature=0))
-        s += sgl.assistant("\n".join(branch["tip"] for branch in forks) + sgl.gen("end", max_tokens=8, temperature=0))
+        s += sgl.assistant(
+            "\n".join(branch["tip"] for branch in forks) + sgl.gen("end", max_tokens=8, temperature=0, ignore_eos=True)
+        )
 
     state = advice.run(topic="sleep", backend=sgl.RuntimeEndpoint(server.url))
     assert state["end"]

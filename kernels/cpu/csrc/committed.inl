@@ -82,24 +82,33 @@ static void read_split(const AttendCommittedArgs& a, const Task& task, int split
     auto record_of = [&](int64_t page) {
         return Record(a.shape, a.blocks, a.page_table[a.pages[unit.first_page + page]]);
     };
+    HeadPlace place;
+    bool placed = false;  // whether that is the place of the head to come
     for (int64_t page = begin; page < end; page++) {
         const Record record = record_of(page);
-        // One page ahead its codes, two pages ahead its header.
-        const Record next = record_of(page + 1 < unit.pages ? page + 1 : page);
+        // One head ahead its codes, two pages ahead its header.
+        const bool more = page + 1 < unit.pages;
+        const Record next = record_of(more ? page + 1 : page);
         if (page + 2 < unit.pages) {
             const Record later = record_of(page + 2);
             for (int i = 0; i < a.shape.tier_map_start; i += 64)
                 __builtin_prefetch(reinterpret_cast<const char*>(later.words) + i, 0, 3);
         }
-        if (!record.held()) continue;
+        if (!record.held()) {
+            placed = false;
+            continue;
+        }
         const bool near = a.shape.near && page >= unit.pages - a.window && record.level() >= kLevelNear;
         for (int h = 0; h < task.heads; h++) {
-            read_head(record, task.head + h, near, s.view);
-            if (!s.view.groups) continue;
+            const HeadPlace here = placed ? place : find_head(record, task.head + h);
             const bool last = h + 1 == task.heads;
-            const Record* then = !last ? &record : page + 1 < unit.pages ? &next : nullptr;
-            Prefetch ahead(then, last ? task.head : task.head + h + 1,
-                           s.view.groups * page_work(int(a.shape.head_dim), channels));
+            const Record* then = !last ? &record : more && next.held() ? &next : nullptr;
+            const int then_head = last ? task.head : task.head + h + 1;
+            placed = then != nullptr;
+            if (placed) place = find_head(*then, then_head);
+            read_head(record, task.head + h, here, near, s.view);
+            if (!s.view.groups) continue;
+            Prefetch ahead(then, then_head, place, s.view.groups * page_work(int(a.shape.head_dim), channels));
             read_rows(a, task.rows, h * task.rows, s, ahead);
         }
     }

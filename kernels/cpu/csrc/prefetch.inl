@@ -37,22 +37,21 @@ struct Prefetch {
     int pieces, piece;
     Pace pace;
 
-    LEANKV_MEMBER Prefetch(const Record* next, int h, int work) : pieces(0), piece(0), pace{} {
-        if (!next || !next->held()) return;
-        const RecordShape& shape = next->shape;
+    LEANKV_MEMBER Prefetch(const Record* next, int h, const HeadPlace& place, int work) : pieces(0), piece(0), pace{} {
+        if (!next) return;
         const int32_t* head = next->head(h);
-        const Sizes sizes = sizes_of(shape, head[0] & 0xffff, int(uint32_t(head[0]) >> 16));
-        add(*next, head[1], sizes.base);
-        if (next->level() >= kLevelFar) add(*next, head[2], sizes.refine);
+        const Sizes& sizes = place.sizes;
+        add(*next, head[1], sizes.base, place.base);
+        if (next->level() >= kLevelFar) add(*next, head[2], sizes.refine, place.refine);
         pace.share = unsigned(sizes.base + sizes.refine) / 64 * Pace::kUnit / unsigned(work) + 1;
     }
 
     // A stretch of a record.
-    LEANKV_MEMBER void add(const Record& record, int offset, int bytes) {
-        const int block = int(record.shape.block_bytes), end = offset + bytes;
-        offset &= ~63;
-        if (bytes && pieces < kPieces && record.in_one_piece(offset, end - offset)) {
-            from[pieces] = record.at(offset), lines[pieces++] = (end - offset + 63) / 64;
+    LEANKV_MEMBER void add(const Record& record, int offset, int bytes, const uint8_t* found) {
+        const int block = int(record.shape.block_bytes), end = offset + bytes, before = offset & 63;
+        offset -= before;
+        if (found && pieces < kPieces) {
+            from[pieces] = found - before, lines[pieces++] = (before + bytes + 63) / 64;
             return;
         }
         while (offset < end && pieces < kPieces) {

@@ -89,6 +89,25 @@ struct Record {
     }
 };
 
+// Where a head's far sections lie, if in one piece each.
+struct HeadPlace {
+    int high, low;
+    Sizes sizes;
+    const uint8_t *base, *refine;
+};
+
+LEANKV_INLINE HeadPlace find_head(const Record& record, int h) {
+    const int32_t* head = record.head(h);
+    HeadPlace place{head[0] & 0xffff, int(uint32_t(head[0]) >> 16), {}, nullptr, nullptr};
+    place.sizes = sizes_of(record.shape, place.high, place.low);
+    auto find = [&](int offset, int bytes) {
+        return bytes && record.in_one_piece(offset, bytes) ? record.at(offset) : nullptr;
+    };
+    place.base = find(head[1], place.sizes.base);
+    if (record.level() >= kLevelFar) place.refine = find(head[2], place.sizes.refine);
+    return place;
+}
+
 LEANKV_INLINE void copy64(uint8_t* to, const uint8_t* from) {
     for (int i = 0; i < 64; i += 4 * W) storei(to + i, loadi(from + i));
 }
@@ -156,10 +175,10 @@ static void decode_panels(HeadView& view, const RecordShape& shape) {
 }
 
 // Finds a head of a record at its near view (every token high) or its far view (tiers as committed).
-static inline void read_head(const Record& record, int h, bool near, HeadView& view) {
+static inline void read_head(const Record& record, int h, const HeadPlace& place, bool near, HeadView& view) {
     const RecordShape& shape = record.shape;
     const int32_t* head = record.head(h);
-    const int n_high = head[0] & 0xffff, n_low = uint32_t(head[0]) >> 16, far = n_high + n_low;
+    const int n_high = place.high, n_low = place.low, far = n_high + n_low;
     const int pruned = near ? int(shape.page_size) - far : 0, level = record.level();
     const int refined = near ? far : level >= kLevelFar ? n_high : 0;
     const int dim = int(shape.head_dim), key_base = int(shape.key_base), value_base = int(shape.value_base);
@@ -167,25 +186,25 @@ static inline void read_head(const Record& record, int h, bool near, HeadView& v
     const int far_groups = (far + kPanel - 1) / kPanel, quads = (far + 3) / 4;
     view.groups = far_groups + (pruned + kPanel - 1) / kPanel;
     view.runs = 0;
-    const Sizes sizes = sizes_of(shape, n_high, n_low);
+    const Sizes& sizes = place.sizes;
 
     uint8_t* staged = view.staged;
-    auto fetch = [&](int offset, int bytes, bool copy) {
-        if (!copy && record.in_one_piece(offset, bytes)) return record.at(offset);
+    auto fetch = [&](const uint8_t* found, int offset, int bytes) {
+        if (found) return found;
         uint8_t* to = staged;
         stage(record, offset, bytes, to);
         staged += round_up(bytes, 64) + 64;
         return static_cast<const uint8_t*>(to);
     };
     if (far) {
-        const uint8_t* base = fetch(head[1], sizes.base, false);
+        const uint8_t* base = fetch(place.base, head[1], sizes.base);
         KeySource key{base + sizes.base_scales, nullptr, nullptr, nullptr, far, n_high};
         if (key_base == 2) key.second = key.top + size_t(far) * dim / 2;
         ValueSource value{
             base + sizes.base_scales + sizes.base_keys, nullptr, nullptr, quads, 0, size_t(quads) * dim, 0, 0, 0};
         if (refined && n_high && key_refine + value_refine) {
             const int high_quads = (n_high + 3) / 4;
-            const uint8_t* refine = fetch(head[2], sizes.refine, near);
+            const uint8_t* refine = fetch(near ? nullptr : place.refine, head[2], sizes.refine);
             if (key_refine) key.first_part = refine;
             value.first_part = refine + sizes.refine_keys;
             value.first_stride = size_t(high_quads) * dim;
@@ -193,7 +212,7 @@ static inline void read_head(const Record& record, int h, bool near, HeadView& v
         }
         if (near && n_low && key_refine + value_refine) {
             const int low_quads = quads - n_high / 4;
-            const uint8_t* low = fetch(head[3], sizes.low, true);
+            const uint8_t* low = fetch(nullptr, head[3], sizes.low);
             if (key_refine) key.rest = low;
             value.rest = low + sizes.low_keys;
             value.rest_stride = size_t(low_quads) * dim;
@@ -212,7 +231,7 @@ static inline void read_head(const Record& record, int h, bool near, HeadView& v
     if (pruned) {
         const int key_planes = key_base + key_refine, value_planes = value_base + value_refine;
         const int pruned_quads = (pruned + 3) / 4;
-        const uint8_t* all = fetch(head[3] + sizes.low, sizes.near - sizes.low, true);
+        const uint8_t* all = fetch(nullptr, head[3] + sizes.low, sizes.near - sizes.low);
         decode_scales(all, pruned, pruned, shape, view, far_groups * kPanel);
         KeySource key{all + sizes.pruned_scales, nullptr, nullptr, nullptr, pruned, pruned};
         if (key_planes == 2) key.second = key.top + size_t(pruned) * dim / 2;
