@@ -16,7 +16,7 @@ triton kernels to two fp16 numbers."""
 NIBBLE_EPS = {"cpu": 2.0**-11, "triton": 2.0**-20}
 """The same where all keys have 4 bits."""
 OUT_EPS = 1e-3
-"""Of the largest value: weights rounded to 15 bits relative to a page's largest, and float32 sums over 10^3 tokens."""
+"""Of the largest value: weights rounded to 14 bits relative to a page's largest, and float32 sums over 10^3 tokens."""
 SCORE_EPS = 2.0**-20
 """Of a product in float32, of its exponential, and of their sum: a few units of 2^-24 each."""
 

@@ -108,7 +108,7 @@ static void read_split(const AttendCommittedArgs& a, const Task& task, int split
             if (placed) place = find_head(*then, then_head);
             read_head(record, task.head + h, here, near, s.view);
             if (!s.view.groups) continue;
-            Prefetch ahead(then, then_head, place, s.view.groups * page_work(int(a.shape.head_dim), channels));
+            Prefetch ahead(then, then_head, place, s.view.groups * group_work(int(a.shape.head_dim), channels));
             read_rows(a, task.rows, h * task.rows, s, ahead);
         }
     }

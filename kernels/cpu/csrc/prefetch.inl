@@ -8,7 +8,7 @@ namespace {
 constexpr int kKeyWork = 4, kValueWork = 16, kScoreWork = 6, kWeightWork = 8;
 
 // A group of tokens in those units.
-LEANKV_INLINE int page_work(int dim, int channels) {
+LEANKV_INLINE int group_work(int dim, int channels) {
     return dim / 8 * kKeyWork + channels / (2 * W) * kValueWork + kScoreWork + 2 * kWeightWork;
 }
 

@@ -61,7 +61,7 @@ LEANKV_INLINE void multiply_nibble_groups(const WholeKeys<Read::kOne>* group, in
         vi word[N], even[N], odd[N];
         for (int n = 0; n < N; n++) {
             word[n] = group[n].word(j, 0);
-            even[n] = word[n] & splati(0x0f0f0f0f), odd[n] = shift_right(word[n], 4) & splati(0x0f0f0f0f);
+            group[n].read(j, 0, even[n], odd[n]);
         }
         for (int r = 0; r < ROWS; r++) {
             const Quad q = queries[r].quads[2 * j];
@@ -125,12 +125,12 @@ LEANKV_INLINE void multiply_keys(const KeySource& key, int dim, const Query* que
     if (PLANES == 2 && !key.second && (key.first_part || key.rest)) {
         t = key.split / kPanel * kPanel;
         one_tier(key.first_part, 0, t);
-        if (t < key.split) mixed(t), t += kPanel;
+        if (t < whole && t < key.split) mixed(t), t += kPanel;
         if (t < whole) one_tier(key.rest ? plane(key.rest, t - key.split) : nullptr, t, whole);
     } else {
         one_tier(key.second, 0, whole);
     }
-    if (t <= whole && whole < key.tokens) mixed(whole);
+    if (whole < key.tokens) mixed(whole);
 }
 
 // The rows of bytes of whole groups of quads, from a first one on.

@@ -34,35 +34,8 @@ LEANKV_INLINE double half_value(uint16_t h) {
     return h & 0x8000 ? -magnitude : magnitude;
 }
 
-typedef double vd __attribute__((vector_size(4 * W)));
-typedef int64_t vl __attribute__((vector_size(4 * W)));
-typedef double vd_any __attribute__((vector_size(4 * W), aligned(8), may_alias));
 typedef uint8_t vb __attribute__((vector_size(W / 2)));
 constexpr int kDoubles = W / 2;
-
-LEANKV_INLINE vd load(const double* p) { return *reinterpret_cast<const vd_any*>(p); }
-LEANKV_INLINE void store(double* p, vd x) { *reinterpret_cast<vd_any*>(p) = x; }
-
-// The same butterflies in the same order as the reference, so the same bits.
-LEANKV_INLINE void hadamard(double* x, int n) {
-    vl lane;
-    for (int i = 0; i < kDoubles; i++) lane[i] = i;
-    for (int i = 0; i < n; i += kDoubles) {
-        vd v = load(x + i);
-        for (int s = 1; s < kDoubles; s *= 2) {
-            const vd partner = __builtin_shuffle(v, lane ^ s);
-            v = ((lane & s) != 0) ? partner - v : v + partner;
-        }
-        store(x + i, v);
-    }
-    for (int s = kDoubles; s < n; s *= 2)
-        for (int i = 0; i < n; i += 2 * s)
-            for (int j = i; j < i + s; j += kDoubles) {
-                const vd low = load(x + j), high = load(x + j + s);
-                store(x + j, low + high);
-                store(x + j + s, low - high);
-            }
-}
 
 // Codes of a rotated row, by products with 1 / step or by quotients; whether the products' rounding was beyond doubt.
 template <bool DIVIDE>

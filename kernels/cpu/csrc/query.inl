@@ -3,6 +3,16 @@
 namespace leankv::LEANKV_NS {
 namespace {
 
+// A row of the tensor of units, see plan.py.
+struct Unit {
+    int64_t first_query, offset, queries, pages, first_page;
+};
+
+LEANKV_INLINE Unit unit_at(const int64_t* units, int64_t u) {
+    const int64_t* row = units + 5 * u;
+    return {row[0], row[1], row[2], row[3], row[4]};
+}
+
 // One query row: a quad for the even and one for the odd channels of each word of key codes, and, where all codes have
 // four bits, the third factor of nibble_pair.
 struct Query {

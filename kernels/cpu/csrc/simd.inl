@@ -27,12 +27,17 @@ constexpr int W = 4;
 typedef float vf __attribute__((vector_size(4 * W)));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
 typedef uint32_t vu __attribute__((vector_size(4 * W)));
+typedef double vd __attribute__((vector_size(4 * W)));
+typedef int64_t vl __attribute__((vector_size(4 * W)));
 typedef float vf_any __attribute__((vector_size(4 * W), aligned(1), may_alias));
+typedef double vd_any __attribute__((vector_size(4 * W), aligned(1), may_alias));
 typedef int32_t vi_any __attribute__((vector_size(4 * W), aligned(1), may_alias));
 
 LEANKV_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_any*>(p); }
 LEANKV_INLINE vi loadi(const void* p) { return *static_cast<const vi_any*>(p); }
 LEANKV_INLINE void store(float* p, vf x) { *reinterpret_cast<vf_any*>(p) = x; }
+LEANKV_INLINE vd load(const double* p) { return *reinterpret_cast<const vd_any*>(p); }
+LEANKV_INLINE void store(double* p, vd x) { *reinterpret_cast<vd_any*>(p) = x; }
 LEANKV_INLINE void storei(void* p, vi x) { *static_cast<vi_any*>(p) = x; }
 LEANKV_INLINE vf splat(float x) { return x - vf{}; }
 LEANKV_INLINE vi splati(int32_t x) { return x - vi{}; }
@@ -198,35 +203,32 @@ LEANKV_INLINE vf load_as_float(const void* base, size_t index, int dtype) {
 #endif
 }
 
-// A row of the tensor of units, see plan.py.
-struct Unit {
-    int64_t first_query, offset, queries, pages, first_page;
-};
-
-LEANKV_INLINE Unit unit_at(const int64_t* units, int64_t u) {
-    const int64_t* row = units + 5 * u;
-    return {row[0], row[1], row[2], row[3], row[4]};
-}
-
-// Walsh-Hadamard transform of n floats (a power of two, at least 16), not normalized, in place.
-LEANKV_INLINE void hadamard(float* x, int n) {
-    const vi lane = lane_ids();
-    for (int i = 0; i < n; i += W) {
-        vf v = load(x + i);
-        for (int s = 1; s < W; s *= 2) {
-            const vf partner = __builtin_shuffle(v, lane ^ s);
+// Walsh-Hadamard transform of n numbers (a power of two, at least 16), not normalized, in place: the butterflies of
+// reference/codec.py in their order, so in float64 the same bits. V holds numbers, L whole numbers of their size.
+template <class V, class L, class T>
+LEANKV_INLINE void butterflies(T* x, int n) {
+    constexpr int lanes = sizeof(V) / sizeof(T);
+    L lane;
+    for (int i = 0; i < lanes; i++) lane[i] = i;
+    for (int i = 0; i < n; i += lanes) {
+        V v = load(x + i);
+        for (int s = 1; s < lanes; s *= 2) {
+            const V partner = __builtin_shuffle(v, lane ^ s);
             v = ((lane & s) != 0) ? partner - v : v + partner;
         }
         store(x + i, v);
     }
-    for (int s = W; s < n; s *= 2)
+    for (int s = lanes; s < n; s *= 2)
         for (int i = 0; i < n; i += 2 * s)
-            for (int j = i; j < i + s; j += W) {
-                const vf a = load(x + j), b = load(x + j + s);
-                store(x + j, a + b);
-                store(x + j + s, a - b);
+            for (int j = i; j < i + s; j += lanes) {
+                const V low = load(x + j), high = load(x + j + s);
+                store(x + j, low + high);
+                store(x + j + s, low - high);
             }
 }
+
+LEANKV_INLINE void hadamard(float* x, int n) { butterflies<vf, vi>(x, n); }
+LEANKV_INLINE void hadamard(double* x, int n) { butterflies<vd, vl>(x, n); }
 
 // Rotates a row in place, block by block (reference/codec.py), but for a factor, which it returns.
 LEANKV_INLINE float rotate(float* x, int head_dim) {
