@@ -74,6 +74,14 @@ class Plan:
         """bool ``[U, P]``: positions behind each unit's last query."""
         return self._position >= (self.first + self.length)[:, None]
 
+    @cached_property
+    def near_pages(self) -> Tensor:
+        """int64: logical ids of the pages that some unit reads near, one mention for each unit."""
+        own = self.units[:, 3]
+        back = torch.arange(1, self.window + 1, device=own.device)
+        at = self.units[:, 4, None] + own[:, None] - back
+        return self.pages[at[back <= own[:, None]]]
+
     @property
     def _position(self) -> Tensor:
         return torch.arange(self.page_size, device=self.first.device)

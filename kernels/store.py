@@ -37,11 +37,20 @@ class RecordStore:
         num_layers: attention layers.
         num_pages: logical page ids run from 1 to ``num_pages``; page 0 is the padding sink and never holds a record.
         device: where everything lives.
+        num_blocks: blocks of the pool; by default as many as ``num_pages`` pages take at worst. With fewer, the caller
+            sees to it that what is written fits.
     """
 
-    def __init__(self, layout: RecordLayout, num_layers: int, num_pages: int, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        layout: RecordLayout,
+        num_layers: int,
+        num_pages: int,
+        device: torch.device | str,
+        num_blocks: int | None = None,
+    ) -> None:
         self.layout, self.num_layers, self.num_pages = layout, num_layers, num_pages
-        self.num_blocks = num_pages * num_layers * layout.max_blocks
+        self.num_blocks = num_pages * num_layers * layout.max_blocks if num_blocks is None else num_blocks
         # Block 0 stays zero (it reads as "all pruned"), the last one takes the writes of absent blocks. The rest is
         # not touched before it is used, so a large pool costs no start-up time.
         self.blocks = torch.empty(self.num_blocks + 2, layout.block_bytes, dtype=torch.uint8, device=device)
@@ -72,20 +81,66 @@ class RecordStore:
         return self.blocks.index_select(0, lists.flatten()).view(pages.shape[0], lay.record_bytes)
 
     def free(self, pages: Tensor) -> None:
-        """Return the blocks of ``pages`` int64 ``[n]`` in every layer; pages that hold nothing are passed over.
+        """Return the blocks of ``pages`` int64 ``[n]``, no two alike, in every layer; absent ones are passed over."""
+        if not pages.numel():
+            return
+        heads = self.page_table[:, pages].long().flatten()
+        self.usage_counts -= self._measure(self._headers(heads))
+        self.ring.give(self._lists(heads))
+        self.page_table[:, pages] = 0
 
-        A page may be named more than once.
+    def cut(self, pages: Tensor, level: Tensor) -> None:
+        """Cut the records of ``pages`` int64 ``[n]``, no two alike, in every layer, to ``level`` int64 ``[n]``.
+
+        The tails' blocks are returned and the headers say so; nothing else is written. Records that hold no more than
+        that already stay as they are.
         """
         if not pages.numel():
             return
-        # One of a page's mentions stays, the others become page 0, which holds nothing.
-        mention = torch.arange(len(pages), device=pages.device)
-        chosen = torch.zeros(self.num_pages + 1, dtype=torch.int64, device=pages.device).scatter_(0, pages, mention)
-        pages = torch.where(chosen[pages] == mention, pages, 0)
+        lay = self.layout
         heads = self.page_table[:, pages].long().flatten()
-        self.usage_counts -= self._measure(read_header(self.blocks[heads, : self._fixed_end], self.layout))
-        self.ring.give(self._lists(heads))
-        self.page_table[:, pages] = 0
+        header = self._headers(heads)
+        held = header.blocks > 0
+        kept = torch.minimum(header.level.long(), level.repeat(self.num_layers))
+        nbytes = torch.where(held, lay.level_bytes(header.high, header.low, kept), 0)
+        blocks = -(-nbytes // lay.block_bytes)
+        position = torch.arange(lay.max_blocks, device=pages.device)
+        lists = self._lists(heads)
+        self.usage_counts -= self._measure(header)
+        self.ring.give(torch.where(position < blocks[:, None], 0, lists))
+        # What holds nothing is block 0, which must stay zero: its words go to the spare block.
+        to = torch.where(held, heads, self.num_blocks + 1)
+        words = self.blocks.view(torch.int32)
+        words[to, L.W_LEVEL] = kept.int()
+        words[to, L.W_BYTES] = nbytes.int()
+        words[to, L.W_BLOCKS] = blocks.int()
+        words[to, lay.list_word : lay.list_word + lay.max_blocks] = torch.where(position < blocks[:, None], lists, 0)
+        self.usage_counts += self._measure(self._headers(heads))
+
+    def swap(self, a: Tensor, b: Tensor) -> None:
+        """Exchange what pages ``a`` and ``b`` hold, int64 ``[n]`` each, all different, in every layer."""
+        if not a.numel():
+            return
+        both, other = torch.cat([a, b]), torch.cat([b, a])
+        heads = self.page_table[:, other]
+        self.page_table[:, both] = heads
+        at = torch.where(heads > 0, heads, self.num_blocks + 1).long()
+        self.blocks.view(torch.int32)[at, L.W_PAGE] = both.int().expand_as(heads)
+
+    def level_blocks(self, pages: Tensor) -> Tensor:
+        """Blocks of ``pages`` int64 ``[n]`` over all layers if cut to each level: int32 ``[n, 3]``, base, far, near.
+
+        A level above what a record holds counts what it holds.
+        """
+        lay = self.layout
+        header = self._headers(self.page_table[:, pages].long().flatten())
+        held = header.blocks > 0
+        levels = []
+        for level in (L.LEVEL_BASE, L.LEVEL_FAR, L.LEVEL_NEAR):
+            kept = header.level.long().clamp(max=level)
+            nbytes = torch.where(held, lay.level_bytes(header.high, header.low, kept), 0)
+            levels.append(-(-nbytes // lay.block_bytes))
+        return torch.stack(levels, -1).view(self.num_layers, -1, 3).sum(0, dtype=torch.int32)
 
     def clear(self) -> None:
         """Forget every record."""
@@ -104,6 +159,10 @@ class RecordStore:
     @property
     def _fixed_end(self) -> int:
         return 4 * (self.layout.head_word + L.HEAD_WORDS * self.layout.num_kv_heads)
+
+    def _headers(self, heads: Tensor) -> Header:
+        """The headers that begin in blocks ``heads``, tier maps apart."""
+        return read_header(self.blocks[heads, : self._fixed_end], self.layout)
 
     def _measure(self, header: Header) -> Tensor:
         """The :class:`Usage` of n records as one int64 vector; absent records (no blocks) count nothing."""
@@ -129,7 +188,7 @@ class RecordStore:
         lay, problems = self.layout, []
         layers, pages = self.page_table.nonzero(as_tuple=True)
         heads = self.page_table[layers, pages].long()
-        header = read_header(self.blocks[heads, : self._fixed_end], lay)
+        header = self._headers(heads)
         for what, said, true in (("page", header.page, pages), ("layer", header.layer, layers)):
             if bad := int((said != true).sum()):
                 problems.append(f"{bad} records name another {what} than the page table")

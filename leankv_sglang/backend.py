@@ -86,7 +86,7 @@ class LeanKVBackend(AttentionBackend):
         else:
             prefix, extend = forward_batch.extend_prefix_lens_cpu, forward_batch.extend_seq_lens_cpu
         self._check_rows(forward_batch, prefix, extend)
-        self.forward_metadata = build_plan(
+        plan = self.forward_metadata = build_plan(
             forward_batch.req_pool_indices,
             prefix,
             extend,
@@ -94,6 +94,8 @@ class LeanKVBackend(AttentionBackend):
             self.pool.page_size,
             self.window,
         )
+        if plan.pages.device.type == "cpu":
+            self.pool.check_window(plan)
 
     def _check_rows(self, forward_batch: ForwardBatch, prefix: list[int], extend: list[int]) -> None:
         # A forward that starts inside a page continues what its row's open page holds. Reading anything else would
@@ -145,8 +147,6 @@ class LeanKVBackend(AttentionBackend):
         plan, pool = self.forward_metadata, self.pool
         assert plan is not None
         index = layer.layer_id - pool.start_layer
-        if index == 0:
-            pool.note_commits(plan.full.numel())
         n = plan.num_tokens
         queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)[:n]
         keys = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)[:n].to(pool.open_key.dtype)
@@ -154,6 +154,8 @@ class LeanKVBackend(AttentionBackend):
         raw = pool.raw_pages(index, plan, keys, values)
         merged = self.compressor.forward(index, plan, queries, raw, layer.scaling)
         pool.keep_open(index, plan, raw)
+        if index == pool.layer_num - 1:
+            pool.note_commits(plan)
         out = merged.flatten(1).to(q.dtype)
         padded = q.numel() // (layer.tp_q_head_num * layer.qk_head_dim)
         return out if padded == n else torch.cat([out, out.new_zeros(padded - n, out.shape[1])])

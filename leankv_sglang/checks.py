@@ -26,6 +26,10 @@ def _other_backend(args: Any) -> bool:
 _FLAGS: list[tuple[Callable[[Any], bool], str]] = [
     (lambda a: a.page_size is not None and a.page_size not in PAGE_SIZES, "--page-size must be 64, 128 or 256"),
     (_other_backend, "its attention backend is its own; leave --attention-backend and its variants out"),
+    (
+        lambda a: a.radix_cache_backend not in (None, "leankv"),
+        "its radix cache is its own; leave --radix-cache-backend out",
+    ),
     (lambda a: a.kv_cache_dtype not in (None, "auto"), "--kv-cache-dtype is decided by --leankv-tiers; leave it out"),
     (lambda a: a.disaggregation_mode not in (None, "null"), "prefill-decode disaggregation is not supported"),
     (_set("speculative_algorithm"), "speculative decoding is not supported"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 
 from leankv_sglang.config import (
+    MATCHES,
     ROTATIONS,
     SIGNIFICANCE_NAMES,
     LeanKVConfig,
@@ -58,6 +60,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="a calibrated profile: thresholds per layer and KV head, and the flags above in one file",
     )
     group.add_argument(
+        "--leankv-demote",
+        action="store_true",
+        help="under memory pressure cut cached pages down to the low tier before dropping them (default: off)",
+    )
+    group.add_argument(
+        "--leankv-match",
+        metavar="|".join(MATCHES),
+        help="relaxed lets a hit read pages that were demoted, so that its answer may differ from a miss "
+        "(default: strict)",
+    )
+    group.add_argument(
         "--leankv-kernels", metavar="NAME", help="backend of the compression kernels (default: auto, by device)"
     )
 
@@ -74,15 +87,17 @@ def config_from_args(args: argparse.Namespace) -> tuple[LeanKVConfig, Profile | 
     if kernels not in ("auto", *available_backends()):
         raise LeanKVError(f"--leankv-kernels takes auto, {', '.join(available_backends())}, not {kernels!r}.")
     given = {name: value for name in _METHOD_FLAGS if (value := getattr(args, f"leankv_{name}")) is not None}
+    cache = {"demote": args.leankv_demote, "match": args.leankv_match or "strict"}
     if args.leankv_profile is not None:
         if given:
             names = ", ".join(f"--leankv-{n.replace('_', '-')}" for n in given)
             raise LeanKVError(f"--leankv-profile decides {names} too; give the profile or the flags, not both.")
         profile = load_profile(args.leankv_profile, kernels)
+        profile = replace(profile, config=replace(profile.config, **cache))
         return profile.config, profile
     if "tiers" in given:
         given["high"], given["low"] = parse_tiers(given.pop("tiers"))
-    return LeanKVConfig(kernels=kernels, **given), None
+    return LeanKVConfig(kernels=kernels, **given, **cache), None
 
 
 def split_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -20,6 +20,7 @@ TIER_NAMES = tuple(TIERS)
 ROTATIONS = ("hadamard", "none")
 SIGNIFICANCE_NAMES = ("attention", "none")
 MAX_WINDOW = 64
+MATCHES = ("strict", "relaxed")
 
 Thresholds = float | tuple[tuple[float, ...], ...]
 """One number for all heads, or one per layer and KV head."""
@@ -36,6 +37,8 @@ class LeanKVConfig:
         rotation: ``hadamard`` or ``none``, of keys and values before quantizing.
         significance: the strategy that scores tokens.
         window: pages before a query's own page that it reads with every token high.
+        demote: whether, under pressure, refinements are cut too before pages are evicted.
+        match: whether a hit may read demoted pages: ``strict``, never, or ``relaxed``.
         kernels: backend of the ops, or ``auto``.
         profile: where the thresholds came from, for display.
 
@@ -50,6 +53,8 @@ class LeanKVConfig:
     rotation: str = "hadamard"
     significance: str = "attention"
     window: int = 1
+    demote: bool = False
+    match: str = "strict"
     kernels: str = "auto"
     profile: str | None = None
 
@@ -57,6 +62,9 @@ class LeanKVConfig:
         check_tiers(self.high, self.low)
         _one_of("--leankv-rotation", self.rotation, ROTATIONS)
         _one_of("--leankv-significance", self.significance, SIGNIFICANCE_NAMES)
+        _one_of("--leankv-match", self.match, MATCHES)
+        if self.match == "relaxed" and not self.demote:
+            raise LeanKVError("--leankv-match relaxed lets hits read demoted pages; it needs --leankv-demote.")
         if not 0 <= self.window <= MAX_WINDOW:
             raise LeanKVError(f"--leankv-window is a number of pages from 0 to {MAX_WINDOW}, not {self.window}.")
         for name, value in (("high", self.alpha_high), ("low", self.alpha_low)):
@@ -100,6 +108,8 @@ class LeanKVConfig:
                 parts.append(f"thresholds from {self.profile}")
             else:
                 parts.append(f"alpha high {_say(self.alpha_high)}, low {_say(self.alpha_low)}")
+        if self.demote:
+            parts.append(f"demotion on, {self.match} matches")
         return ", ".join(parts)
 
 

@@ -35,6 +35,7 @@ def default_fields(given: dict[str, Any], on_cpu: bool) -> dict[str, Any]:
     defaults = {
         "page_size": DEFAULT_PAGE_SIZE,
         "attention_backend": "leankv",
+        "radix_cache_backend": "leankv",
         # Every request row owns a raw open page, so rows are not free here.
         "max_running_requests": requests,
     }
@@ -53,8 +54,7 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
     from leankv_sglang.profile import Shape
 
     check_flags(server_args)
-    given = {name: getattr(server_args, name) for name in ("page_size", "attention_backend", "max_running_requests")}
-    for name, value in default_fields(given, not has_accelerator()).items():
+    for name, value in default_fields(vars(server_args), not has_accelerator()).items():
         setattr(server_args, name, value)
     if server_args.enable_metrics and not server_args.stat_loggers:
         from leankv_sglang.metrics import LeanKVMetricsCollector

@@ -22,7 +22,7 @@ class _LeanKVMixin:
         """The allocator that tells the pool which pages were freed."""
         if active_config() is None:
             return None
-        from leankv_sglang.allocator import LeanKVAllocator
+        from leankv_sglang.memory.allocator import LeanKVAllocator
 
         return LeanKVAllocator
 

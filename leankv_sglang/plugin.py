@@ -36,23 +36,33 @@ def register() -> None:
     from sglang.srt.arg_groups.choices import add_attention_backend_choices
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
+    from sglang.srt.mem_cache.registry import get_radix_cache_factory, register_radix_cache_backend
 
-    from leankv_patches import cell_size, internal_state, single_row
+    from leankv_patches import cell_size, internal_state, private_pages, single_row
     from leankv_sglang.report import server_info
     from leankv_sglang.sizing import bytes_per_token
 
     add_attention_backend_choices(["leankv"])
     register_attention_backend("leankv")(_create_backend)
+    if get_radix_cache_factory("leankv") is None:
+        register_radix_cache_backend("leankv", _create_cache)
     register_resolution_hook("handle_attention_backend_compatibility")(_resolve)
     cell_size.install(bytes_per_token)
     internal_state.install(server_info)
     single_row.install()
+    private_pages.install()
 
 
 def _create_backend(runner: Any) -> Any:
     from leankv_sglang.backend import LeanKVBackend
 
     return LeanKVBackend(runner)
+
+
+def _create_cache(ctx: Any) -> Any:
+    from leankv_sglang.tree.cache import create_cache
+
+    return create_cache(ctx)
 
 
 def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:

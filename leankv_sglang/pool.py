@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from torch import Tensor
 
 from leankv_kernels import Plan, RawPages, RecordLayout, RecordStore
+from leankv_kernels.layout import LEVEL_NEAR
 from leankv_sglang.config import LeanKVConfig, Thresholds, required_config
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.memory.commits import CommitLog
+from leankv_sglang.memory.ledger import Ledger, Pages
+from leankv_sglang.memory.orders import Orders
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +62,14 @@ class LeanKVPool(MHATokenToKVPool):
         # Some models fuse RoPE with a raw store into the pool when it claims to hold bfloat16.
         self.dtype = torch.uint8
         self.layout = make_layout(self.config, self.page_size, self.head_num, self.head_dim)
-        self.store = RecordStore(self.layout, self.layer_num, self.size // self.page_size, self.device)
+        worst = self.layer_num * self.layout.max_blocks
+        self.ledger = Ledger(self.size, self.page_size, worst)
+        blocks = self.size // self.page_size * worst
+        self.store = RecordStore(self.layout, self.layer_num, self.ledger.num_pages, self.device, blocks)
         self.alpha_high = self._per_head(self.config.alpha_high)
         self.alpha_low = self._per_head(self.config.alpha_low)
-        self._retired: list[Tensor] = []
+        self.orders = Orders(self.store)
+        self.commits = CommitLog(self.store, self.ledger)
         self.pages_committed = 0
         # Changes whenever records do.
         self.version = 0
@@ -110,27 +119,51 @@ class LeanKVPool(MHATokenToKVPool):
             for kept, page in zip((self.open_key, self.open_value, self.open_scores), raw[:3], strict=True):
                 kept[layer][rows] = page[plan.open]
 
-    def retire(self, page_ids: Tensor) -> None:
-        """Note pages the allocator has freed. Their blocks come back at the start of the next forward, in order with
-        the forwards already launched, one of which may still commit such a page."""
-        if page_ids.numel():
-            self._retired.append(page_ids)
+    def note_commits(self, plan: Plan) -> None:
+        """Take note of the pages that a forward has committed in every layer."""
+        if plan.full.numel():
+            self.commits.add(plan.own_pages.index_select(0, plan.full))
+            self.pages_committed += plan.full.numel()
+            self.version += 1
 
-    def note_commits(self, pages: int) -> None:
-        """Count the pages that a forward commits."""
-        self.pages_committed += pages
-        self.version += pages
+    def settle(self) -> None:
+        """True up the pages whose commits are done; the scheduler's side calls it before it counts."""
+        self.commits.settle()
+
+    def free(self, pages: Pages) -> None:
+        """Free pages: their units at once, their blocks in order with the forwards already launched, one of which may
+        still commit such a page."""
+        self.ledger.close(pages)
+        self.orders.free(pages)
+
+    def cut(self, pages: Pages, level: int) -> int:
+        """Cut settled pages to a level, in the same order; returns the units gained."""
+        self.orders.cut(pages, level)
+        return self.ledger.cut(pages, level)
+
+    def swap(self, a: Pages, b: Pages) -> None:
+        """Exchange what settled pages hold, in the same order."""
+        self.orders.swap(a, b)
+        self.ledger.swap(a, b)
 
     def drain(self) -> None:
-        """Return the blocks of retired pages."""
-        if self._retired:
+        """Carry out what was ordered since the last forward."""
+        if self.orders.run():
             self.version += 1
-            pages, self._retired = torch.cat(self._retired), []
-            self.store.free(pages)
+
+    def check_window(self, plan: Plan) -> None:
+        """Raise :class:`LeanKVError` if a page that the plan reads near is not held in full. Asks the device."""
+        if plan.window and (self.ledger.level[plan.near_pages.cpu().numpy()] < LEVEL_NEAR).any():
+            raise LeanKVError(
+                "A request's window covers a page whose near part was trimmed; this is a fault of LeanKV's cache, "
+                "please report which flags and which kind of request led here."
+            )
 
     def clear(self) -> None:
         """Forget every page."""
-        self._retired.clear()
+        self.orders.clear()
+        self.commits.clear()
+        self.ledger.reset()
         self.store.clear()
         self.version += 1
 
@@ -139,9 +172,15 @@ class LeanKVPool(MHATokenToKVPool):
         return sum(t.numel() * t.element_size() for t in (self.open_key, self.open_value, self.open_scores))
 
     def audit(self) -> list[str]:
-        """Byte-level check of blocks against records, one sentence per violation; for idle times."""
+        """Check of blocks against records and of prices against blocks, one sentence per violation; for idle times."""
+        self.settle()
         self.drain()
-        return self.store.audit()
+        problems = self.ledger.audit() + self.store.audit()
+        held = np.flatnonzero((self.ledger.price > 0) & self.ledger.settled)
+        blocks = self.store.level_blocks(torch.from_numpy(held).to(self.device)).cpu().numpy()
+        if bad := int((self.ledger.units_of(blocks[:, 2]) != self.ledger.price[held]).sum()):
+            problems.append(f"{bad} pages cost another number of units than their blocks say")
+        return problems
 
     def get_kv_size_bytes(self) -> int:
         """Physical bytes of the store."""

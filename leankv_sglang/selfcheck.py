@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from leankv_patches import SGLANG_VERSION, cell_size, internal_state, single_row
+from leankv_patches import SGLANG_VERSION, cell_size, internal_state, private_pages, single_row
 from leankv_sglang.errors import LeanKVError
 
 
@@ -20,8 +20,12 @@ def check_version() -> None:
 
 def _problems() -> list[str]:
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+    from sglang.srt.mem_cache.registry import get_radix_cache_factory
 
-    problems = [p for p in (cell_size.problem(), internal_state.problem(), single_row.problem()) if p]
+    patches = (cell_size, internal_state, private_pages, single_row)
+    problems = [p for p in (patch.problem() for patch in patches) if p]
+    if get_radix_cache_factory("leankv") is None:
+        problems.append("the radix cache leankv is not registered")
     if "leankv" not in ATTENTION_BACKENDS:
         problems.append("the attention backend leankv is not registered")
     return problems
@@ -51,7 +55,7 @@ def check_process(pool: Any, allocator: Any) -> None:
     Raises:
         LeanKVError: one sentence naming every seam that failed.
     """
-    from leankv_sglang.allocator import LeanKVAllocator
+    from leankv_sglang.memory.allocator import LeanKVAllocator
     from leankv_sglang.pool import LeanKVPool
 
     check_version()

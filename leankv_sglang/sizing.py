@@ -6,6 +6,7 @@ from typing import Any
 
 from leankv_kernels import RecordLayout
 from leankv_sglang.config import required_config
+from leankv_sglang.memory.ledger import LOGICAL_FACTOR
 from leankv_sglang.pool import make_layout
 
 DEFAULT_CPU_BYTES = 2 << 30
@@ -15,8 +16,10 @@ RING_ENTRY = 4
 
 
 def page_bytes(layout: RecordLayout, num_layers: int) -> int:
-    """Bytes one page reserves in all layers: its worst-case blocks, their ring entries, its page-table entries."""
-    return num_layers * (layout.record_bytes + layout.max_blocks * RING_ENTRY + PAGE_TABLE_ENTRY)
+    """Bytes one page reserves in all layers: its worst-case blocks, their ring entries, and the page-table entries of
+    the logical pages that may take its place once they have shrunk."""
+    entries = PAGE_TABLE_ENTRY * LOGICAL_FACTOR
+    return num_layers * (layout.record_bytes + layout.max_blocks * RING_ENTRY + entries)
 
 
 def bytes_per_token(kvc: Any, num_layers: int) -> int:

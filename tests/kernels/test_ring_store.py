@@ -15,9 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kernelutil import PAIRS, TIER_MAPS, commit, few, generator, pair_name, small_layout
 from torch import Tensor
 
-from leankv_kernels import HIGH, LOW, TIERS, BlockRing, RecordLayout, RecordStore
+from leankv_kernels import HIGH, LOW, BlockRing, RecordLayout, RecordStore
 from leankv_kernels import layout as L
-from leankv_kernels.reference.record import cut, decode, encode, read_header, read_tiers
+from leankv_kernels.reference.record import cut, decode, read_header, read_tiers
 from leankv_kernels.store import Usage
 
 WIDTH = 5
@@ -139,6 +139,32 @@ class StoreModel(RuleBasedStateMachine):
         for held in [key for key in self.records if key[1] in pages]:
             del self.records[held], self.counted[held]
 
+    @rule(pages=st.lists(st.integers(0, PAGES), unique=True), data=st.data())
+    def cut(self, pages: list[int], data: st.DataObject) -> None:
+        """Every layer of a page; those that hold less already stay as they are."""
+        levels = [data.draw(st.integers(L.LEVEL_BASE, L.LEVEL_NEAR)) for _ in pages]
+        told = self.store.level_blocks(torch.tensor(pages, dtype=torch.int64))
+        self.store.cut(torch.tensor(pages, dtype=torch.int64), torch.tensor(levels, dtype=torch.int64))
+        for page, level, blocks in zip(pages, levels, told.tolist(), strict=True):
+            held = [key for key in self.records if key[1] == page]
+            for key in held:
+                self.records[key] = cut(self.records[key][None], self.layout, level)[0]
+                header = read_header(self.records[key][None], self.layout)
+                tiers = read_tiers(self.records[key][None], self.layout)[0]
+                self.counted[key] = count_by_hand(self.layout, tiers, int(header.level), int(header.nbytes))
+            assert blocks[level - 1] == sum(self.counted[key].blocks for key in held)
+
+    @rule(pages=st.lists(st.integers(1, PAGES), unique=True, min_size=2, max_size=4))
+    def swap(self, pages: list[int]) -> None:
+        half = len(pages) // 2
+        a, b = pages[:half], pages[half : 2 * half]
+        self.store.swap(torch.tensor(a), torch.tensor(b))
+        to = dict(zip(a + b, b + a, strict=True))
+        for held in (self.records, self.counted):
+            moved = {(layer, to.get(page, page)): x for (layer, page), x in held.items()}
+            held.clear()
+            held.update(moved)
+
     @rule()
     def clear(self) -> None:
         self.store.clear()
@@ -164,7 +190,8 @@ class StoreModel(RuleBasedStateMachine):
                 if (layer, p) not in self.records:
                     assert not got[i].any()
                     continue
-                assert torch.equal(bare[i], self.records[layer, p])
+                length = int(header.nbytes[i])
+                assert torch.equal(bare[i, :length], self.records[layer, p][:length])
                 assert words[i, : L.W_LAYER + 1].tolist() == [p, layer]
                 held = torch.arange(self.layout.max_blocks) < header.blocks[i]
                 assert torch.equal(header.block_list[i] != 0, held)
@@ -281,14 +308,3 @@ def test_the_audit_says_what_is_wrong(what: str) -> None:
     store = filled_store()
     corrupt(store)
     assert any(sentence in problem for problem in store.audit())
-
-
-def test_a_page_named_twice_is_freed_once() -> None:
-    layout = RecordLayout(64, 1, 64, TIERS["k8v4"], TIERS["k4v2"])
-    store = RecordStore(layout, 1, 4, "cpu")
-    key = torch.randn(2, 1, 64, 64, dtype=torch.float64)
-    records, nbytes = encode(key, key, torch.full((2, 1, 64), HIGH), layout)
-    store.write(0, torch.tensor([2, 3]), records, nbytes)
-    store.free(torch.tensor([3, 2, 3, 1, 2]))
-    assert store.audit() == []
-    assert int(store.ring.free_blocks) == store.num_blocks

@@ -37,6 +37,8 @@ FLAGS: list[tuple[list[str], dict[str, Any]]] = [
     (["--leankv-alpha-high", "inf"], {"alpha_high": float("inf")}),
     (["--leankv-alpha-high", "0"], {"alpha_high": 0.0}),
     (["--leankv-alpha-low", "0.2"], {"alpha_low": 0.2}),
+    (["--leankv-demote"], {"demote": True}),
+    (["--leankv-match", "relaxed", "--leankv-demote"], {"match": "relaxed", "demote": True}),
     (["--leankv-rotation", "none"], {"rotation": "none"}),
     (["--leankv-significance", "none"], {"significance": "none"}),
     (["--leankv-window", "0"], {"window": 0}),
@@ -65,7 +67,7 @@ def test_the_help_tells_the_defaults_of_the_configuration() -> None:
     helps = {action.dest.removeprefix("leankv_"): action.help or "" for action in parser._actions}
     defaults = {name: getattr(config, name) for name in helps if name != "profile"}
     for name, default in defaults.items():
-        said = f"{default:g}" if isinstance(default, float) else default
+        said = {False: "off"}.get(default, f"{default:g}") if isinstance(default, (bool, float)) else default
         assert re.search(rf"\(default: {said}[,)]", helps[name])
 
 

@@ -1,0 +1,45 @@
+"""Which pages of a node may lose their near part, and how early; and how far a hit may reach."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+
+
+def keep_every(window: int) -> int:
+    """Every how many pages a boundary stays a legal end of a hit longer than its neighbours."""
+    return max(16, 4 * window)
+
+
+def trim_order(start: int, count: int, ends_here: bool, window: int) -> NDArray[np.int8]:
+    """How early each page of a node may be trimmed, int8 ``[count]``: 0 at once, 1 later, 2 never.
+
+    Args:
+        start: pages of the path before the node.
+        count: pages of the node.
+        ends_here: whether hits are likely to end where the node ends: it is a leaf, a branch point, or followed by a
+            node shorter than the window.
+        window: pages that a hit reads near, so that must be held in full before its end.
+    """
+    order = np.zeros(count, np.int8)
+    if not window:
+        return order
+    page = np.arange(start, start + count)
+    order[-(page + 1) % keep_every(window) < window] = 1
+    order[max(count - window, 0) :] = 2 if ends_here else 1
+    return order
+
+
+def legal_end(full: Mask, window: int) -> int:
+    """The longest prefix, in pages, at whose end a hit may stop: its last ``window`` pages are held in full.
+
+    Args:
+        full: bool ``[n]``, whether each page of the path holds its near part.
+    """
+    run = np.cumsum(full)
+    run = np.concatenate([[0], run])
+    ends = np.arange(len(full) + 1)
+    begin = np.maximum(ends - window, 0)
+    return int(np.flatnonzero(run[ends] - run[begin] == ends - begin)[-1])

@@ -1,0 +1,45 @@
+"""Target: ``SchedulerInvariantChecker._get_total_uncached_sizes`` of sglang 0.5.23.
+
+Reason: SGLang's leak check while busy (SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY) counts what requests hold outside
+the tree in tokens; a committed page of ours costs less than its tokens. A hook counts the same rows at the ledger's
+prices, page by page, so that the check still means something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+TARGET = (
+    "sglang.srt.managers.scheduler_components.invariant_checker.SchedulerInvariantChecker._get_total_uncached_sizes"
+)
+
+
+def private_units(original: Callable[..., Any], checker: Any) -> tuple[int, int]:
+    """Units of the pages that requests hold outside the tree, and 0 for the sliding windows we do not serve."""
+    ledger = getattr(checker.token_to_kv_pool_allocator, "ledger", None)
+    if ledger is None:
+        return original(checker)
+    page, total = checker.page_size, 0
+    for req in checker._requests_owning_rows():
+        kv = req.kv
+        row = checker.req_to_token_pool.req_to_token[kv.req_pool_idx]
+        slots = row[kv.cache_protected_len : kv.kv_allocated_len : page].cpu().numpy()
+        total += int(ledger.price[slots // page].sum())
+    return total, 0
+
+
+def install() -> None:
+    """Register the hook. Call while sglang loads its plugins."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(TARGET, private_units, HookType.AROUND)
+
+
+def problem() -> str | None:
+    """A sentence if the hook did not take, else None."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    if TARGET not in HookRegistry._patched:
+        return "the leak check (SchedulerInvariantChecker._get_total_uncached_sizes) could not be hooked"
+    return None
