@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,24 @@ def mt_bench() -> list[list[str]]:
     return [row["turns"] for row in rows]
 
 
-def random_prompts(count: int, low: int, high: int, seed: int = 0, text: str | None = None) -> list[list[int]]:
-    """Token ids of ``count`` passages, lengths from low to high in equal ratios, for the default model.
-
-    The passages are of ``text``, by default WikiText.
-    """
+@cache
+def default_tokens(text: str | None = None) -> list[int]:
+    """Token ids of ``text``, by default WikiText, for the default model."""
     from transformers import AutoTokenizer
 
     from leankv_sglang.models import ensure_model
 
     tokenizer = AutoTokenizer.from_pretrained(ensure_model(quiet=True))
-    ids = tokenizer(text or wikitext()).input_ids
+    ids: list[int] = tokenizer(text or wikitext()).input_ids
+    return ids
+
+
+def random_prompts(count: int, low: int, high: int, seed: int = 0, text: str | None = None) -> list[list[int]]:
+    """Token ids of ``count`` passages, lengths from low to high in equal ratios, for the default model.
+
+    The passages are of ``text``, by default WikiText.
+    """
+    ids = default_tokens(text)
     rng = random.Random(seed)
     lengths = [round(low * (high / low) ** (i / max(count - 1, 1))) for i in range(count)]
     starts = [rng.randrange(len(ids) - high) for _ in lengths]

@@ -29,8 +29,8 @@ def prepare_environment(config: LeanKVConfig) -> None:
         prepare_cpu()
 
 
-def default_fields(given: dict[str, Any], on_cpu: bool) -> dict[str, Any]:
-    """SGLang's fields that LeanKV sets where the user did not; ``given`` holds the user's, None for unset."""
+def default_fields(server_args: Any, on_cpu: bool) -> dict[str, Any]:
+    """SGLang's fields that LeanKV sets where the user left them unset."""
     requests = DEFAULT_CPU_REQUESTS if on_cpu else DEFAULT_GPU_REQUESTS
     defaults = {
         "page_size": DEFAULT_PAGE_SIZE,
@@ -39,7 +39,7 @@ def default_fields(given: dict[str, Any], on_cpu: bool) -> dict[str, Any]:
         # Every request row owns a raw open page, so rows are not free here.
         "max_running_requests": requests,
     }
-    return {name: value for name, value in defaults.items() if given.get(name) is None}
+    return {name: value for name, value in defaults.items() if getattr(server_args, name) is None}
 
 
 def apply_fields(server_args: Any, profile: Profile | None) -> None:
@@ -54,7 +54,7 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
     from leankv_sglang.profile import Shape
 
     check_flags(server_args)
-    for name, value in default_fields(vars(server_args), not has_accelerator()).items():
+    for name, value in default_fields(server_args, not has_accelerator()).items():
         setattr(server_args, name, value)
     if server_args.enable_metrics and not server_args.stat_loggers:
         from leankv_sglang.metrics import LeanKVMetricsCollector

@@ -10,13 +10,14 @@ import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from torch import Tensor
 
-from leankv_kernels import Plan, RawPages, RecordLayout, RecordStore
-from leankv_kernels.layout import LEVEL_NEAR
-from leankv_sglang.config import LeanKVConfig, Thresholds, required_config
+from leankv_kernels import Plan, RawPages, RecordStore
+from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
+from leankv_sglang.config import Thresholds, required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.memory.commits import CommitLog
 from leankv_sglang.memory.ledger import Ledger, Pages
 from leankv_sglang.memory.orders import Orders
+from leankv_sglang.sizing import make_layout
 
 logger = logging.getLogger(__name__)
 
@@ -26,18 +27,6 @@ _current: LeanKVPool | None = None
 def current_pool() -> LeanKVPool | None:
     """The pool of this process, None where none was built."""
     return _current
-
-
-def make_layout(config: LeanKVConfig, page_size: int, num_kv_heads: int, head_dim: int) -> RecordLayout:
-    """The record layout for a model's shape.
-
-    Raises:
-        LeanKVError: when the layout cannot hold that shape.
-    """
-    try:
-        return RecordLayout(page_size, num_kv_heads, head_dim, *config.formats, near=config.window > 0)
-    except ValueError as error:
-        raise LeanKVError(f"LeanKV cannot serve this model: {error}.") from error
 
 
 class LeanKVPool(MHATokenToKVPool):
@@ -70,7 +59,7 @@ class LeanKVPool(MHATokenToKVPool):
         self.alpha_low = self._per_head(self.config.alpha_low)
         self.orders = Orders(self.store)
         self.commits = CommitLog(self.store, self.ledger)
-        self.pages_committed = 0
+        self.pages_committed = self.pages_trimmed = self.pages_demoted = self.pages_healed = 0
         # Changes whenever records do.
         self.version = 0
         self.open_key = self.open_value = self.open_scores = torch.empty(0)
@@ -138,11 +127,16 @@ class LeanKVPool(MHATokenToKVPool):
 
     def cut(self, pages: Pages, level: int) -> int:
         """Cut settled pages to a level, in the same order; returns the units gained."""
+        if level == LEVEL_FAR:
+            self.pages_trimmed += len(pages)
+        else:
+            self.pages_demoted += len(pages)
         self.orders.cut(pages, level)
         return self.ledger.cut(pages, level)
 
     def swap(self, a: Pages, b: Pages) -> None:
-        """Exchange what settled pages hold, in the same order."""
+        """Give cut pages ``a`` the fuller records of pages ``b`` and these theirs, in the same order; all settled."""
+        self.pages_healed += len(a)
         self.orders.swap(a, b)
         self.ledger.swap(a, b)
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from leankv_sglang.checks import kernels_for
 from leankv_sglang.config import LeanKVConfig
-from leankv_sglang.pool import make_layout
-from leankv_sglang.sizing import model_dtype_bytes_per_token, page_bytes
+from leankv_sglang.sizing import make_layout, model_dtype_bytes_per_token, page_bytes
 
 
 def summary_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]]:

@@ -39,7 +39,6 @@ class PagedComponent(FullComponent):
         self.window = config.window
         self.demote, self.strict = config.demote, config.match == "strict"
         self.ledger.on_reprice = self._on_reprice
-        self.pages_trimmed = self.pages_demoted = self.pages_healed = 0
         self.forget()
 
     def forget(self) -> None:
@@ -152,7 +151,6 @@ class PagedComponent(FullComponent):
             if better.any():
                 self.pool.commits.settle(all_of_them=True)
                 self.pool.swap(held[better], fresh[better])
-                self.pages_healed += int(better.sum())
                 self._reconsider(node)
         return super().update_component_on_insert_overlap(
             node, prefix_len, total_prefix_len, value_slice, params, result, cache_actions
@@ -268,10 +266,6 @@ class PagedComponent(FullComponent):
             if self.ledger.settled[pages].all():
                 self._candidates[order].discard(node)
             return 0
-        if level == LEVEL_FAR:
-            self.pages_trimmed += len(cut)
-        else:
-            self.pages_demoted += len(cut)
         return int(self.pool.cut(cut, level))
 
     def _trim_order(self, node: Any) -> NDArray[np.int8]:

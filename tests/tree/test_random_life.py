@@ -72,14 +72,13 @@ def test_invariants_hold_after_every_step(name: str, monkeypatch: pytest.MonkeyP
         world.check()
     assert not world.allocator.verify_byte_accounting()
     assert world.pool.ledger.window_locks.sum() == 0
-    paged = world.cache.paged
-    assert world.hit_tokens > 0.1 * world.asked_tokens
+    assert world.hit_tokens > 0.05 * world.asked_tokens
     assert CONTEXT > 40 * PAGE
     if config.window and name != "one tier":
-        assert paged.pages_trimmed > 20
-        assert paged.pages_healed > 0
+        assert world.pool.pages_trimmed > 20
+        assert world.pool.pages_healed > 0
     if config.demote:
-        assert paged.pages_demoted > 0
+        assert world.pool.pages_demoted > 0
     world.evict(world.pool.ledger.units)
     world.check()
     assert world.allocator.available_size() == world.pool.ledger.units

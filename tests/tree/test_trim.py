@@ -141,7 +141,7 @@ def test_a_recomputed_page_is_healed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (pages_of(world, text(10)) == before).all(), "rows may name the tree's pages"
     assert levels(world, text(10)) == [3] * 6 + [2] * 3 + [3]
     assert hit(world, text(6)) == 6
-    assert world.cache.paged.pages_healed == 6
+    assert world.pool.pages_healed == 6
     world.check()
 
 
@@ -174,5 +174,5 @@ def test_pressure_trims_before_it_drops(monkeypatch: pytest.MonkeyPatch) -> None
     for seed in (0, 1, 2, 7):
         assert len(pages_of(world, text(9, seed))) == 9
         assert hit(world, text(9, seed)) == 9
-    assert world.cache.paged.pages_trimmed > 0
+    assert world.pool.pages_trimmed > 0
     world.check()

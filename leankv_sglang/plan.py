@@ -1,0 +1,183 @@
+"""``python -m leankv_sglang.plan --model M --memory 2GiB``: what a token costs, and how many a pool holds.
+
+Everything comes from the record layout and the model's shape; nothing is loaded or measured. Tokens held are those of a
+long-running server, whose pages are trimmed down to their far part but for one boundary in sixteen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from leankv_kernels import RecordLayout
+from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
+from leankv_sglang.config import PAGE_SIZES, LeanKVConfig, parse_tiers
+from leankv_sglang.errors import LeanKVError
+from leankv_sglang.memory.ledger import Ledger
+from leankv_sglang.sizing import make_layout, model_dtype_bytes_per_token, open_page_bytes, page_bytes, tokens_for
+from leankv_sglang.tree.trim import keep_every
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+class Form(NamedTuple):
+    """A way to keep tokens: which share of them is high and which is pruned, the rest being low."""
+
+    name: str
+    tiers: str
+    high: float
+    pruned: float
+
+
+FORMS = (
+    Form("lossless: all k8v4", "k8v4,k4v2", 1.0, 0.0),
+    Form("balanced: half high", "k8v4,k4v2", 0.5, 0.0),
+    Form("small: all far tokens low", "k8v4,k4v2", 0.0, 0.0),
+    Form("small, 30% pruned", "k8v4,k4v2", 0.0, 0.3),
+    Form("all k8v4, near and far", "k8v4", 1.0, 0.0),
+    Form("all k4v2, near and far", "k4v2", 1.0, 0.0),
+)
+
+
+class ModelShape(NamedTuple):
+    """What of a model its KV cache depends on."""
+
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+
+
+def parse_bytes(text: str) -> int:
+    """``2GiB``, ``80G`` or ``1500000000`` as bytes.
+
+    Raises:
+        LeanKVError: for anything else.
+    """
+    match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?i?)b?\s*", text.lower())
+    if not match or match[2] not in _UNITS or match[1].count(".") > 1 or match[1] == ".":
+        raise LeanKVError(f"--memory takes bytes such as 2GiB or 80G, not {text!r}.")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def read_shape(folder: str) -> ModelShape:
+    """A model's shape from the ``config.json`` in its folder.
+
+    Raises:
+        LeanKVError: where there is none, or it does not say.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+        heads = config["num_attention_heads"]
+        head_dim = config.get("head_dim") or config["hidden_size"] // heads
+        return ModelShape(config["num_hidden_layers"], heads, config.get("num_key_value_heads") or heads, head_dim)
+    except (OSError, ValueError, KeyError) as error:
+        raise LeanKVError(
+            f"--model {folder}: its config.json does not give the shape of its cache ({error})."
+        ) from error
+
+
+def lasting_units(layout: RecordLayout, form: Form, window: int, num_layers: int) -> float:
+    """Units a token of a long-held page costs: trimmed, but for the boundaries that are kept."""
+    ledger = Ledger(layout.page_size, layout.page_size, num_layers * layout.max_blocks)
+    high = round(form.high * layout.page_size)
+    low = layout.page_size - high - round(form.pruned * layout.page_size)
+    counts = [torch.full((1, layout.num_kv_heads), n) for n in (high, low)]
+    prices = []
+    for level in (LEVEL_FAR, LEVEL_NEAR):
+        length = int(layout.level_bytes(counts[0], counts[1], torch.tensor([level])))
+        blocks = torch.tensor([-(-length // layout.block_bytes) * num_layers])
+        prices.append(float(ledger.units_of(blocks.numpy())[0]))
+    kept = min(window / keep_every(window), 1.0)
+    return ((1 - kept) * prices[0] + kept * prices[1]) / layout.page_size
+
+
+def plan_rows(shape: ModelShape, memory: int, page_size: int, requests: int, window: int) -> list[dict[str, Any]]:
+    """One row for each form, after one for 16 bits.
+
+    Raises:
+        LeanKVError: when the memory does not hold a page beside the open pages.
+    """
+    rows: list[dict[str, Any]] = []
+    raw = 0
+    for form in FORMS:
+        high, low = parse_tiers(form.tiers)
+        config = LeanKVConfig(high=high, low=low, window=window)
+        layout = make_layout(config, page_size, shape.kv_heads, shape.head_dim)
+        raw = model_dtype_bytes_per_token(layout, shape.layers)
+        units = tokens_for(memory, layout, shape.layers, shape.query_heads, requests)
+        if not units:
+            needed = (requests + 1) * open_page_bytes(layout, shape.layers, shape.query_heads)
+            raise LeanKVError(
+                f"--memory {memory:,} does not hold a page beside the open pages of {requests} requests, which take "
+                f"{needed:,} bytes; give more, or fewer --max-running-requests."
+            )
+        cost = lasting_units(layout, form, window, shape.layers)
+        held = int(units / cost)
+        rows.append(
+            {
+                "form": form.name,
+                "--leankv-tiers": form.tiers,
+                "B/token at commit": page_bytes(layout, shape.layers) / page_size,
+                "B/token held": cost * page_bytes(layout, shape.layers) / page_size,
+                "--max-total-tokens": units,
+                "tokens held": held,
+                "x 16 bits": held / (memory // raw),
+            }
+        )
+    plain = {"form": "16 bits, stock SGLang", "--leankv-tiers": "", "B/token at commit": float(raw)}
+    plain |= {
+        "B/token held": float(raw),
+        "--max-total-tokens": memory // raw,
+        "tokens held": memory // raw,
+        "x 16 bits": 1,
+    }
+    return [plain, *rows]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line; errors are one sentence, exit status 2."""
+    from leankv_sglang.models import ModelError, resolve_model_path
+
+    parser = argparse.ArgumentParser(
+        prog="python -m leankv_sglang.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", help="a folder, a .gguf file or a name of the catalog (default: the default model)")
+    parser.add_argument("--memory", default="2GiB", help="bytes for the KV cache in all (default: 2GiB)")
+    parser.add_argument("--page-size", type=int, default=128, choices=PAGE_SIZES)
+    parser.add_argument("--max-running-requests", type=int, default=32, help="each has a raw open page (default: 32)")
+    parser.add_argument("--window", type=int, default=1, help="--leankv-window (default: 1)")
+    args = parser.parse_args(argv)
+    try:
+        shape = read_shape(resolve_model_path(args.model))
+        memory = parse_bytes(args.memory)
+        rows = plan_rows(shape, memory, args.page_size, args.max_running_requests, args.window)
+    except (LeanKVError, ModelError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    layers, query_heads, kv_heads, head_dim = shape
+    print(f"{layers} layers, {query_heads} query heads on {kv_heads} KV heads of {head_dim}; {memory:,} bytes in all")
+    _print(rows)
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    cells = [list(rows[0])] + [[f"{v:,.2f}" if k.startswith("x") else _say(v) for k, v in r.items()] for r in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    cells.insert(1, ["-" * w for w in widths])
+    for line in cells:
+        print("  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))))
+
+
+def _say(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:,.0f}"
+
+
+if __name__ == "__main__":
+    main()
