@@ -1,9 +1,9 @@
 """Our server beside stock SGLang at equal physical bytes: hit rate, throughput, time to first token, latency.
 
 ``python -m bench.serving`` starts both with the same memory for the KV cache (pool, tables and open pages counted),
-asks them in turn, and compares. Loads: ``prefix``, system prompts shared by groups of requests; ``conversations``, a real
-trace; each with a pool too small for stock to hold what is shared and with one large enough for both; ``fill``, how
-many tokens the tree holds at all.
+asks them in turn, and compares. Loads: ``prefix``, system prompts shared by groups of requests, with a pool too small
+for stock to hold what is shared and with one large enough for both; ``conversations``, a real trace, with a small pool;
+``fill``, how many tokens the tree holds at all.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ class LedgerBudget(PrefillBudget):
 
     def __init__(self, allocator: Any, tree_cache: Any, *, num_mixed_decode_tokens: int = 0) -> None:
         super().__init__(allocator, tree_cache, num_mixed_decode_tokens=num_mixed_decode_tokens)
-        self._idle = num_mixed_decode_tokens == 0
         self.prompt_price = min(SAFETY * allocator.ledger.mean_price(LEVEL_FAR), 1.0)
         self.output_price = min(SAFETY * allocator.ledger.mean_price(LEVEL_NEAR), 1.0)
 
@@ -42,8 +41,10 @@ class LedgerBudget(PrefillBudget):
     ) -> tuple[bool, int | None]:
         """Whether a request may be admitted, and the most of it that may be prefilled now."""
         extend = self.ceil_paged_tokens(extend_input_len)
-        lasting = self.prompt_price * extend + self.output_price * (total_tokens - extend_input_len)
-        if lasting >= self.remaining_total:
+        lasting = self.prompt_price * extend_input_len + self.output_price * (total_tokens - extend_input_len)
+        # With nothing else about, whatever SGLang has accepted fits, even at its worst.
+        alone = self.total_offset == 0
+        if lasting >= self.remaining_total and not alone:
             return False, None
         now = extend if chunk_limit is None else min(extend, self.ceil_paged_tokens(chunk_limit))
         room = self.remaining_current - self.page_size
@@ -51,7 +52,7 @@ class LedgerBudget(PrefillBudget):
             return True, chunk_limit
         # A prompt whose chunk does not fit even an idle pool goes in smaller ones; otherwise it waits for its turn.
         cap = self._floor_paged(room)
-        if chunk_limit is None or cap <= 0 or self.total_offset > 0:
+        if chunk_limit is None or cap <= 0 or not alone:
             return False, None
         return True, min(chunk_limit, cap)
 
