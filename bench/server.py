@@ -115,7 +115,8 @@ def serve(*args: str, stock: bool = False, env: dict[str, str] | None = None) ->
     from leankv_sglang.models import ensure_model
 
     port = free_port()
-    flags = [*args, "--port", str(port)]
+    # An idle scheduler polls without rest otherwise, on the cores that others are measured on.
+    flags = [*args, "--port", str(port), "--sleep-on-idle"]
     if "--model-path" not in args:
         flags += ["--model-path", str(ensure_model(quiet=True))]
     module = "sglang.launch_server" if stock else "leankv_sglang.launch_server"
