@@ -56,5 +56,4 @@ def test_segment_lock_fuzz(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert world.pool.ledger.window_locks.sum() == 0
     held = world.cache.evictable_size()
     assert world.allocator.available_size() + held == world.pool.ledger.units
-    assert held > 0
     assert world.pool.ledger.audit() == []
