@@ -13,6 +13,16 @@ LEANKV_INLINE Unit unit_at(const int64_t* units, int64_t u) {
     return {row[0], row[1], row[2], row[3], row[4]};
 }
 
+// A row of the tensor of groups, see cascade.py.
+struct Group {
+    int64_t first_member, members, begin, end, level;
+};
+
+LEANKV_INLINE Group group_at(const int64_t* groups, int64_t g) {
+    const int64_t* row = groups + 5 * g;
+    return {row[0], row[1], row[2], row[3], row[4]};
+}
+
 // One query row: a quad for the even and one for the odd channels of each word of key codes, and, where all codes have
 // four bits, the third factor of nibble_pair.
 struct Query {

@@ -8,11 +8,14 @@ constexpr float kLog2E = 1.44269504088896340736f, kLn2 = 0.693147180559945309417
 // Softmax state of one row over some keys. Everything is relative to 2^top, which keeps every weight times its value
 // scale at 1 at most; sums stay apart by lane until the row is finished.
 struct alignas(64) State {
+    float top;
     alignas(64) float sum[kPanel];       // of the weights
     alignas(64) float zero[kPanel];      // of the weights times what the middle of the range of codes stands for
     alignas(64) float out[2 * kMaxDim];  // of the weights times the distance from there; channels in decoded order
-    float top;
 };
+
+// Bytes of a state of so many channels: where many are kept, each takes no more.
+LEANKV_INLINE size_t state_bytes(int channels) { return offsetof(State, out) + sizeof(float) * size_t(channels); }
 
 LEANKV_INLINE void clear(State& s, int channels) {
     s.top = -__builtin_inff();
