@@ -66,10 +66,12 @@ static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch
     const float middle = float(value_middle(a.shape));
     // Decoding a page to panels pays from a few tiles of rows on.
     const bool panels = rows > 2 * kTileRows;
-    if (panels) decode_panels(s.view, a.shape);
+    // Keys of four bits take three dots for four where two of them share a byte.
+    const bool key_panels = panels && !in_nibbles(a.shape);
+    if (panels) decode_panels(s.view, a.shape, key_panels);
     for (int r = first; r < first + rows; r += kTileRows) {
         const int count = first + rows - r < kTileRows ? first + rows - r : kTileRows;
-        if (panels)
+        if (key_panels)
             multiply(s.view.keys, s.view.groups, dim / 4, s.queries[r].quads, kQueryStride, count, s.dots[0],
                      kMaxTokens);
         else
@@ -173,7 +175,7 @@ static void run_task(const AttendCommittedArgs& a, const Task& task, const State
     };
     auto copy = [&](void* to, const void* from) { std::memcpy(to, from, states.bytes); };
     each_row([&](int i, int64_t token, int query_head, const uint8_t* place) {
-        prepare_query(a, token, query_head, s.queries[i], s.query_scale[i], s.query_sum[i]);
+        if (task.begin < task.end) prepare_query(a, token, query_head, s.queries[i], s.query_scale[i], s.query_sum[i]);
         clear(s.total[i], channels);
         clear(s.split[i], channels);
         if (states.by_split) {
