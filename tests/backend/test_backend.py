@@ -128,6 +128,22 @@ def test_pool_accounts_for_every_block(configure) -> None:  # type: ignore[no-un
     assert pool.store.usage().blocks == 0
 
 
+def test_decode_reads_shared_pages_once(configure) -> None:  # type: ignore[no-untyped-def]
+    """What the tree gives requests of one prefix is a group in every decode step, alone and in mixed batches."""
+    configure(LeanKVConfig())
+    runner = _runner(torch.bfloat16)
+    rows = runner.req_to_token_pool.alloc_rows(len(LENGTHS))
+    table, slots = runner.req_to_token_pool.req_to_token, torch.arange(3 * PAGE, dtype=torch.int32) + PAGE
+    for row in rows:
+        table[row, : 3 * PAGE] = slots
+    for steps in ([1] * len(rows), [*[1] * (len(rows) - 1), 2]):
+        prefix = [3 * PAGE] * len(rows)
+        runner.leankv.init_forward_metadata(make_batch(rows, prefix, steps, decode=max(steps) == 1))
+        plan, alike = runner.leankv.forward_metadata, steps.count(1)
+        assert plan.groups.tolist() == [[0, alike, 0, 3, 0]]
+        assert plan.members.tolist() == [*range(alike)]
+
+
 def test_a_row_that_does_not_hold_the_open_page_is_refused(configure) -> None:  # type: ignore[no-untyped-def]
     configure(LeanKVConfig())
     runner = _runner(torch.bfloat16)
