@@ -48,7 +48,8 @@ struct Cut {
     bool apart;
 };
 
-LEANKV_INLINE Cut cut_of(const AttendCommittedArgs& a, const Job* jobs, int64_t n, int threads) {
+// Splits go apart where there are fewer than `enough` row blocks for each thread.
+LEANKV_INLINE Cut cut_of(const AttendCommittedArgs& a, const Job* jobs, int64_t n, int threads, int enough) {
     const int heads = int(a.shape.heads);
     Cut cut{heads, 0, 0, false};
     for (;; cut.heads = (cut.heads + 1) / 2) {
@@ -61,7 +62,7 @@ LEANKV_INLINE Cut cut_of(const AttendCommittedArgs& a, const Job* jobs, int64_t 
         }
         if (cut.heads == 1 || cut.splits >= 4 * a.threads) break;
     }
-    cut.apart = threads > 1 && cut.blocks < 4 * threads && cut.splits > cut.blocks;
+    cut.apart = threads > 1 && cut.blocks < enough * threads && cut.splits > cut.blocks;
     return cut;
 }
 
@@ -133,8 +134,9 @@ static void attend_committed(const AttendCommittedArgs& a) {
 
     // Waking another thread costs more than some 20 microseconds of work.
     const int threads = work_of(a, jobs, G + U) < 2e5 ? 1 : a.threads;
-    const Cut own_cut = cut_of(a, jobs + G, U, threads);
-    Cut group_cut = cut_of(a, jobs, G, threads);
+    // Groups have many rows: each split apart costs their states' way through memory and their queries again.
+    const Cut own_cut = cut_of(a, jobs + G, U, threads, 4);
+    Cut group_cut = cut_of(a, jobs, G, threads, 3);
     group_cut.apart |= own_cut.apart;
 
     // A row that others go on with has a place for each split, or one for the open split and one for the total.
