@@ -11,8 +11,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-LEAST_SAVED = 4
-"""Readings of a page that a group has to save: below that, handing states on costs what it saves."""
+LEAST_UNITS, LEAST_TOKENS, LEAST_SAVED = 3, 512, 2048
+"""Units of a group, tokens that they share, and tokens whose reading is saved, where it pays at all: the states of rows
+have to be handed on, and as few rows as two units may have are read no faster together.
+"""
 COLUMNS = 5
 """Of a group: its first place in ``members``, how many there are, its first page, the page behind its last, level."""
 FIRST_CHUNK = 16
@@ -21,12 +23,13 @@ NO_GROUPS = (np.zeros((0, COLUMNS), dtype=np.int64), np.zeros(0, dtype=np.int64)
 """Where nothing is shared."""
 
 
-def find_groups(pages: np.ndarray, units: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+def find_groups(pages: np.ndarray, units: np.ndarray, page_size: int, window: int) -> tuple[np.ndarray, np.ndarray]:
     """Groups of units that ask one query each, as decode does, and begin with the same pages.
 
     Args:
         pages: int64 ``[sum]``, ``Plan.pages`` on the host.
         units: int64 ``[U, 5]``, ``Plan.units`` on the host.
+        page_size: tokens of a page.
         window: pages at the end of a unit's list that are read at the near view.
 
     Returns:
@@ -37,9 +40,9 @@ def find_groups(pages: np.ndarray, units: np.ndarray, window: int) -> tuple[np.n
     """
     asks = np.flatnonzero((units[:, 2] == 1) & (units[:, 3] > 0))
     count, first = units[asks, 3], units[asks, 4]
-    if len(np.unique(pages[first])) == len(asks):
+    if len(np.unique(pages[first])) + LEAST_UNITS - 1 > len(asks):
         return NO_GROUPS
-    tree = _Tree(pages, first, count, window)
+    tree = _Tree(pages, first, count, page_size, window)
     found = sorted(tree.below(np.arange(len(asks)), 0, 0, 0), key=lambda group: group[1])
     if not found:
         return NO_GROUPS
@@ -52,8 +55,9 @@ def find_groups(pages: np.ndarray, units: np.ndarray, window: int) -> tuple[np.n
 class _Tree:
     """The lists of some units, where each begins in ``pages`` and how many pages it has."""
 
-    def __init__(self, pages: np.ndarray, first: np.ndarray, count: np.ndarray, window: int) -> None:
+    def __init__(self, pages: np.ndarray, first: np.ndarray, count: np.ndarray, page_size: int, window: int) -> None:
         self.pages, self.first, self.count, self.far = pages, first, count, count - window
+        self.page_size = page_size
 
     def below(self, some: np.ndarray, start: int, at: int, level: int) -> Iterator[tuple[np.ndarray, int, int, int]]:
         """Groups (units, level, first page, page behind the last) of units that agree up to page ``at``, and are in a
@@ -66,10 +70,11 @@ class _Tree:
             reading = 2 * self.pages[self.first[some] + at] + (self.far[some] <= at)
             order = np.argsort(reading, kind="stable")
             for part in np.split(some[order], np.flatnonzero(np.diff(reading[order])) + 1):
-                if len(part) < 2:
+                if len(part) < LEAST_UNITS:
                     continue
                 end = self._agree(part, at)
-                worth = (len(part) - 1) * (end - start) >= LEAST_SAVED
+                tokens = (end - start) * self.page_size
+                worth = tokens >= LEAST_TOKENS and (len(part) - 1) * tokens >= LEAST_SAVED
                 if worth:
                     yield part, level, start, end
                 todo.append((part, end, end, level + 1) if worth else (part, start, end, level))

@@ -159,7 +159,7 @@ def build_plan(
         host_pages = pages.numpy()
     groups, members = NO_GROUPS
     if cascade and host_pages is not None:
-        groups, members = find_groups(host_pages, unit_table, window)
+        groups, members = find_groups(host_pages, unit_table, page_size, window)
 
     return Plan(
         page_size=page_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from random import Random
 
@@ -30,10 +31,20 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def every_group(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def groups_of_any_size() -> Iterator[None]:
     """Groups are made wherever they save anything."""
-    monkeypatch.setattr(cascade, "LEAST_SAVED", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, least in (("LEAST_UNITS", 2), ("LEAST_TOKENS", 1), ("LEAST_SAVED", 1)):
+            patch.setattr(cascade, name, least)
+        yield
+
+
+@pytest.fixture
+def every_group() -> Iterator[None]:
+    """See ``groups_of_any_size``."""
+    with groups_of_any_size():
+        yield
 
 
 # The plan
@@ -45,12 +56,14 @@ def groups_of(plan: Plan) -> list[tuple[list[int], int, int, int]]:
     return [(plan.members[at : at + n].tolist(), start, end, level) for at, n, start, end, level in rows]
 
 
+@pytest.mark.usefixtures("every_group")
 def test_one_prefix_is_one_group() -> None:
     shared = [5, 3, 9, 1, 7]
     plan = decode_batch([[*shared, 11, 12], [*shared, 13], [2, 4], [*shared, 14, 15, 16]]).plan()
     assert groups_of(plan) == [([0, 1, 3], 0, 5, 0)]
 
 
+@pytest.mark.usefixtures("every_group")
 def test_prefixes_that_branch_are_nested_groups() -> None:
     """A system prompt for all, on top of it examples for two."""
     system, examples = [1, 2, 3, 4], [5, 6, 7, 8, 9]
@@ -58,22 +71,26 @@ def test_prefixes_that_branch_are_nested_groups() -> None:
     assert groups_of(decode_batch(lists).plan()) == [([0, 1, 2, 3], 0, 4, 0), ([0, 2], 4, 9, 1)]
 
 
+@pytest.mark.usefixtures("every_group")
 def test_a_group_ends_where_a_near_window_begins_for_some_only() -> None:
     pages = [*range(1, 9)]
     plan = decode_batch([pages, [*pages, 20], [*pages, 21, 22]], window=2).plan()
-    assert groups_of(plan) == [([0, 1, 2], 0, 6, 0)]
+    assert groups_of(plan) == [([0, 1, 2], 0, 6, 0), ([1, 2], 6, 7, 1)]
 
 
+@pytest.mark.usefixtures("every_group")
 def test_units_at_one_page_share_their_near_window_too() -> None:
     pages = [*range(1, 9)]
     assert groups_of(decode_batch([pages] * 3, window=2).plan()) == [([0, 1, 2], 0, 8, 0)]
 
 
+@pytest.mark.usefixtures("every_group")
 def test_nothing_is_shared_across_a_difference() -> None:
     """Equal ids behind it are other places of the sequence."""
     assert groups_of(decode_batch([[1, 2, 3, 4, 5, 6], [9, 2, 3, 4, 5, 6]]).plan()) == []
 
 
+@pytest.mark.usefixtures("every_group")
 @pytest.mark.parametrize("queries", [2, 64])
 def test_only_decode_is_grouped(queries: int) -> None:
     batch = decode_batch([[*range(1, 9)]] * 3)
@@ -81,23 +98,32 @@ def test_only_decode_is_grouped(queries: int) -> None:
     assert groups_of(plan) == [([0, 2], 0, 8, 0)]
 
 
-def test_a_group_has_to_be_worth_it() -> None:
-    pages = [*range(1, 9)]
-    fork = [[*pages[:n], 20 + i] for i, n in enumerate((2, 2, 3, 3))]
-    assert groups_of(decode_batch(fork).plan()) == [([0, 1, 2, 3], 0, 2, 0)]
-    assert groups_of(decode_batch(fork[1:3]).plan()) == []
+@pytest.mark.parametrize(
+    ("requests", "shared", "worth"), [(2, 99, False), (3, 15, False), (3, 16, True), (30, 7, False)]
+)
+def test_a_group_has_to_be_worth_it(requests: int, shared: int, worth: bool) -> None:
+    """Pages of 64 that so many requests share."""
+    lists = [[*range(1, 1 + shared), 200 + i] for i in range(requests)]
+    assert groups_of(decode_batch(lists).plan()) == ([([*range(requests)], 0, shared, 0)] if worth else [])
+
+
+def test_what_is_not_worth_a_group_is_read_by_those_below() -> None:
+    lists = [[1, *range(2 + 50 * (i % 2), 30 + 50 * (i % 2)), 200 + i] for i in range(6)]
+    assert groups_of(decode_batch(lists).plan()) == [([0, 2, 4], 0, 29, 0), ([1, 3, 5], 0, 29, 0)]
 
 
 def test_cascade_can_be_switched_off() -> None:
-    assert groups_of(decode_batch([[*range(1, 9)]] * 3).plan(cascade=False)) == []
+    lists = [[*range(1, 99)]] * 3
+    assert groups_of(decode_batch(lists).plan())
+    assert groups_of(decode_batch(lists).plan(cascade=False)) == []
 
 
 def test_ids_may_come_from_the_host() -> None:
     """Where the plan's tensors are not in main memory: what they will hold, or nothing is looked for."""
-    slots = torch.zeros(3, 4 * 64, dtype=torch.int32, device="meta")
-    batch = (torch.arange(3, device="meta"), [3 * 64 + 1] * 3, [1] * 3, slots, 64, 0)
+    slots = torch.zeros(3, 99 * 64, dtype=torch.int32, device="meta")
+    batch = (torch.arange(3, device="meta"), [80 * 64 + 1] * 3, [1] * 3, slots, 64, 0)
     assert build_plan(*batch).groups.shape == (0, cascade.COLUMNS)
-    grouped = build_plan(*batch, host_pages=np.array([4, 5, 6] * 3))
+    grouped = build_plan(*batch, host_pages=np.array([*range(80)] * 3))
     assert grouped.groups.shape == (1, cascade.COLUMNS)
     assert grouped.members.shape == (3,)
 
@@ -113,8 +139,7 @@ def test_groups_cover_exactly_what_is_shared(rng: Random) -> None:
     """Any tree: what is in a group is read alike, groups follow each other from the first page on, and no prefix is
     read more often than there are requests that differ in it.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cascade, "LEAST_SAVED", 1)
+    with groups_of_any_size():
         batch = replace(decode_batch(random_lists(rng, rng.randint(1, 12), 6, 40)), window=rng.randint(0, 3))
         read, groups = readings(batch), groups_of(batch.plan())
     reached = [0] * len(read)
@@ -144,7 +169,7 @@ def assert_same_bits(fast: Backend, case: Case, store: RecordStore, batch: TreeB
     q = case.tokens(sum(batch.queries), seed).q
     want = attend(fast.ops, case, store, batch.plan(cascade=False, device=fast.device), q)
     grouped = batch.plan(device=fast.device)
-    for threads in (1, 2, 5):
+    for threads in (1, 2, 5) if fast.ops.name == "cpu" else (1,):
         for a, b in zip(attend(fast.ops, case, store, grouped, q, threads), want, strict=True):
             assert torch.equal(a, b)
 
@@ -178,13 +203,12 @@ def test_any_tree_gives_the_bits_of_each_request_alone(fast: Backend, rng: Rando
     )
     case = case_with(layout, rng.choice((1, 2, 3, 3, 4, 5, 6, 7, 8)), fast)
     store = store_of(case, rng, 8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cascade, "LEAST_SAVED", rng.choice((1, 4)))
+    with groups_of_any_size() if rng.random() < 0.7 else nullcontext():
         batch = random_batch(rng, 8, layout.page_size, 3 if INTERPRETED else 2600 // layout.page_size)
         assert_same_bits(fast, case, store, batch, rng.getrandbits(32))
 
 
-@pytest.mark.parametrize("pair", PAIRS[:2] if INTERPRETED else PAIRS, ids=pair_name)
+@pytest.mark.parametrize("pair", PAIRS[:1] if INTERPRETED else PAIRS, ids=pair_name)
 @pytest.mark.parametrize("head_dim", (64,) if INTERPRETED else (64, 96, 256))
 def test_every_pair_of_tiers(fast: Backend, pair: tuple[Tier, Tier], head_dim: int) -> None:
     """Enough rows for panels, which each request alone does without."""
@@ -202,7 +226,7 @@ def test_every_number_of_rows(fast: Backend, group: int) -> None:
     """Few, whole blocks of 64, and beyond: 2 to 33 requests, of which one ends with the shared pages."""
     case = case_with(small_layout(page_size=64), group, fast, window=2)
     store, shared = store_of(case, Random(group), 8), [1, 2, 3, 4, 5]
-    for requests in (2, 3) if INTERPRETED else (2, 3, 5, 9, 33):
+    for requests in (2,) if INTERPRETED else (2, 3, 5, 9, 33):
         lists = [shared, *([*shared, 6 + i % 2] for i in range(requests - 1))]
         assert_same_bits(fast, case, store, decode_batch(lists, window=2))
 
@@ -213,7 +237,7 @@ def test_a_request_at_the_end_of_the_shared_pages(fast: Backend, window: int) ->
     """Its near window reaches into them; the others read the same pages far, or near as well."""
     case = replace(simple(window), dtype=torch.bfloat16, device=fast.device)
     store, shared = store_with(case, random_tiers(8), calm=True), [3, 1, 2, 5]
-    for tails in ([[], [6]], [[], [], [6, 7, 8]], [[], [6], [7, 8], [6, 7, 8]], [[], []]):
+    for tails in ([[], [6]], [[], [], [6, 7, 8]], [[], [6], [7, 8], [6, 7, 8]], [[], []])[: 1 if INTERPRETED else 4]:
         lists = [[*shared, *tail] for tail in tails]
         assert_same_bits(fast, case, store, decode_batch(lists, case.page, window))
 
@@ -222,7 +246,7 @@ def test_a_request_at_the_end_of_the_shared_pages(fast: Backend, window: int) ->
 def test_close_to_the_specification(fast: Backend, ops: Ops) -> None:
     rng = Random(4)
     shared = [1, 2] if INTERPRETED else [1 + i % 8 for i in range(20)]
-    for pair in ("k8v4,k4v2", "k4v2,k4v2", "k8v4,k8v4"):
+    for pair in ("k8v4,k4v2", "k4v2,k4v2", "k8v4,k8v4")[: 1 if INTERPRETED else 3]:
         case = case_with(small_layout(pair, page_size=64), 3, fast)
         batch = decode_batch([shared, [*shared, 3], [*shared, 4, 5], [*shared, 4, 6]])
         q = case.tokens(len(batch.lists), 1).q
