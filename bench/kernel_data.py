@@ -47,13 +47,13 @@ def shuffled(batch: int, pages: int) -> Tensor:
     return torch.randperm(batch * pages, generator=generator).view(batch, pages) + 1
 
 
-def plan_for(pages: Tensor, queries: int, device: torch.device) -> Plan:
+def plan_for(pages: Tensor, queries: int, device: torch.device, cascade: bool = True) -> Plan:
     """Each request of ``pages [batch, n]`` asks ``queries`` of its next page, which no record holds."""
     batch, before = pages.shape
     own = torch.cat([pages, torch.zeros(batch, 1, dtype=torch.int64)], dim=1)
     slots = (own[:, :, None] * PAGE + torch.arange(PAGE)).flatten(1).int().to(device)
     rows = torch.arange(batch, device=device)
-    return build_plan(rows, [before * PAGE] * batch, [queries] * batch, slots, PAGE, WINDOW)
+    return build_plan(rows, [before * PAGE] * batch, [queries] * batch, slots, PAGE, WINDOW, cascade=cascade)
 
 
 def sample_records(shape: Shape, layout: RecordLayout, tiers: Tensor, setup: Setup) -> tuple[Tensor, Tensor]:
@@ -123,11 +123,12 @@ def committed(bundle: Bundle, mix: str, queries: int, setup: Setup) -> Committed
         store.ring.ids[: store.num_blocks] = order.int().to(setup.device)
     fill(store, *sample_records(shape, layout, draw_tiers(shape, mix), setup))
     q = normal(bundle.batch * queries, shape.query_heads, shape.head_dim, device=setup.device, seed=3)
-    error = _error(store, q[:queries], plan_for(pages[:1, :CHECKED_PAGES], queries, setup.device), shape, setup)
+    error = error_of(store, q[:queries], plan_for(pages[:1, :CHECKED_PAGES], queries, setup.device), shape, setup)
     return Committed(shape, store, plan_for(pages, queries, setup.device), q, read, error)
 
 
-def _error(store: RecordStore, q: Tensor, plan: Plan, shape: Shape, setup: Setup) -> float:
+def error_of(store: RecordStore, q: Tensor, plan: Plan, shape: Shape, setup: Setup) -> float:
+    """Of the op against the reference, relative, in the last layer."""
     layer = store.num_layers - 1
     ops: Sequence = (setup.ops, get_ops(setup.device, "reference"))
     own, want = (op.attend_committed(q, store, layer, plan, shape.scale, ROTATION)[0].double() for op in ops)

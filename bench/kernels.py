@@ -9,6 +9,8 @@ part.
 
 Mixes of tiers: k8v4 and k4v2 are single tiers; ``mix`` has 25% high (k8v4), 65% low (k4v2) and 10% pruned tokens;
 ``skew`` keeps every token in one head of three and a tenth in the others, ``balanced`` as many in all, spread evenly.
+
+``cascade`` is decode of requests that share a prefix, on CPUs: its pages read once for all, against once for each.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 
 import bench.checkout  # noqa: F401
+from bench.kernel_cascade import BATCH, PREFIX, TAILS, TIERS, cascade_rows
 from bench.kernel_cases import MIXES, PAGE, SHAPES, Bundle, Shape, packed
 from bench.kernel_data import held_bytes
 from bench.kernel_ops import Row, attend_rows, commit_rows, merge_rows, open_rows
@@ -36,7 +39,7 @@ SINGLE, ALL = ("k8v4", "k4v2"), ("k8v4", "k4v2", "mix", "skew", "balanced")
 LINE = tuple(1024 << i for i in range(8))
 BATCHES = (1, 4, 16, 64, 256)
 SPIN = "GOMP_SPINCOUNT"
-OPS = ("decode", "extend", "open", "commit", "merge")
+OPS = ("decode", "cascade", "extend", "open", "commit", "merge")
 
 
 def size(text: str) -> int:
@@ -80,6 +83,11 @@ def measured(args: argparse.Namespace, setup: Setup) -> Iterator[list[Row]]:
     if "decode" in args.ops:
         yield from attend_committed_rows(sets, 1, setup)
     shapes: list[Shape] = [SHAPES[name] for name in args.shapes] if args.shapes else [SMALL, LARGE]
+    if "cascade" in args.ops and setup.device.type == "cpu":
+        for shape in shapes[:1] if args.quick else shapes:
+            for context in args.contexts or [PREFIX]:
+                for tail in TAILS:
+                    yield cascade_rows(shape, context, tail, (args.batches or [BATCH])[0], args.tiers or TIERS, setup)
     if "extend" in args.ops:
         context = max(args.contexts) if args.contexts else 8192
         extends = [[Bundle(shape, context, 1, tuple(args.tiers or ("k8v4", "k4v2")))] for shape in shapes]
@@ -129,6 +137,12 @@ def summary(rows: list[Row], setup: Setup) -> Iterator[str]:
             costs = [r["ns_per_byte"] for r in line]
             contexts = f"{line[0]['context'] // 1024}k to {line[-1]['context'] // 1024}k"
             yield f"{name} k4v2, batch 1, {contexts}: ns per byte max / min {max(costs) / min(costs):.2f}"
+    for row in rows:
+        if "plan_us" in row:
+            what = f"{row['shape']} {row['tiers']}, {row['op']}, {row['batch']} requests at {row['context'] // 1024}k"
+            spread = f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}"
+            plan = f"planning takes {row['plan_us']:.0f} us, {row['plain_plan_us']:.0f} without"
+            yield f"{what}: {row['ratio_dense']:.2f}x ({spread}) of reading the prefix for each; {plan}"
     errors = [r["error"] for r in rows if "error" in r]
     if errors:
         yield f"largest error against the reference: {max(errors):.1e}"

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from leankv_kernels.cascade import NO_GROUPS, find_groups
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -37,6 +39,8 @@ class Plan:
     full: Tensor  # int64 [f] units that write their page's last token: committed in this forward
     open: Tensor  # int64 [o] the other units: their raw tokens stay in the open page of their row
     sequence_start: Tensor  # bool [f] for each full unit, whether its page is the sequence's first
+    groups: Tensor  # int64 [G, 5] units that read the same pages: see cascade.find_groups; kernels may ignore them
+    members: Tensor  # int64 [M] the units of each group
 
     @property
     def first(self) -> Tensor:
@@ -109,8 +113,11 @@ def build_plan(
     req_to_token: Tensor,
     page_size: int,
     window: int,
+    *,
+    cascade: bool = True,
+    host_pages: np.ndarray | None = None,
 ) -> Plan:
-    """Cut a batch into units.
+    """Cut a batch into units, and find those that share pages.
 
     Args:
         rows: integers ``[R]``, request rows, on the device.
@@ -119,6 +126,9 @@ def build_plan(
         req_to_token: int32 ``[rows, max_context]``, slot ids; ``slot // page_size`` is the logical page.
         page_size: tokens of a page.
         window: pages before the own page that are read at the near view.
+        cascade: whether to look for units that share pages; results are the same either way.
+        host_pages: int64, what ``Plan.pages`` will be. Where that lies in main memory it is read there; on a GPU it
+            would have to be waited for, so without this argument nothing is looked for.
     """
     prefix = np.asarray(prefix_lens, dtype=np.int64)
     extend = np.asarray(extend_lens, dtype=np.int64)
@@ -151,6 +161,14 @@ def build_plan(
     def logical(row: Tensor, page: np.ndarray) -> Tensor:
         return req_to_token[row, put(page * page_size)].long() // page_size
 
+    unit_table = np.stack([q_indptr[:-1], offset, length, page_index, page_indptr[request]], axis=1)
+    pages = logical(rows[put(page_request)], page_number)
+    if host_pages is None and device.type == "cpu":
+        host_pages = pages.numpy()
+    groups, members = NO_GROUPS
+    if cascade and host_pages is not None:
+        groups, members = find_groups(host_pages, unit_table, page_size, window)
+
     return Plan(
         page_size=page_size,
         window=window,
@@ -161,12 +179,14 @@ def build_plan(
         page_indptr=page_indptr.tolist(),
         rows=unit_rows,
         own_pages=logical(unit_rows, page_index),
-        pages=logical(rows[put(page_request)], page_number),
+        pages=pages,
         token_unit=put(token_unit),
         token_pos=put(offset[token_unit] + token_rank),
         token_rank=put(token_rank),
-        units=put(np.stack([q_indptr[:-1], offset, length, page_index, page_indptr[request]], axis=1)),
+        units=put(unit_table),
         full=put(np.flatnonzero(full)),
         open=put(np.flatnonzero(~full)),
         sequence_start=put(page_index[full] == 0),
+        groups=put(groups),
+        members=put(members),
     )

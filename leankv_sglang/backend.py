@@ -75,7 +75,10 @@ class LeanKVBackend(AttentionBackend):
         self.pool.row_fill[rows] = 0
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
-        """Return the blocks of freed pages and plan the forward; uses lengths the host already has."""
+        """Return the blocks of freed pages and plan the forward; uses lengths the host already has.
+
+        On a CPU the plan also finds requests that share pages, which decode then reads once for all of them.
+        """
         self.pool.drain()
         if forward_batch.forward_mode.is_idle():
             self.forward_metadata = None

@@ -103,13 +103,13 @@ def attend_committed(
     Queries and softmax weights are rounded to 16 bits, relative to the largest of a query and of a page.
     """
     q = q.contiguous()
-    _check(blocks=store.blocks, units=plan.units, pages=plan.pages)
+    _check(blocks=store.blocks, units=plan.units, pages=plan.pages, groups=plan.groups, members=plan.members)
     out, lse = _outputs(q)
     table = store.page_table[layer]
-    shape = _shape(store.layout)
+    records, shared = (_shape(store.layout), store.blocks, table), (plan.groups, plan.members)
     _cpu.attend_committed(
-        *(x.data_ptr() for x in (shape, store.blocks, table, q, plan.units, plan.pages, out, lse)),
-        *(plan.num_units, q.shape[1], plan.window),
+        *(x.data_ptr() for x in (*records, q, plan.units, plan.pages, *shared, out, lse)),
+        *(plan.num_units, len(plan.groups), q.shape[1], plan.window),
         *(scale, rotation != "none", _dtype(q), torch.get_num_threads()),
     )
     return out, lse

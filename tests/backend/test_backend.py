@@ -13,7 +13,7 @@ import pytest
 import torch
 from backendutil import make_batch, make_layer, make_runner
 
-from leankv_kernels import HIGH, LOW, PRUNED
+from leankv_kernels import HIGH, LOW, PRUNED, cascade
 from leankv_sglang import backend as backend_module
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
@@ -126,6 +126,24 @@ def test_pool_accounts_for_every_block(configure) -> None:  # type: ignore[no-un
     pool.orders.free(held.numpy())
     assert pool.audit() == []
     assert pool.store.usage().blocks == 0
+
+
+def test_decode_reads_shared_pages_once(configure, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """What the tree gives requests of one prefix is a group in every decode step, alone and in mixed batches."""
+    configure(LeanKVConfig())
+    for name, least in (("LEAST_TOKENS", 3 * PAGE), ("LEAST_SAVED", 6 * PAGE)):
+        monkeypatch.setattr(cascade, name, least)
+    runner = _runner(torch.bfloat16)
+    rows = runner.req_to_token_pool.alloc_rows(len(LENGTHS))
+    table, slots = runner.req_to_token_pool.req_to_token, torch.arange(3 * PAGE, dtype=torch.int32) + PAGE
+    for row in rows:
+        table[row, : 3 * PAGE] = slots
+    for steps in ([1] * len(rows), [*[1] * (len(rows) - 1), 2]):
+        prefix = [3 * PAGE] * len(rows)
+        runner.leankv.init_forward_metadata(make_batch(rows, prefix, steps, decode=max(steps) == 1))
+        plan, alike = runner.leankv.forward_metadata, steps.count(1)
+        assert plan.groups.tolist() == [[0, alike, 0, 3, 0]]
+        assert plan.members.tolist() == [*range(alike)]
 
 
 def test_a_row_that_does_not_hold_the_open_page_is_refused(configure) -> None:  # type: ignore[no-untyped-def]

@@ -1,8 +1,8 @@
-// Attention over committed pages by the read rule (see reference/attention.py).
+// Attention over committed pages by the read rule (see reference/attention.py): what one task does.
 //
 // What a query row gets depends on the row and on its pages alone: products of codes are exact integers, each page is
 // reduced on its own, pages are folded in order inside a split, splits are cut by absolute page number and folded in
-// order. Batch, chunk split and number of threads only decide who does it.
+// order. Batch, chunk split, company and number of threads only decide who does it (schedule.inl).
 
 namespace leankv::LEANKV_NS {
 namespace {
@@ -28,20 +28,36 @@ T* thread_scratch() {
     return scratch;
 }
 
-// What one thread does at a time: some KV heads of one unit, consecutive query rows of each, some splits of its pages.
-// Heads of a record go one after the other, since their codes lie so.
+// States of rows between tasks. The rows of a unit have equally many places each, one after the other: one per split,
+// or one for the split that is still open and one for those before.
+struct States {
+    uint8_t* at;
+    const int64_t* first;  // [U + 1] of each unit's places
+    size_t bytes;          // of a place
+    bool by_split;
+};
+
+// Query rows that read the same pages: those of one unit, or of several units of one query each.
+struct Readers {
+    const int64_t* members;  // or null
+    int64_t unit;            // the only one or the first
+    int64_t rows;            // per KV head
+
+    LEANKV_MEMBER int64_t unit_of(int64_t row, int64_t group) const { return members ? members[row / group] : unit; }
+    LEANKV_MEMBER int64_t query_of(int64_t row, int64_t group) const { return members ? 0 : row / group; }
+};
+
+// What one thread does at a time: some KV heads, consecutive rows of each, a stretch of pages. Heads of a record go one
+// after the other, since their codes lie so.
 struct Task {
-    int64_t unit;
-    int head, heads, first_row, rows, first_split, splits;
-    int64_t partial;  // index of its states, or -1 where it covers all splits and finishes the rows itself
+    Readers readers;
+    int head, heads, first_row, rows;
+    int64_t begin, end;  // pages
+    bool apart;          // they are of one split, which is folded into the others later
+    bool finish;         // they are the last ones
 };
 
 LEANKV_INLINE int pages_per_split(const RecordShape& shape) { return int(kSplitTokens / shape.page_size); }
-
-LEANKV_INLINE int splits_of(const Unit& unit, const RecordShape& shape) {
-    const int per_split = pages_per_split(shape);
-    return int((unit.pages + per_split - 1) / per_split);
-}
 
 // Folds the page in view into the states of some rows, from `first` on.
 static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch& s, Prefetch& ahead) {
@@ -50,10 +66,12 @@ static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch
     const float middle = float(value_middle(a.shape));
     // Decoding a page to panels pays from a few tiles of rows on.
     const bool panels = rows > 2 * kTileRows;
-    if (panels) decode_panels(s.view, a.shape);
+    // Keys of four bits take three dots for four where two of them share a byte.
+    const bool key_panels = panels && !in_nibbles(a.shape);
+    if (panels) decode_panels(s.view, a.shape, key_panels);
     for (int r = first; r < first + rows; r += kTileRows) {
         const int count = first + rows - r < kTileRows ? first + rows - r : kTileRows;
-        if (panels)
+        if (key_panels)
             multiply(s.view.keys, s.view.groups, dim / 4, s.queries[r].quads, kQueryStride, count, s.dots[0],
                      kMaxTokens);
         else
@@ -72,13 +90,10 @@ static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch
     }
 }
 
-static void read_split(const AttendCommittedArgs& a, const Task& task, int split, Scratch& s) {
-    const Unit unit = unit_at(a.units, task.unit);
-    const int per_split = pages_per_split(a.shape);
+// Folds pages `begin` to `end`, all of one split, into the rows' states of that split.
+static void read_pages(const AttendCommittedArgs& a, const Task& task, int64_t begin, int64_t end, Scratch& s) {
+    const Unit unit = unit_at(a.units, task.readers.unit);
     const int channels = channel_vectors(int(a.shape.head_dim)) * W;
-    const int64_t begin = int64_t(split) * per_split;
-    const int64_t end = begin + per_split < unit.pages ? begin + per_split : unit.pages;
-    for (int r = 0; r < task.heads * task.rows; r++) clear(s.split[r], channels);
     auto record_of = [&](int64_t page) {
         return Record(a.shape, a.blocks, a.page_table[a.pages[unit.first_page + page]]);
     };
@@ -114,12 +129,8 @@ static void read_split(const AttendCommittedArgs& a, const Task& task, int split
     }
 }
 
-static void finish_row(const AttendCommittedArgs& a, const Task& task, int slot, const State& s) {
-    const Unit unit = unit_at(a.units, task.unit);
-    const int dim = int(a.shape.head_dim), group = int(a.group);
-    const int row = task.first_row + slot % task.rows;
-    const int64_t token = unit.first_query + row / group;
-    const int64_t query_head = int64_t(task.head + slot / task.rows) * group + row % group;
+static void finish_row(const AttendCommittedArgs& a, int64_t token, int64_t query_head, const State& s) {
+    const int dim = int(a.shape.head_dim);
     const int64_t at = token * a.query_heads + query_head;
     float* out = a.out + at * dim;
     const float sum = sum_lanes(load(s.sum)), zero = sum_lanes(load(s.zero));
@@ -134,104 +145,69 @@ static void finish_row(const AttendCommittedArgs& a, const Task& task, int slot,
     for (int c = 0; c < dim; c += W) store(out + c, load(x + c) * factor);
 }
 
-static void run_task(const AttendCommittedArgs& a, const Task& task, State* partials, int channels) {
-    Scratch& s = *thread_scratch<Scratch>();
-    const Unit unit = unit_at(a.units, task.unit);
-    const int group = int(a.group);
-    const int slots = task.heads * task.rows;
-    for (int r = 0; r < slots; r++) {
-        const int row = task.first_row + r % task.rows;
-        prepare_query(a, unit.first_query + row / group, (task.head + r / task.rows) * group + row % group,
-                      s.queries[r], s.query_scale[r], s.query_sum[r]);
-    }
-    for (int r = 0; r < slots; r++) clear(s.total[r], channels);
-    for (int i = 0; i < task.splits; i++) {
-        read_split(a, task, task.first_split + i, s);
-        for (int r = 0; r < slots; r++) fold_split(s.total[r], s.split[r], channels);
-    }
-    for (int r = 0; r < slots; r++) {
-        if (task.partial < 0)
-            finish_row(a, task, r, s.total[r]);
-        else
-            partials[task.partial + r] = s.total[r];
-    }
+// The places of one row of a unit.
+LEANKV_INLINE uint8_t* places(const AttendCommittedArgs& a, const States& states, int64_t unit, int head, int64_t row) {
+    const int64_t rows = unit_at(a.units, unit).queries * a.group, first = states.first[unit];
+    const int64_t each = (states.first[unit + 1] - first) / (rows * a.shape.heads);
+    return states.at + states.bytes * size_t(first + (head * rows + row) * each);
 }
 
-// KV heads that one task takes on, as many as its rows leave room for but no more than `most`.
-LEANKV_INLINE int heads_per_task(int rows, int heads, int most) {
-    const int room = kBlockRows / (rows < kBlockRows ? rows : kBlockRows);
-    const int n = room < most ? room : most;
-    return n < heads ? n : heads;
+// Folds states at places one after the other.
+LEANKV_INLINE void fold_splits(State& total, const uint8_t* from, int64_t n, const States& states, int channels) {
+    for (; n > 0; n--, from += states.bytes) fold_split(total, *reinterpret_cast<const State*>(from), channels);
+}
+
+static void run_task(const AttendCommittedArgs& a, const Task& task, const States& states) {
+    Scratch& s = *thread_scratch<Scratch>();
+    const int channels = channel_vectors(int(a.shape.head_dim)) * W;
+    const int64_t group = a.group, per_split = pages_per_split(a.shape);
+    const int64_t split = task.begin / per_split;
+    const bool inside = task.begin % per_split != 0;  // of a split that another task has begun
+    const int slots = task.heads * task.rows;
+    auto each_row = [&](auto f) {
+        for (int i = 0; i < slots; i++) {
+            const int64_t row = task.first_row + i % task.rows, u = task.readers.unit_of(row, group);
+            const int64_t query = task.readers.query_of(row, group), of_group = row % group;
+            const int head = task.head + i / task.rows;
+            uint8_t* place = states.at ? places(a, states, u, head, query * group + of_group) : nullptr;
+            f(i, unit_at(a.units, u).first_query + query, int(head * group + of_group), place);
+        }
+    };
+    auto copy = [&](void* to, const void* from) { std::memcpy(to, from, states.bytes); };
+    each_row([&](int i, int64_t token, int query_head, const uint8_t* place) {
+        if (task.begin < task.end) prepare_query(a, token, query_head, s.queries[i], s.query_scale[i], s.query_sum[i]);
+        clear(s.total[i], channels);
+        clear(s.split[i], channels);
+        if (states.by_split) {
+            if (!task.apart) fold_splits(s.total[i], place, split, states, channels);
+            if (inside) copy(&s.split[i], place + states.bytes * size_t(split));
+        } else if (task.begin) {
+            copy(&s.split[i], place);
+            copy(&s.total[i], place + states.bytes);
+        }
+    });
+    for (int64_t page = task.begin; page < task.end;) {
+        const int64_t edge = (page / per_split + 1) * per_split, stop = edge < task.end ? edge : task.end;
+        read_pages(a, task, page, stop, s);
+        page = stop;
+        if (task.apart || page < edge) break;
+        for (int i = 0; i < slots; i++) {
+            fold_split(s.total[i], s.split[i], channels);
+            clear(s.split[i], channels);
+        }
+    }
+    each_row([&](int i, int64_t token, int query_head, uint8_t* place) {
+        if (task.finish) {
+            fold_split(s.total[i], s.split[i], channels);
+            finish_row(a, token, query_head, s.total[i]);
+        } else if (states.by_split) {
+            copy(place + states.bytes * size_t(split), &s.split[i]);
+        } else {
+            copy(place, &s.split[i]);
+            copy(place + states.bytes, &s.total[i]);
+        }
+    });
 }
 
 }  // namespace
-
-static void attend_committed(const AttendCommittedArgs& a) {
-    const int heads = int(a.shape.heads);
-    const int channels = channel_vectors(int(a.shape.head_dim)) * W;
-    int64_t blocks = 0, split_tasks = 0, split_rows = 0;
-    double work = 0;
-    int most = heads;
-    for (;; most = (most + 1) / 2) {
-        blocks = split_tasks = split_rows = 0, work = 0;
-        for (int64_t u = 0; u < a.num_units; u++) {
-            const Unit unit = unit_at(a.units, u);
-            const int64_t rows = unit.queries * a.group, row_blocks = (rows + kBlockRows - 1) / kBlockRows;
-            const int64_t splits = splits_of(unit, a.shape);
-            const int per_task = heads_per_task(int(rows), heads, most);
-            const int64_t tasks = row_blocks * ((heads + per_task - 1) / per_task);
-            blocks += tasks;
-            split_tasks += tasks * splits;
-            split_rows += rows * heads * splits;
-            work += double(unit.pages) * double(a.shape.page_size) * heads * double(8 * row_blocks + 2 * rows);
-        }
-        if (most == 1 || split_tasks >= 4 * a.threads) break;
-    }
-    // Waking another thread costs more than some 20 microseconds of work.
-    const int threads = work < 2e5 ? 1 : a.threads;
-    const bool apart = threads > 1 && blocks < 4 * threads && split_tasks > blocks;
-    Task* tasks = static_cast<Task*>(malloc(sizeof(Task) * size_t((apart ? split_tasks : blocks) + 1)));
-    State* partials = apart ? static_cast<State*>(aligned_alloc(64, sizeof(State) * size_t(split_rows))) : nullptr;
-    int64_t count = 0, partial = 0;
-    for (int64_t u = 0; u < a.num_units; u++) {
-        const Unit unit = unit_at(a.units, u);
-        const int rows = int(unit.queries * a.group), splits = splits_of(unit, a.shape);
-        const int per_task = heads_per_task(rows, heads, most);
-        for (int h = 0; h < heads; h += per_task)
-            for (int r = 0; r < rows; r += kBlockRows) {
-                const int n = rows - r < kBlockRows ? rows - r : kBlockRows;
-                const int taken = heads - h < per_task ? heads - h : per_task;
-                if (!apart) tasks[count++] = {u, h, taken, r, n, 0, splits, -1};
-                for (int i = 0; apart && i < splits; i++, partial += taken * n)
-                    tasks[count++] = {u, h, taken, r, n, i, 1, partial};
-            }
-    }
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
-    for (int64_t i = 0; i < count; i++) run_task(a, tasks[i], partials, channels);
-    if (apart) {
-        for (int64_t i = 0; i < count; i++) {
-            const Task& task = tasks[i];
-            const int splits = splits_of(unit_at(a.units, task.unit), a.shape);
-            if (task.first_split) continue;
-            const int slots = task.heads * task.rows;
-            for (int r = 0; r < slots; r++) {
-                State& total = partials[task.partial + r];
-                for (int j = 1; j < splits; j++)
-                    fold_split(total, partials[task.partial + int64_t(j) * slots + r], channels);
-                finish_row(a, task, r, total);
-            }
-        }
-        for (int64_t u = 0; u < a.num_units; u++) {
-            const Unit unit = unit_at(a.units, u);
-            if (unit.pages) continue;
-            State nothing;
-            clear(nothing, channels);
-            const int rows = int(unit.queries * a.group);
-            for (int r = 0; r < heads * rows; r++) finish_row(a, {u, 0, heads, 0, rows, 0, 0, -1}, r, nothing);
-        }
-    }
-    free(partials);
-    free(tasks);
-}
-
 }  // namespace leankv::LEANKV_NS

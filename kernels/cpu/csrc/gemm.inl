@@ -49,11 +49,11 @@ constexpr int kNibbleOne = 30000;
 // makes them x = 256 a + b and y = 256 c + 16 b with a, b and c signed bytes. The products then take three dots for two
 // codes and not four: of b with whole bytes, which counts the upper code 16 times, of a and of c with one code each.
 // Either number changes by 8 at most.
-LEANKV_INLINE void nibble_pair(int32_t& x, int32_t& y, int32_t& c) {
-    const int32_t upper = (y + 8) >> 4, rest = upper & 15;
+LEANKV_INLINE void nibble_pair(vi& x, vi& y, vi& c) {
+    const vi upper = (y + 8) >> 4, rest = upper & 15;
     x = rest + ((x - rest + 8) & ~15);
     y = 16 * upper;
-    const int32_t b = x - (((x + 128) >> 8) << 8);
+    const vi b = x - (((x + 128) >> 8) << 8);
     c = (upper - b) >> 4;
 }
 

@@ -1,6 +1,7 @@
 // What module.cpp sees of the kernels: plain arguments, and one table of functions per instruction set.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace leankv {
@@ -34,8 +35,9 @@ struct AttendCommittedArgs {
     const void* q;              // [T, query_heads, head_dim]
     const int64_t* units;       // [U, 5]
     const int64_t* pages;
+    const int64_t *groups, *members;  // [num_groups, 5] and their units, see cascade.py
     float *out, *lse;
-    int64_t num_units, query_heads, group, window;
+    int64_t num_units, num_groups, query_heads, group, window;
     float scale;
     bool rotated;
     int dtype, threads;

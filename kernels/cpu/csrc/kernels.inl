@@ -24,6 +24,8 @@
 
 #include "committed.inl"
 
+#include "schedule.inl"
+
 #include "open.inl"
 
 #include "quantize.inl"

@@ -113,13 +113,14 @@ NB_MODULE(_cpu, m) {
     m.def(
         "attend_committed",
         [](uintptr_t shape, uintptr_t blocks, uintptr_t page_table, uintptr_t q, uintptr_t units, uintptr_t pages,
-           uintptr_t out, uintptr_t lse, int64_t num_units, int64_t query_heads, int64_t window, float scale,
-           bool rotated, int dtype, int threads) {
+           uintptr_t groups, uintptr_t members, uintptr_t out, uintptr_t lse, int64_t num_units, int64_t num_groups,
+           int64_t query_heads, int64_t window, float scale, bool rotated, int dtype, int threads) {
             const leankv::RecordShape record = shape_at(shape);
             kernels().attend_committed({record, at<const uint8_t>(blocks), at<const int32_t>(page_table),
                                         at<const void>(q), at<const int64_t>(units), at<const int64_t>(pages),
-                                        at<float>(out), at<float>(lse), num_units, query_heads,
-                                        query_heads / record.heads, window, scale, rotated, dtype, threads});
+                                        at<const int64_t>(groups), at<const int64_t>(members), at<float>(out),
+                                        at<float>(lse), num_units, num_groups, query_heads, query_heads / record.heads,
+                                        window, scale, rotated, dtype, threads});
         },
         release());
     m.def(

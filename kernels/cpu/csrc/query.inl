@@ -13,6 +13,16 @@ LEANKV_INLINE Unit unit_at(const int64_t* units, int64_t u) {
     return {row[0], row[1], row[2], row[3], row[4]};
 }
 
+// A row of the tensor of groups, see cascade.py.
+struct Group {
+    int64_t first_member, members, begin, end, level;
+};
+
+LEANKV_INLINE Group group_at(const int64_t* groups, int64_t g) {
+    const int64_t* row = groups + 5 * g;
+    return {row[0], row[1], row[2], row[3], row[4]};
+}
+
 // One query row: a quad for the even and one for the odd channels of each word of key codes, and, where all codes have
 // four bits, the third factor of nibble_pair.
 struct Query {
@@ -21,6 +31,38 @@ struct Query {
 };
 
 constexpr size_t kQueryStride = sizeof(Query) / sizeof(Quad);
+
+// Whether two key codes share a byte, see nibble_pair.
+LEANKV_INLINE bool in_nibbles(const RecordShape& shape) { return kBytes && shape.key_base + shape.key_refine == 1; }
+
+// Writes integers, of which the even and the odd channels come apart, as quads; `third` belongs to nibble_pair.
+LEANKV_INLINE void pack_query(const int32_t* even, const int32_t* odd, const int32_t* third, int dim, Query& query) {
+#if defined(__AVX512VNNI__)
+    // Bytes of upper and lower halves, a word for every four channels.
+    alignas(64) int32_t words[5][kMaxDim / 8 + 4];
+    auto narrow = [&](int which, int i, vi x) {
+        _mm_store_si128(reinterpret_cast<__m128i*>(words[which] + i / 4), _mm512_cvtepi32_epi8((__m512i)x));
+    };
+    for (int i = 0; i < dim / 2; i += W) {
+        const vi e = loadi(even + i), o = loadi(odd + i);
+        narrow(0, i, (e + 128) >> 8), narrow(1, i, e);
+        narrow(2, i, (o + 128) >> 8), narrow(3, i, o);
+        narrow(4, i, loadi(third + i));
+    }
+    for (int j = 0; j < dim / 8; j++) {
+        query.quads[2 * j] = {words[0][j], words[1][j]};
+        query.quads[2 * j + 1] = {words[2][j], words[3][j]};
+        query.odd[j] = words[4][j];
+    }
+#else
+    (void)third;
+    for (int j = 0; j < dim / 8; j++) {
+        const int32_t *e = even + 4 * j, *o = odd + 4 * j;
+        query.quads[2 * j] = pack_quad(e[0], e[1], e[2], e[3]);
+        query.quads[2 * j + 1] = pack_quad(o[0], o[1], o[2], o[3]);
+    }
+#endif
+}
 
 // Rotates one query, and writes it as 16-bit integers: their products with key codes times `scale` are scores in powers
 // of two. `sum` is that of the integers in units of a step of the codes.
@@ -40,22 +82,23 @@ static inline void prepare_query(const AttendCommittedArgs& a, int64_t token, in
     }
     const float peak = max_lanes(largest);
     // Far finer than four-bit codes can tell.
-    const bool nibbles = kBytes && a.shape.key_base + a.shape.key_refine == 1;
+    const bool nibbles = in_nibbles(a.shape);
     const float one = float(nibbles ? kNibbleOne : kOne);
     scale = peak > 0.0f ? peak / one * float(a.shape.key_step) : 1.0f;
     const float inverse = peak > 0.0f ? one / peak : 0.0f;
-    int32_t whole[kMaxDim];
-    int32_t total = 0;
+    alignas(64) int32_t whole[kMaxDim], even[kMaxDim / 2 + W], odd[kMaxDim / 2 + W], third[kMaxDim / 2 + W];
     for (int c = 0; c < dim; c += W) storei(whole + c, round_to_int(load(x + c) * inverse));
-    for (int j = 0; j < dim / 8; j++) {
-        int32_t *w = whole + 8 * j, odd[4] = {};
-        for (int i = 0; nibbles && i < 4; i++) nibble_pair(w[2 * i], w[2 * i + 1], odd[i]);
-        for (int i = 0; i < 8; i++) total += w[i];
-        query.quads[2 * j] = pack_quad(w[0], w[2], w[4], w[6]);
-        query.quads[2 * j + 1] = pack_quad(w[1], w[3], w[5], w[7]);
-        query.odd[j] = join_bytes(odd[0], odd[1], odd[2], odd[3]);
+    for (int i = 0; i < dim / 2; i++) even[i] = whole[2 * i], odd[i] = whole[2 * i + 1];
+    for (int i = dim / 2; i < dim / 2 + W; i++) even[i] = odd[i] = 0;
+    vi total{};
+    for (int i = 0; i < dim / 2; i += W) {
+        vi e = loadi(even + i), o = loadi(odd + i), t{};
+        if (nibbles) nibble_pair(e, o, t);
+        total += e + o;
+        storei(even + i, e), storei(odd + i, o), storei(third + i, t);
     }
-    sum = float(total) / float(a.shape.key_step);
+    pack_query(even, odd, third, dim, query);
+    sum = float(sum_lanes(total)) / float(a.shape.key_step);
 }
 
 }  // namespace

@@ -160,14 +160,15 @@ LEANKV_INLINE void decode_scales(const uint8_t* staged, int tokens, int refined,
     for (; t < round_up(tokens, kPanel); t += W) vector.template operator()<false>(t);
 }
 
-// Decodes a whole view to panels, for more rows than are worth decoding for on the fly.
-static void decode_panels(HeadView& view, const RecordShape& shape) {
+// Decodes a view to panels, for more rows than are worth decoding for on the fly; keys only where asked.
+static void decode_panels(HeadView& view, const RecordShape& shape, bool keys) {
     const int dim = int(shape.head_dim);
     for (int i = 0; i < view.runs; i++) {
         const Run& run = view.run[i];
-        with_key_planes(shape, [&]<int PLANES>() {
-            decode_keys<PLANES>(run.key, dim, view.keys + size_t(run.first_group) * kPanel * dim);
-        });
+        if (keys)
+            with_key_planes(shape, [&]<int PLANES>() {
+                decode_keys<PLANES>(run.key, dim, view.keys + size_t(run.first_group) * kPanel * dim);
+            });
         with_value_planes(shape, run.value_base, [&]<int PLANES, int BASE>() {
             decode_values<PLANES, BASE>(run.value, dim, 4 * view.groups, run.first_group, view.values);
         });

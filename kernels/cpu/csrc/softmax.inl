@@ -8,11 +8,14 @@ constexpr float kLog2E = 1.44269504088896340736f, kLn2 = 0.693147180559945309417
 // Softmax state of one row over some keys. Everything is relative to 2^top, which keeps every weight times its value
 // scale at 1 at most; sums stay apart by lane until the row is finished.
 struct alignas(64) State {
+    float top;
     alignas(64) float sum[kPanel];       // of the weights
     alignas(64) float zero[kPanel];      // of the weights times what the middle of the range of codes stands for
     alignas(64) float out[2 * kMaxDim];  // of the weights times the distance from there; channels in decoded order
-    float top;
 };
+
+// Bytes of a state of so many channels: where many are kept, each takes no more.
+LEANKV_INLINE size_t state_bytes(int channels) { return offsetof(State, out) + sizeof(float) * size_t(channels); }
 
 LEANKV_INLINE void clear(State& s, int channels) {
     s.top = -__builtin_inff();
@@ -22,16 +25,17 @@ LEANKV_INLINE void clear(State& s, int channels) {
 }
 
 // Factors that bring what is relative to 2^a and to 2^b under the larger of both; one of them is exactly 1.
-LEANKV_INLINE void common_top(float a, float b, float& top, float& factor_a, float& factor_b) {
-    const float smaller = exp2_one(a > b ? b - a : a - b);
-    top = a > b ? a : b;
-    factor_a = a > b ? 1.0f : smaller;
-    factor_b = a > b ? smaller : 1.0f;
+LEANKV_INLINE void common_top(vf a, vf b, vf& top, vf& factor_a, vf& factor_b) {
+    const vi above = a > b;
+    const vf smaller = exp2(above ? b - a : a - b), one = splat(1.0f);
+    top = above ? a : b;
+    factor_a = above ? one : smaller;
+    factor_b = above ? smaller : one;
 }
 
 // What a page adds to the states of a few rows, but for the products of its values.
 struct PageWeights {
-    float top[kTileRows], keep[kTileRows], add[kTileRows];  // the new top, and factors that bring both sides to it
+    vf top, keep, add;  // a lane per row: the new top, and factors that bring both sides to it
     vf sum[kTileRows], zero[kTileRows];
 };
 
@@ -59,15 +63,16 @@ LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens]
             most[r] = max(most[r], fma(x, scale[r], lift));
         }
     }
-    vf top[ROWS], sum[ROWS], zero[ROWS];
+    vf top[ROWS], sum[ROWS], zero[ROWS], before{}, own{};
     vu total[ROWS];
     for (int r = 0; r < ROWS; r++) {
-        const float own = max_lanes(most[r]);
-        common_top(s[r].top, own, page.top[r], page.keep[r], page.add[r]);
-        top[r] = splat(-own);
+        const float largest = max_lanes(most[r]);
+        before[r] = s[r].top, own[r] = largest;
+        top[r] = splat(-largest);
         sum[r] = zero[r] = vf{};
         total[r] = vu{};
     }
+    common_top(before, own, page.top, page.keep, page.add);
     // Two loops: a longer chain of instructions would leave too few rows in flight.
     for (int t = 0; t < tokens; t += W) {
         pace.during(kWeightWork / kPanelVectors);
@@ -113,9 +118,10 @@ LEANKV_INLINE void fold_page(State* s, const PageWeights& page, const int32_t (*
 
 LEANKV_INLINE void fold_split(State& into, const State& from, int channels) {
     if (from.top == -__builtin_inff()) return;
-    float keep, add;
-    common_top(into.top, from.top, into.top, keep, add);
-    auto fold = [&](float* to, const float* x) { store(to, fma(load(to), splat(keep), load(x) * add)); };
+    vf top, keep, add;
+    common_top(splat(into.top), splat(from.top), top, keep, add);
+    into.top = top[0];
+    auto fold = [&](float* to, const float* x) { store(to, fma(load(to), keep, load(x) * add)); };
     fold(into.sum, from.sum);
     fold(into.zero, from.zero);
     for (int c = 0; c < channels; c += W) fold(into.out + c, from.out + c);
