@@ -10,6 +10,7 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from torch import Tensor
 
 from leankv_kernels import Plan, RawPages, RecordLayout, RecordStore
+from leankv_kernels.layout import HEADER_WORDS, W_BLOCKS
 from leankv_sglang.config import LeanKVConfig, Thresholds, required_config
 from leankv_sglang.errors import LeanKVError
 
@@ -137,6 +138,17 @@ class LeanKVPool(MHATokenToKVPool):
     def open_bytes(self) -> int:
         """Bytes of the raw open pages and their column scores."""
         return sum(t.numel() * t.element_size() for t in (self.open_key, self.open_value, self.open_scores))
+
+    def open_page_bytes(self) -> int:
+        """Bytes of one row's open page and its column scores."""
+        return self.open_bytes() // max(self.row_fill.numel(), 1)
+
+    def bytes_of_pages(self, pages: Tensor) -> int:
+        """Physical bytes of the records of ``pages`` int64 ``[n]``, with their table entries; asks the device."""
+        table, blocks = self.store.page_table, self.store.blocks
+        heads = table[:, pages].long().flatten()
+        counts = blocks[heads, : 4 * HEADER_WORDS].view(torch.int32)[:, W_BLOCKS]
+        return int(counts.sum()) * self.layout.block_bytes + int((heads != 0).sum()) * table.element_size()
 
     def audit(self) -> list[str]:
         """Byte-level check of blocks against records, one sentence per violation; for idle times."""

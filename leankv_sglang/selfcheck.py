@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from leankv_patches import SGLANG_VERSION, cell_size, internal_state, single_row
+from leankv_patches import (
+    SGLANG_VERSION,
+    cell_size,
+    internal_state,
+    kv_release,
+    output_streamer,
+    row_alloc,
+    single_row,
+)
 from leankv_sglang.errors import LeanKVError
 
 
@@ -21,13 +29,15 @@ def check_version() -> None:
 def _problems() -> list[str]:
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
-    problems = [p for p in (cell_size.problem(), internal_state.problem(), single_row.problem()) if p]
+    patches = (cell_size, internal_state, single_row, row_alloc, kv_release, output_streamer)
+    problems = [problem for patch in patches if (problem := patch.problem())]
     if "leankv" not in ATTENTION_BACKENDS:
         problems.append("the attention backend leankv is not registered")
     return problems
 
 
-def _stop_if(problems: list[str]) -> None:
+def stop_if(problems: list[str]) -> None:
+    """Raise :class:`LeanKVError` naming the seams that failed, if any did."""
     if problems:
         raise LeanKVError(
             f"LeanKV does not reach into this sglang as it must ({'; '.join(problems)}); "
@@ -42,7 +52,7 @@ def check_launcher() -> None:
         LeanKVError: one sentence naming every seam that failed.
     """
     check_version()
-    _stop_if(_problems())
+    stop_if(_problems())
 
 
 def check_process(pool: Any, allocator: Any) -> None:
@@ -60,4 +70,4 @@ def check_process(pool: Any, allocator: Any) -> None:
         problems.append(f"the KV pool is {type(pool).__name__}")
     if not isinstance(allocator, LeanKVAllocator):
         problems.append(f"the allocator is {type(allocator).__name__}")
-    _stop_if(problems)
+    stop_if(problems)
