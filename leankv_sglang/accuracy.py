@@ -28,7 +28,8 @@ NAMED: dict[str, tuple[Thresholds | None, Thresholds | None]] = {
 """alpha_high and alpha_low of each name; None is the server's own. The one place that knows the names."""
 _MARK = "leankv:"
 _THRESHOLDS = ("alpha_high", "alpha_low")
-_FORM = f'{{"profile": "{", ".join(NAMED)}"}} or {{"alpha_high": number, "alpha_low": number}}'
+_NAMES = ", ".join(NAMED)
+_FORM = f'{{"profile": name}} with a name of {_NAMES}, or {{"alpha_high": number, "alpha_low": number}}'
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def resolve(field: Any, config: LeanKVConfig) -> Accuracy:
             raise LeanKVError(f"{FIELD} takes a profile or thresholds, not both.")
         name = field["profile"]
         if not isinstance(name, str) or name not in NAMED:
-            raise LeanKVError(f"{FIELD}.profile takes {', '.join(NAMED)}, not {_say(name)}.")
+            raise LeanKVError(f"{FIELD}.profile takes {_NAMES}, not {_say(name)}.")
         return _accuracy(*NAMED[name], config)
     for name, value in field.items():
         if not _is_number(value):
@@ -139,4 +140,4 @@ def _is_number(value: Any) -> bool:
 
 def _say(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 60 else text[:55] + "[...]"
