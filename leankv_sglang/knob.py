@@ -127,18 +127,16 @@ def _with_length(headers: list[tuple[bytes, bytes]], length: int) -> list[tuple[
     return [*kept, (b"content-length", str(length).encode())]
 
 
+def error_body(sentence: str, form: str) -> dict[str, Any]:
+    """An error as SGLang's own look on routes of a form."""
+    if form != _OPENAI:
+        return {"error": {"message": sentence}}
+    code = HTTPStatus.BAD_REQUEST.value
+    return {"object": "error", "message": sentence, "type": "BadRequestError", "param": FIELD, "code": code}
+
+
 async def _refuse(sentence: str, form: str, send: Send) -> None:
-    """Answer 400 in the form that SGLang's own errors have on the route."""
-    error: dict[str, Any] = {"error": {"message": sentence}}
-    if form == _OPENAI:
-        error = {
-            "object": "error",
-            "message": sentence,
-            "type": "BadRequestError",
-            "param": FIELD,
-            "code": HTTPStatus.BAD_REQUEST.value,
-        }
-    body = json.dumps(error).encode()
+    body = json.dumps(error_body(sentence, form)).encode()
     headers = _with_length([(b"content-type", b"application/json")], len(body))
     await send({"type": "http.response.start", "status": HTTPStatus.BAD_REQUEST.value, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pkgutil
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,10 @@ import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry
 
 from leankv_patches import kv_release, meta_info, openai_metadata, output_streamer, row_alloc
-from leankv_sglang import front, selfcheck
+from leankv_sglang import front, knob, selfcheck
 from leankv_sglang.checks import APP_PATH, APP_PATH_ENV, check_environment
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.knob import KnobMiddleware
+from leankv_sglang.knob import KnobMiddleware, error_body
 
 TARGETS = [m.TARGET for m in (row_alloc, kv_release, output_streamer, meta_info)] + list(openai_metadata.TARGETS)
 
@@ -123,7 +124,9 @@ def test_other_fronts_are_refused(name: str, value: str, says: str, monkeypatch:
 
 def test_errors_look_like_sglangs() -> None:
     """What the middleware writes by hand."""
+    from sglang.srt.entrypoints.http_server import _create_error_response
     from sglang.srt.entrypoints.openai.protocol import ErrorResponse
 
     expected = ErrorResponse(message="m", type="BadRequestError", param="leankv", code=400).model_dump()
-    assert set(expected) == {"object", "message", "type", "param", "code"}
+    assert error_body("m", knob.ROUTES["/v1/completions"]) == expected
+    assert error_body("m", knob.ROUTES["/generate"]) == json.loads(bytes(_create_error_response(ValueError("m")).body))
