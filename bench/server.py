@@ -32,6 +32,7 @@ class Completion:
     prompt_tokens: int
     finish: str
     latency: float
+    kv: dict[str, Any]  # LeanKV's account of the request's pages, empty from stock
 
 
 @dataclass
@@ -50,12 +51,18 @@ class Server:
         return response.json()
 
     def generate(
-        self, prompt: str | list[int], max_new_tokens: int = 64, top2: bool = False, **params: Any
+        self,
+        prompt: str | list[int],
+        max_new_tokens: int = 64,
+        top2: bool = False,
+        fields: dict[str, Any] | None = None,
+        **params: Any,
     ) -> Completion:
-        """Greedy unless ``params`` say otherwise; with log-probabilities."""
+        """Greedy unless ``params`` say otherwise; with log-probabilities. ``fields`` join the request's own."""
         key = "text" if isinstance(prompt, str) else "input_ids"
         sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": 0, "ignore_eos": True, **params}
         ask = {key: prompt, "sampling_params": sampling, "return_logprob": True, "top_logprobs_num": 2 if top2 else 0}
+        ask.update(fields or {})
         return self.completion(self.post("/generate", body=ask))
 
     @staticmethod
@@ -73,6 +80,7 @@ class Server:
             meta["prompt_tokens"],
             meta["finish_reason"]["type"],
             meta["e2e_latency"],
+            meta.get("leankv", {}),
         )
 
     def flush(self) -> None:

@@ -15,7 +15,8 @@ from leankv_sglang.checks import kernels_for
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.pool import LeanKVPool
-from leankv_sglang.read_rule import Compressor
+from leankv_sglang.read_rule import Compressor, PageThresholds
+from leankv_sglang.row_thresholds import RowThresholds
 from leankv_sglang.selfcheck import check_process
 from leankv_sglang.significance import STRATEGIES
 
@@ -68,11 +69,16 @@ class LeanKVBackend(AttentionBackend):
         self.req_to_token_pool = runner.req_to_token_pool
         rows = self.req_to_token_pool.req_to_token.shape[0]
         pool.attach_rows(rows, runner.model_config.get_num_attention_heads(get_parallel().attn_tp_size))
+        self.row_thresholds = RowThresholds(rows, pool.alpha_high, pool.alpha_low, config)
+        # Found there when rows are given to requests (patches/row_alloc.py).
+        self.req_to_token_pool.leankv_rows = self.row_thresholds
         self.req_to_token_pool.register_on_alloc_rows(self._reset_rows)
         self.forward_metadata: Plan | None = None
+        self.thresholds: PageThresholds | None = None
 
     def _reset_rows(self, rows: list[int]) -> None:
         self.pool.row_fill[rows] = 0
+        self.row_thresholds.reset(rows)
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         """Return the blocks of freed pages and plan the forward; uses lengths the host already has.
@@ -99,6 +105,7 @@ class LeanKVBackend(AttentionBackend):
         )
         if plan.pages.device.type == "cpu":
             self.pool.check_window(plan)
+        self.thresholds = self.row_thresholds.of_full_pages(self.forward_metadata)
 
     def _check_rows(self, forward_batch: ForwardBatch, prefix: list[int], extend: list[int]) -> None:
         # A forward that starts inside a page continues what its row's open page holds. Reading anything else would
@@ -155,7 +162,7 @@ class LeanKVBackend(AttentionBackend):
         keys = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)[:n].to(pool.open_key.dtype)
         values = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)[:n].to(pool.open_value.dtype)
         raw = pool.raw_pages(index, plan, keys, values)
-        merged = self.compressor.forward(index, plan, queries, raw, layer.scaling)
+        merged = self.compressor.forward(index, plan, queries, raw, layer.scaling, self.thresholds)
         pool.keep_open(index, plan, raw)
         if index == pool.layer_num - 1:
             pool.note_commits(plan)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from leankv_kernels import Ops, get_ops
 from leankv_sglang.config import PAGE_SIZES, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
+
+APP_PATH_ENV = "SGLANG_HTTP_SERVER_APP_PATH"
+"""Names the HTTP app that tokenizer workers import."""
+APP_PATH = "leankv_sglang.http_app:app"
 
 
 def _set(name: str) -> Callable[[Any], bool]:
@@ -66,6 +71,20 @@ def kernels_for(device: str, config: LeanKVConfig) -> Ops:
         return get_ops(device, config.kernels)
     except ValueError as error:
         raise LeanKVError(f"LeanKV has no kernels to serve with: {error}.") from error
+
+
+def check_environment() -> None:
+    """Check what SGLang reads from the environment.
+
+    Raises:
+        LeanKVError: one sentence naming the first variable that cannot go with LeanKV.
+    """
+    from sglang.srt.environ import envs
+
+    if envs.SGLANG_RUST_SERVER.get():
+        raise LeanKVError("LeanKV cannot start: the Rust server is not supported; unset SGLANG_RUST_SERVER.")
+    if os.environ.get(APP_PATH_ENV, APP_PATH) != APP_PATH:
+        raise LeanKVError(f"LeanKV cannot start: its HTTP app is its own; unset {APP_PATH_ENV}.")
 
 
 def check_flags(server_args: Any) -> None:

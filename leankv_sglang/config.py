@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -67,15 +68,7 @@ class LeanKVConfig:
             raise LeanKVError("--leankv-match relaxed lets hits read demoted pages; it needs --leankv-demote.")
         if not 0 <= self.window <= MAX_WINDOW:
             raise LeanKVError(f"--leankv-window is a number of pages from 0 to {MAX_WINDOW}, not {self.window}.")
-        for name, value in (("high", self.alpha_high), ("low", self.alpha_low)):
-            for number in _numbers(value):
-                if not (number >= 0) or (name == "low" and math.isinf(number)):
-                    raise LeanKVError(f"--leankv-alpha-{name} is a number of at least 0, not {number}.")
-        if isinstance(self.alpha_high, (int, float)) and isinstance(self.alpha_low, (int, float)):  # noqa: SIM102
-            if self.alpha_low > self.alpha_high:
-                raise LeanKVError("--leankv-alpha-low must not be above --leankv-alpha-high.")
-        if self.significance == "none" and any(_numbers(self.alpha_low)):
-            raise LeanKVError("--leankv-alpha-low prunes by significance; it cannot go with significance none.")
+        check_thresholds(self.alpha_high, self.alpha_low, self.significance)
 
     @property
     def tiers(self) -> str:
@@ -111,6 +104,23 @@ class LeanKVConfig:
         if self.demote:
             parts.append(f"demotion on, {self.match} matches")
         return ", ".join(parts)
+
+
+def check_thresholds(
+    high: Thresholds,
+    low: Thresholds,
+    significance: str,
+    names: tuple[str, str] = ("--leankv-alpha-high", "--leankv-alpha-low"),
+) -> None:
+    """Raise :class:`LeanKVError`, calling the two by ``names``, unless they can be thresholds of that significance."""
+    for name, value, top in zip(names, (high, low), (math.inf, sys.float_info.max), strict=True):
+        for number in _numbers(value):
+            if not 0 <= number <= top:
+                raise LeanKVError(f"{name} is a number of at least 0, not {number}.")
+    if isinstance(high, (int, float)) and isinstance(low, (int, float)) and low > high:
+        raise LeanKVError(f"{names[1]} must not be above {names[0]}.")
+    if significance == "none" and any(_numbers(low)):
+        raise LeanKVError(f"{names[1]} prunes by significance; it cannot go with significance none.")
 
 
 def check_tiers(high: str, low: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.accuracy import resolve, salted
+from leankv_sglang.config import LeanKVConfig, required_config
 from leankv_sglang.launch_server import apply_fields, prepare_environment
 from leankv_sglang.models import resolve_model_path
 
@@ -21,20 +22,44 @@ def engine(model_path: str | None = None, leankv: LeanKVConfig | None = None, **
         server_args: as for ``sglang.Engine``.
 
     Returns:
-        the engine; ``shutdown()`` it when done.
+        the engine; ``shutdown()`` it when done. Its ``generate`` and ``async_generate`` also take ``leankv``, the
+        accuracy of a request, as the HTTP field of that name.
 
     Raises:
         LeanKVError: one sentence for arguments and models that LeanKV cannot go with.
     """
     prepare_environment(leankv or LeanKVConfig())
-    import sglang
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import ServerArgs
 
+    from leankv_sglang.front import install_front
     from leankv_sglang.selfcheck import check_launcher
 
     load_plugins()
     check_launcher()
+    install_front()
     record = ServerArgs(**{"log_level": "error", **server_args, "model_path": resolve_model_path(model_path)})
     apply_fields(record, None)
-    return sglang.Engine(server_args=record)
+    return _engine_class()(server_args=record)
+
+
+def _engine_class() -> Any:
+    # A function, because importing sglang's engine picks its platform by the environment.
+    from sglang.srt.entrypoints.engine import Engine
+
+    class LeanKVEngine(Engine):  # type: ignore[misc]
+        """SGLang's engine; requests take ``leankv`` as over HTTP: a profile, or thresholds."""
+
+        def generate(self, *args: Any, leankv: Any = None, cache_salt: Any = None, **kwargs: Any) -> Any:
+            """As ``sglang.Engine.generate``. Raises LeanKVError for an accuracy that cannot be."""
+            return super().generate(*args, cache_salt=_salt(leankv, cache_salt), **kwargs)
+
+        async def async_generate(self, *args: Any, leankv: Any = None, cache_salt: Any = None, **kwargs: Any) -> Any:
+            """As ``sglang.Engine.async_generate``. Raises LeanKVError for an accuracy that cannot be."""
+            return await super().async_generate(*args, cache_salt=_salt(leankv, cache_salt), **kwargs)
+
+    return LeanKVEngine
+
+
+def _salt(leankv: Any, cache_salt: Any) -> Any:
+    return salted(resolve(leankv, required_config()), cache_salt)

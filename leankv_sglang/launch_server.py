@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -50,9 +51,10 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
     """
     from sglang.srt.arg_groups.overrides import model_config_of
 
-    from leankv_sglang.checks import check_flags
+    from leankv_sglang.checks import check_environment, check_flags
     from leankv_sglang.profile import Shape
 
+    check_environment()
     check_flags(server_args)
     for name, value in default_fields(server_args, not has_accelerator()).items():
         setattr(server_args, name, value)
@@ -123,6 +125,7 @@ def launch(argv: Sequence[str]) -> None:
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
 
+    from leankv_sglang.checks import APP_PATH, APP_PATH_ENV
     from leankv_sglang.selfcheck import check_launcher
     from leankv_sglang.summary import print_summary
 
@@ -131,6 +134,10 @@ def launch(argv: Sequence[str]) -> None:
     server_args = prepare_server_args(rest)
     apply_fields(server_args, profile)
     print_summary(server_args, config)
+
+    # Tokenizer workers (--tokenizer-worker-num) import the app by its name, and this process serves it otherwise.
+    os.environ[APP_PATH_ENV] = APP_PATH
+    importlib.import_module(APP_PATH.partition(":")[0])
 
     from sglang.launch_server import run_server
     from sglang.srt.utils import kill_process_tree

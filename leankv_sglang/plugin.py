@@ -38,7 +38,16 @@ def register() -> None:
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
     from sglang.srt.mem_cache.registry import get_radix_cache_factory, register_radix_cache_backend
 
-    from leankv_patches import cell_size, internal_state, private_pages, single_row
+    from leankv_patches import (
+        cell_size,
+        internal_state,
+        kv_release,
+        output_streamer,
+        private_pages,
+        row_alloc,
+        single_row,
+    )
+    from leankv_sglang.echo import echoing_streamer, note_release
     from leankv_sglang.report import server_info
     from leankv_sglang.sizing import bytes_per_token
 
@@ -51,6 +60,15 @@ def register() -> None:
     internal_state.install(server_info)
     single_row.install()
     private_pages.install()
+    row_alloc.install(_assign_rows)
+    kv_release.install(note_release)
+    output_streamer.install(echoing_streamer)
+
+
+def _assign_rows(req_to_token_pool: Any, reqs: list[Any]) -> None:
+    # The attention backend keeps its thresholds there; a pool of another engine in this process has none.
+    if rows := getattr(req_to_token_pool, "leankv_rows", None):
+        rows.assign(reqs)
 
 
 def _create_backend(runner: Any) -> Any:

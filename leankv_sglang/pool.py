@@ -17,7 +17,7 @@ from leankv_sglang.errors import LeanKVError
 from leankv_sglang.memory.commits import CommitLog
 from leankv_sglang.memory.ledger import Ledger, Pages
 from leankv_sglang.memory.orders import Orders
-from leankv_sglang.sizing import make_layout
+from leankv_sglang.sizing import PAGE_TABLE_ENTRY, make_layout
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +164,16 @@ class LeanKVPool(MHATokenToKVPool):
     def open_bytes(self) -> int:
         """Bytes of the raw open pages and their column scores."""
         return sum(t.numel() * t.element_size() for t in (self.open_key, self.open_value, self.open_scores))
+
+    def open_page_bytes(self) -> int:
+        """Bytes of one row's open page and its column scores."""
+        return self.open_bytes() // max(self.row_fill.numel(), 1)
+
+    def bytes_of_pages(self, pages: Tensor) -> int:
+        """Physical bytes of the records of ``pages`` int64 ``[n]``, with their table entries; asks the device."""
+        blocks = int(self.store.level_blocks(pages)[:, -1].sum())
+        records = int((self.store.page_table[:, pages] != 0).sum())
+        return blocks * self.layout.block_bytes + records * PAGE_TABLE_ENTRY
 
     def audit(self) -> list[str]:
         """Check of blocks against records and of prices against blocks, one sentence per violation; for idle times."""

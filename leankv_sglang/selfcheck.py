@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from leankv_patches import SGLANG_VERSION, cell_size, internal_state, private_pages, single_row
+from leankv_patches import (
+    SGLANG_VERSION,
+    cell_size,
+    internal_state,
+    kv_release,
+    output_streamer,
+    private_pages,
+    row_alloc,
+    single_row,
+)
 from leankv_sglang.errors import LeanKVError
 
 
@@ -22,8 +31,8 @@ def _problems() -> list[str]:
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
     from sglang.srt.mem_cache.registry import get_radix_cache_factory
 
-    patches = (cell_size, internal_state, private_pages, single_row)
-    problems = [p for p in (patch.problem() for patch in patches) if p]
+    patches = (cell_size, internal_state, single_row, row_alloc, kv_release, output_streamer, private_pages)
+    problems = [problem for patch in patches if (problem := patch.problem())]
     if get_radix_cache_factory("leankv") is None:
         problems.append("the radix cache leankv is not registered")
     if "leankv" not in ATTENTION_BACKENDS:
@@ -31,7 +40,8 @@ def _problems() -> list[str]:
     return problems
 
 
-def _stop_if(problems: list[str]) -> None:
+def stop_if(problems: list[str]) -> None:
+    """Raise :class:`LeanKVError` naming the seams that failed, if any did."""
     if problems:
         raise LeanKVError(
             f"LeanKV does not reach into this sglang as it must ({'; '.join(problems)}); "
@@ -46,7 +56,7 @@ def check_launcher() -> None:
         LeanKVError: one sentence naming every seam that failed.
     """
     check_version()
-    _stop_if(_problems())
+    stop_if(_problems())
 
 
 def check_process(pool: Any, allocator: Any) -> None:
@@ -64,4 +74,4 @@ def check_process(pool: Any, allocator: Any) -> None:
         problems.append(f"the KV pool is {type(pool).__name__}")
     if not isinstance(allocator, LeanKVAllocator):
         problems.append(f"the allocator is {type(allocator).__name__}")
-    _stop_if(problems)
+    stop_if(problems)

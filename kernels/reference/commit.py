@@ -45,13 +45,13 @@ def choose_tiers(significance: Tensor, alpha_high: Tensor, alpha_low: Tensor, se
 
     Args:
         significance: float64 ``[n, H, P]``.
-        alpha_high, alpha_low: float64 ``[H]``.
+        alpha_high, alpha_low: float64 ``[H]``, or ``[n, H]`` where pages differ.
         sequence_start: bool ``[n]``, whether the page is its sequence's first.
 
     Returns:
         uint8 ``[n, H, P]``.
     """
-    high, low = alpha_high[:, None], alpha_low[:, None]
+    high, low = alpha_high[..., None], alpha_low[..., None]
     tiers = torch.full_like(significance, PRUNED, dtype=torch.uint8)
     tiers.masked_fill_(significance >= low, LOW).masked_fill_(significance > high, HIGH)
     tiers[..., :SINK_TOKENS].masked_fill_(sequence_start[:, None, None], HIGH)

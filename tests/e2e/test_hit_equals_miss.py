@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import requests
 from prompts import passages
 
 from bench.hit_miss import PRUNED, chat_turns
@@ -46,10 +47,20 @@ def test_chat_of_six_turns(server: Server) -> None:
     assert result.cached > 0
 
 
-@pytest.mark.parametrize("chunk", ["128", "512"])
-def test_small_chunks_and_pruning(chunk: str) -> None:
-    """Pages are committed chunk by chunk, tokens are pruned, and nothing changes."""
+@pytest.mark.parametrize(("chunk", "workers"), [("128", "1"), ("512", "2")])
+def test_small_chunks_and_pruning(chunk: str, workers: str) -> None:
+    """Pages are committed chunk by chunk, tokens are pruned, and nothing changes.
+
+    Tokenizer workers are processes of their own, which import the HTTP app again.
+    """
     prompts = passages(1, 600, 600, seed=3)
-    with serve("--chunked-prefill-size", chunk, "--max-total-tokens", "8192", *PRUNED) as server:
+    flags = ("--chunked-prefill-size", chunk, "--max-total-tokens", "8192", "--tokenizer-worker-num", workers)
+    with serve(*flags, *PRUNED) as server:
         _assert_hits_equal_misses(server, prompts, 16)
         assert server.info()["leankv"]["share_pruned"] > 0.02
+        for _ in range(2 * int(workers)):
+            answer = server.generate(prompts[0], 1, fields={"leankv": {"profile": "lossless"}})
+            assert answer.kv["profile"] == "lossless"
+            with pytest.raises(requests.HTTPError, match="400"):
+                server.generate("x", 1, fields={"leankv": {"profile": "tiny"}})
+        assert answer.cached == 512

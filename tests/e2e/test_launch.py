@@ -58,6 +58,8 @@ from leankv_sglang.engine import engine
 if __name__ == "__main__":
     e = engine(leankv=LeanKVConfig("k8v4", "k8v4"), max_total_tokens=4096)
     print("ANSWER", e.generate("The capital of France is", {"max_new_tokens": 8, "temperature": 0})["text"])
+    small = e.generate("The capital of France is", {"max_new_tokens": 4}, leankv={"profile": "small"})
+    print("KV", small["meta_info"]["leankv"]["profile"])
     print("STATE", e.get_server_info()["internal_states"][0]["leankv"]["config"])
     e.shutdown()
 """
@@ -68,4 +70,5 @@ def test_engine_in_process(tmp_path) -> None:  # type: ignore[no-untyped-def]
     script.write_text(ENGINE)
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240, check=False)
     assert "ANSWER  Paris" in result.stdout, result.stderr[-2000:]
+    assert "KV small" in result.stdout
     assert "tiers k8v4," in result.stdout

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from prompts import OWN_TEXT
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from bench.server import serve
+from prompts import OWN_TEXT, passages
+
+from bench.server import Completion, Server, serve
 from bench.stress import ENV, stress
 
 
@@ -14,8 +17,33 @@ def test_requests_survive_a_pool_too_small() -> None:
     tight = ("--max-total-tokens", "1536", "--schedule-conservativeness", "0.05", "--max-running-requests", "12")
     with serve(*mixed, *tight, env=ENV) as server:
         row = stress(server, count=24, clients=24, longest=120, new_tokens=200, text=OWN_TEXT)
+        _assert_retracted_requests_keep_their_accuracy(server)
     assert row["lost"] == "none"
     assert row["answered"] >= 15
     assert row["retractions"] > 0
     assert row["leaks"] == 0
     assert row["blocks_after_flush"] == 0
+
+
+def _assert_retracted_requests_keep_their_accuracy(server: Server) -> None:
+    prompt = passages(1, 100, 100, seed=9)[0]
+    accuracies = [{"profile": "lossless"}, None, {"alpha_high": 1.5, "alpha_low": 0.5}]
+
+    def ask(accuracy: dict[str, Any] | None, salt: str) -> Completion:
+        length = {"ignore_eos": False, "min_new_tokens": 100}
+        return server.generate(prompt, 100, fields={"leankv": accuracy, "cache_salt": salt}, **length)
+
+    def retractions() -> int:
+        return server.log_text().count("KV cache pool is full. Retract")
+
+    before = retractions()
+    with ThreadPoolExecutor(9) as pool:
+        jobs = [pool.submit(ask, accuracy, str(i)) for i in range(3) for accuracy in accuracies]
+        together = [job.result() for job in jobs]
+    assert retractions() > before
+    server.flush()
+    for i, accuracy in enumerate(accuracies):
+        alone = ask(accuracy, "")
+        for answer in together[i::3]:
+            assert answer.logprobs == alone.logprobs
+            assert answer.kv == alone.kv

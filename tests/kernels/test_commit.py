@@ -131,6 +131,17 @@ def test_every_page_and_head_has_its_own_thresholds_and_start() -> None:
     assert tiers[1].tolist() == [[HIGH] * 8, [HIGH] * 4 + [PRUNED] * 4]
 
 
+def test_thresholds_per_page_are_those_of_the_pages_alone() -> None:
+    rng = torch.Generator().manual_seed(1)
+    significance = torch.rand(5, 2, 8, generator=rng, dtype=torch.float64)
+    low, high = torch.rand(2, 5, 2, generator=rng, dtype=torch.float64).sort(0).values
+    start = torch.tensor([True, False, False, True, False])
+    tiers = choose_tiers(significance, high, low, start)
+    for i in range(5):
+        one = slice(i, i + 1)
+        assert torch.equal(tiers[one], choose_tiers(significance[one], high[i], low[i], start[one]))
+
+
 # Bytes
 
 

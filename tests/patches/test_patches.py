@@ -67,7 +67,7 @@ def test_server_info_hook(hooks: None) -> None:
 
 def test_a_missing_seam_stops_the_start(hooks: None) -> None:
     with pytest.raises(LeanKVError, match=r"price of a token.*server info"):
-        selfcheck._stop_if(selfcheck._problems())
+        selfcheck.stop_if(selfcheck._problems())
 
 
 def test_a_foreign_pool_stops_the_scheduler() -> None:

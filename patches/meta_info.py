@@ -1,0 +1,48 @@
+"""Target: ``TokenizerManager.update_request_meta_info`` of sglang 0.5.23.
+
+Reason: additional output fields arrive as lists that grow with a stream; ours is one object, sent with the last output.
+There is a seam for a subclass of the tokenizer manager but none to name one; a hook takes our field out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+TARGET = "sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info"
+
+
+def install(key: str) -> None:
+    """Have ``key`` be the last object sent under it. Call before a tokenizer manager runs."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    def around(
+        original: Callable[..., None],
+        manager: Any,
+        meta_info: dict[str, Any],
+        state: Any,
+        customized_info: dict[str, Any],
+        index: int,
+        finish_reason: Any,
+    ) -> None:
+        rest = {name: values for name, values in customized_info.items() if name != key}
+        original(manager, meta_info, state, rest, index, finish_reason)
+        sent = customized_info[key][index] if key in customized_info else []
+        if sent:
+            meta_info[key] = sent[-1]
+
+    HookRegistry.register(TARGET, around, HookType.AROUND)
+
+
+def problem() -> str | None:
+    """A sentence if the hook did not take or the target changed its arguments, else None."""
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    if TARGET not in HookRegistry._patched:
+        return "a request's meta_info (TokenizerManager.update_request_meta_info) could not be hooked"
+    names = list(inspect.signature(inspect.unwrap(TokenizerManager.update_request_meta_info)).parameters)
+    if names != ["self", "meta_info", "state", "customized_info", "index", "finish_reason"]:
+        return f"TokenizerManager.update_request_meta_info takes {names} now"
+    return None

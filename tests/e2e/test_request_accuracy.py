@@ -1,0 +1,161 @@
+"""The request field ``leankv`` through the server: what it changes, what is shared, what is told back."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+import requests
+from prompts import passages
+
+from bench.server import Completion, Server
+
+LENGTH, PAGE = 430, 128
+FIELDS: dict[str, dict[str, Any] | None] = {
+    "lossless": {"profile": "lossless"},
+    "absent": None,
+    "small": {"profile": "small"},
+    "thresholds": {"alpha_high": 2.0, "alpha_low": 0.4},
+}
+ROUTES = ("/generate", "/v1/completions", "/v1/chat/completions")
+
+
+@pytest.fixture(scope="module")
+def prompt() -> list[int]:
+    """Three full pages and a bit."""
+    return passages(1, LENGTH, LENGTH, seed=11)[0]
+
+
+def _ask(server: Server, prompt: list[int], field: Any, **fields: Any) -> Completion:
+    return server.generate(prompt, 8, fields={"leankv": field, **fields})
+
+
+def test_an_accuracy_decides_tiers_and_is_told_back(server: Server, prompt: list[int]) -> None:
+    shares, answers = {}, {}
+    for name, field in FIELDS.items():
+        server.flush()
+        answers[name] = _ask(server, prompt, field)
+        figures = server.info()["leankv"]
+        shares[name] = tuple(figures[f"share_{tier}"] for tier in ("high", "low", "pruned"))
+        assert figures["tokens_held"] == 3 * PAGE
+        # Three pages as the pool counts them, and the open page.
+        kv = answers[name].kv
+        open_page = figures["bytes_open_pages"] // (32 + 1)
+        assert kv["bytes"] == figures["bytes_total"] + open_page
+        assert kv["ratio"] == pytest.approx((LENGTH + 8 - 1) * 23040 / kv["bytes"], rel=0.01)
+    assert shares["lossless"] == (1.0, 0.0, 0.0)
+    assert 0.1 < shares["absent"][0] < 0.9
+    assert shares["absent"][2] == 0.0
+    # Four sinks of 384 tokens.
+    assert shares["small"] == pytest.approx((4 / 384, 380 / 384, 0.0))
+    assert shares["thresholds"][2] > 0.02
+    told = {name: {k: v for k, v in a.kv.items() if k not in ("bytes", "ratio")} for name, a in answers.items()}
+    assert told == {**FIELDS, "absent": {"profile": "balanced"}}
+    assert len({tuple(a.logprobs) for a in answers.values()}) == len(FIELDS)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_hit_equals_a_miss(name: str, server: Server, prompt: list[int]) -> None:
+    server.flush()
+    miss, hit = (_ask(server, prompt, FIELDS[name]) for _ in range(2))
+    assert (miss.cached, hit.cached) == (0, 3 * PAGE)
+    assert (hit.tokens, hit.logprobs, hit.kv) == (miss.tokens, miss.logprobs, miss.kv)
+
+
+def test_prefixes_are_shared_between_equals_only(server: Server, prompt: list[int]) -> None:
+    def cached(field: Any, **fields: Any) -> int:
+        return _ask(server, prompt, field, **fields).cached
+
+    server.flush()
+    assert [cached(field) for field in FIELDS.values()] == [0] * 4
+    assert [cached(field) for field in FIELDS.values()] == [3 * PAGE] * 4
+    # The same thresholds by other words: the server's own alpha_high is 1.
+    assert cached({"profile": "balanced"}) == cached({"alpha_high": 1}) == 3 * PAGE
+    assert cached({"alpha_low": 0.4, "alpha_high": 2}) == 3 * PAGE
+    assert cached({"alpha_high": 2}) == 0
+    # Beside a user's own keys.
+    for own in ({"extra_key": "me"}, {"cache_salt": "me"}, {"cache_salt": "leankv:small;"}):
+        assert [cached(FIELDS["small"], **own) for _ in range(2)] == [0, 3 * PAGE]
+        assert cached(None, **own) == 0
+
+
+def test_side_by_side_each_gets_what_it_gets_alone(server: Server, prompt: list[int]) -> None:
+    """Batches of different accuracy, which cross a page's end while decoding."""
+    ids = prompt[: 2 * PAGE - 8]
+
+    def ask(name: str) -> Completion:
+        return server.generate(ids, 24, fields={"leankv": FIELDS[name]})
+
+    alone = {}
+    for name in FIELDS:
+        server.flush()
+        alone[name] = ask(name)
+    server.flush()
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [(name, pool.submit(ask, name)) for name in [*FIELDS] * 2]
+        for name, job in jobs:
+            assert job.result().logprobs == alone[name].logprobs
+            assert job.result().kv == alone[name].kv
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_bad_field_is_a_400(route: str, server: Server) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    body = {"model": "default", "text": "Hi", "leankv": {"profile": "tiny"}}
+    if route != "/generate":
+        body = {"model": "default", "prompt": "Hi", "messages": messages, "leankv": {"profile": "tiny"}, "stream": True}
+    answer = requests.post(server.url + route, json=body, timeout=60)
+    assert answer.status_code == 400
+    told = answer.json()
+    message = told["error"]["message"] if route == "/generate" else told["message"]
+    assert message == "leankv.profile takes lossless, balanced, small, not 'tiny'."
+
+
+def test_batches_and_samples_in_one_request(server: Server, prompt: list[int]) -> None:
+    server.flush()
+    body = {
+        "input_ids": [prompt, prompt[::-1]],
+        "sampling_params": {"max_new_tokens": 4, "temperature": 0.5, "n": 2, "custom_params": {"mine": [1]}},
+        "leankv": FIELDS["small"],
+    }
+    answers = server.post("/generate", body)
+    assert [a["meta_info"]["leankv"]["profile"] for a in answers] == ["small"] * 4
+    again = server.post("/generate", body)
+    assert [a["meta_info"]["cached_tokens"] for a in again] == [3 * PAGE] * 4
+    assert server.post("/generate", {**body, "leankv": None})[0]["meta_info"]["leankv"]["profile"] == "balanced"
+
+
+def test_a_native_stream_tells_at_its_end(server: Server, prompt: list[int]) -> None:
+    body = {"input_ids": prompt, "sampling_params": {"max_new_tokens": 6, "temperature": 0, "ignore_eos": True}}
+    whole = server.post("/generate", {**body, "leankv": FIELDS["small"]})
+    streamed = requests.post(server.url + "/generate", json={**body, "leankv": FIELDS["small"], "stream": True})
+    chunks = [json.loads(line[6:]) for line in streamed.iter_lines() if line.startswith(b"data: {")]
+    assert len(chunks) > 3
+    assert ["leankv" in chunk["meta_info"] for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1]["meta_info"]["leankv"] == whole["meta_info"]["leankv"]
+    assert chunks[-1]["text"] == whole["text"]
+
+
+def test_the_openai_client(server: Server) -> None:
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+    extra = {"leankv": {"profile": "small"}}
+    ask = {"model": "default", "max_tokens": 6, "temperature": 0, "extra_body": extra}
+    text = "The fox is red and the wolf is grey. " * 30
+    completion = client.completions.create(prompt=[text, "The capital of France is"], **ask)
+    told = completion.model_extra["metadata"]["leankv"]
+    assert [one["profile"] for one in told] == ["small"] * 2
+    assert told[0]["bytes"] > told[1]["bytes"] > 0
+    messages = [{"role": "user", "content": text}]
+    chat = client.chat.completions.create(messages=messages, n=2, **ask)
+    assert [one["profile"] for one in chat.model_extra["metadata"]["leankv"]] == ["small"] * 2
+    stream = client.chat.completions.create(messages=messages, stream=True, **ask)
+    assert "".join(c.choices[0].delta.content or "" for c in stream if c.choices) == chat.choices[0].message.content
+    # The same prefix, one accuracy: native and OpenAI share.
+    hit = server.generate(text, 4, fields=extra)
+    assert hit.cached >= PAGE
+    for wrong in ({"leankv": 5}, {"leankv": {"alpha_low": -1}}):
+        with pytest.raises(openai.BadRequestError, match="leankv"):
+            client.chat.completions.create(messages=messages, **{**ask, "extra_body": wrong})

@@ -1,0 +1,132 @@
+"""The hooks of the per-request accuracy: each takes on the pinned sglang, and says so when it does not."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sglang.srt.plugins.hook_registry import HookRegistry
+
+from leankv_patches import kv_release, meta_info, openai_metadata, output_streamer, row_alloc
+from leankv_sglang import front, knob, selfcheck
+from leankv_sglang.checks import APP_PATH, APP_PATH_ENV, check_environment
+from leankv_sglang.errors import LeanKVError
+from leankv_sglang.knob import KnobMiddleware, error_body
+
+TARGETS = [m.TARGET for m in (row_alloc, kv_release, output_streamer, meta_info)] + list(openai_metadata.TARGETS)
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook registry of this test's own; what it patched is put back."""
+    monkeypatch.setattr(HookRegistry, "_hooks", HookRegistry._hooks.__class__(list))
+    monkeypatch.setattr(HookRegistry, "_patched", set())
+    from sglang.srt.managers.scheduler_components import batch_result_processor
+
+    monkeypatch.setattr(batch_result_processor, "release_kv_cache", batch_result_processor.release_kv_cache)
+    for target in TARGETS:
+        where, _, name = target.rpartition(".")
+        holder = pkgutil.resolve_name(where)
+        monkeypatch.setattr(holder, name, getattr(holder, name))
+
+
+@pytest.mark.parametrize("patch", [row_alloc, kv_release, output_streamer, meta_info, openai_metadata])
+def test_a_patch_that_is_not_there_is_a_problem(patch: Any, hooks: None) -> None:
+    assert "could not be hooked" in (patch.problem() or "")
+
+
+@pytest.mark.parametrize(
+    ("patch", "install"),
+    [
+        (row_alloc, lambda: row_alloc.install(lambda pool, reqs: None)),
+        (kv_release, lambda: kv_release.install(lambda req, tree: None)),
+        (output_streamer, lambda: output_streamer.install(lambda base: base)),
+        (meta_info, lambda: meta_info.install("leankv")),
+        (openai_metadata, lambda: openai_metadata.install("leankv")),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_a_patch_takes(patch: Any, install: Any, hooks: None) -> None:
+    install()
+    HookRegistry.apply_hooks()
+    assert patch.problem() is None
+
+
+def test_a_missing_one_stops_the_start(hooks: None) -> None:
+    with pytest.raises(LeanKVError, match=r"request rows.*request's KV.*request's output"):
+        selfcheck.stop_if(selfcheck._problems())
+
+
+def test_rows_are_announced_with_their_requests(hooks: None) -> None:
+    from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+
+    seen: list[Any] = []
+    row_alloc.install(lambda pool, reqs: seen.extend((pool, r.kv.req_pool_idx) for r in reqs))
+    HookRegistry.apply_hooks()
+    pool = ReqToTokenPool(2, 64, "cpu", False)
+    reqs = [SimpleNamespace(kv=SimpleNamespace(holds_kv=False, req_pool_idx=None)) for _ in range(3)]
+    assert pool.alloc(reqs) is None
+    assert seen == []
+    rows = pool.alloc(reqs[:2])
+    assert seen == [(pool, row) for row in rows]
+
+
+def test_meta_info_gets_one_object_and_the_rest_as_before(hooks: None) -> None:
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+    meta_info.install("leankv")
+    HookRegistry.apply_hooks()
+    state = SimpleNamespace(customized_info_accumulated={}, customized_info_reported_keys=set())
+    manager = SimpleNamespace(_accumulate_request_meta_info=TokenizerManager._accumulate_request_meta_info)
+    info = {"leankv": [[], [{"bytes": 1}]], "other": [[1], [2, 3]]}
+    first: dict[str, Any] = {}
+    TokenizerManager.update_request_meta_info(manager, first, state, info, 0, None)
+    assert first == {"other": [1]}
+    last: dict[str, Any] = {}
+    TokenizerManager.update_request_meta_info(manager, last, state, info, 1, {"type": "stop"})
+    assert last == {"other": [1, 2, 3], "leankv": {"bytes": 1}}
+    assert "leankv" not in state.customized_info_accumulated
+    assert set(info) == {"leankv", "other"}
+
+
+def test_the_http_app_gets_the_middleware_once_and_innermost(hooks: None) -> None:
+    from sglang.srt.entrypoints.http_server import app
+
+    before = list(app.user_middleware)
+    try:
+        front.install_http(app)
+        front.install_http(app)
+        assert app.user_middleware[: len(before)] == before
+        assert [m.cls for m in app.user_middleware[len(before) :]] == [KnobMiddleware]
+    finally:
+        app.user_middleware[:] = before
+
+
+def test_a_missing_route_is_named(hooks: None) -> None:
+    with pytest.raises(LeanKVError, match=r"there is no route /v1/completions"):
+        front.install_http(SimpleNamespace(user_middleware=[], routes=[SimpleNamespace(path="/generate")]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [("SGLANG_RUST_SERVER", "1", "unset SGLANG_RUST_SERVER"), (APP_PATH_ENV, "mine:app", f"unset {APP_PATH_ENV}")],
+)
+def test_other_fronts_are_refused(name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(APP_PATH_ENV, APP_PATH)
+    check_environment()
+    monkeypatch.setenv(name, value)
+    with pytest.raises(LeanKVError, match=says):
+        check_environment()
+
+
+def test_errors_look_like_sglangs() -> None:
+    """What the middleware writes by hand."""
+    from sglang.srt.entrypoints.http_server import _create_error_response
+    from sglang.srt.entrypoints.openai.protocol import ErrorResponse
+
+    expected = ErrorResponse(message="m", type="BadRequestError", param="leankv", code=400).model_dump()
+    assert error_body("m", knob.ROUTES["/v1/completions"]) == expected
+    assert error_body("m", knob.ROUTES["/generate"]) == json.loads(bytes(_create_error_response(ValueError("m")).body))
