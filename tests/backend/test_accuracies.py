@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from backendutil import make_batch, make_layer, make_runner
@@ -101,7 +102,7 @@ class Requests:
     def release(self) -> None:
         """Give rows and pages back."""
         pool = self.runner.token_to_kv_pool
-        pool.retire(torch.tensor([page for pages in self.pages for page in pages]))
+        pool.orders.free(np.array([page for pages in self.pages for page in pages]))
         pool.drain()
         self.runner.req_to_token_pool.free_rows(self.rows)
 
