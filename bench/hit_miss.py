@@ -1,13 +1,15 @@
 """Does a cache hit give what a miss gives? ``python -m bench.hit_miss`` asks real servers, ours and stock.
 
 Each prompt is answered greedily with the cache flushed (the miss), again with its prefix cached (the hit), and once
-more beside other requests in one batch. Alone, tokens and log-probabilities must be equal to the last digit; in a batch
-the model's own matrix products drift, so stock SGLang's drift is measured beside ours.
+more beside other requests in one batch. Tokens and log-probabilities must be equal to the last digit; stock drift is
+measured beside ours. Systems under ``pressure`` have a pool that holds a few prompts: branches of prompts are asked
+again and again in random order, several at a time, while pages are trimmed, healed and evicted.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,11 +21,15 @@ from bench.server import Completion, Server, serve
 from bench.table import print_table, write_json
 
 PRUNED = ("--leankv-alpha-low", "0.3", "--leankv-alpha-high", "1.5")
+SMALL = ("--max-total-tokens", "6144", "--max-running-requests", "4", "--chunked-prefill-size", "1024")
 SYSTEMS: dict[str, tuple[bool, tuple[str, ...]]] = {
     "leankv, chunk 2048": (False, ("--chunked-prefill-size", "2048")),
     "leankv, chunk 256": (False, ("--chunked-prefill-size", "256")),
     "leankv pruned, chunk 2048": (False, ("--chunked-prefill-size", "2048", *PRUNED)),
     "leankv pruned, chunk 256": (False, ("--chunked-prefill-size", "256", *PRUNED)),
+    "leankv, pressure": (False, SMALL),
+    "leankv pruned, pressure": (False, (*SMALL, *PRUNED)),
+    "leankv demoting, pressure": (False, (*SMALL, "--leankv-demote")),
     "stock, chunk 2048": (True, ("--chunked-prefill-size", "2048", "--max-total-tokens", "100000")),
 }
 
@@ -87,6 +93,30 @@ def chat_turns(server: Server, questions: Sequence[str], max_new_tokens: int) ->
     return result
 
 
+def under_pressure(system: str, server: Server, prompts: list[list[int]], tokens: int) -> list[dict[str, Any]]:
+    """Prompts and branches of them, asked in random order on a pool too small for them, against each one's miss."""
+    rng = random.Random(0)
+    asked = list(prompts)
+    for prompt in prompts:
+        keep = rng.randrange(len(prompt) // 3, len(prompt))
+        asked.append(prompt[:keep] + rng.choice(prompts)[: len(prompt) - keep])
+    misses = []
+    for prompt in tqdm(asked, desc=f"{system}: misses", unit="prompt"):
+        server.flush()
+        misses.append(server.generate(prompt, tokens, top2=True))
+    server.flush()
+    before = server.info()["leankv"]
+    order = [i for _ in range(4) for i in rng.sample(range(len(asked)), len(asked))]
+    result = Comparison()
+    with ThreadPoolExecutor(3) as pool:
+        answers = pool.map(lambda i: server.generate(asked[i], tokens), order)
+        for i, answer in tqdm(zip(order, answers, strict=True), total=len(order), desc=system, unit="prompt"):
+            result.add(misses[i], answer)
+    after = server.info()["leankv"]
+    events = ", ".join(f"{after[f'pages_{e}'] - before[f'pages_{e}']} {e}" for e in ("trimmed", "healed", "demoted"))
+    return [result.row(system, f"under pressure: {events}")]
+
+
 def compare(
     system: str, server: Server, prompts: list[list[int]], tokens: int
 ) -> tuple[list[dict[str, Any]], list[Completion]]:
@@ -132,6 +162,12 @@ def main() -> None:
     first: dict[bool, list[Completion]] = {}
     for system in args.system or SYSTEMS:
         stock, flags = SYSTEMS[system]
+        if "pressure" in system:
+            with serve(*flags) as server:
+                rows += under_pressure(system, server, prompts[::2], args.tokens)
+            print_table(rows, "Hit against miss, greedy")
+            write_json(args.json, rows)
+            continue
         with serve(*flags, stock=stock) as server:
             new, misses = compare(system, server, prompts, args.tokens)
         rows += new
