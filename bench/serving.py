@@ -56,10 +56,10 @@ class Answer(NamedTuple):
 
 def loads(names: list[str], quick: bool) -> list[Load]:
     """The workloads asked for."""
-    groups, per_group, system = (6, 4, 768) if quick else (20, 8, 1024)
+    groups, per_group, system = (6, 4, 768) if quick else (12, 8, 1024)
     prefix = shared_prefix(groups, per_group, system, 96, 24)
     distinct = groups * system + len(prefix) * 120
-    trace = conversations(*((24, 8, 2500, 16) if quick else (120, 8, 4000, 32)))
+    trace = conversations(*((24, 8, 2500, 16) if quick else (80, 8, 4000, 32)))
     shared = sum(len(j.prompt) for j in trace)
     megabyte = 1 << 20
     found = {
