@@ -55,7 +55,7 @@ _FLAGS: list[tuple[Callable[[Any], bool], str]] = [
     (lambda a: a.kv_canary not in (None, "none", "off", ""), "--kv-canary is not supported"),
     (_over("dcp_size", 1), "decode context parallelism (--dcp-size) is not supported"),
     (_over("attn_cp_size", 1), "context parallelism (--attn-cp-size) is not supported"),
-    (_over("tp_size", 1), "tensor parallelism (--tp-size) is not supported yet"),
+    (_set("enable_dp_attention"), "data-parallel attention (--enable-dp-attention) is not supported"),
     (_over("pp_size", 1), "pipeline parallelism (--pp-size) is not supported yet"),
     (_set("disable_radix_cache"), "--disable-radix-cache turns off what LeanKV is for; use sglang.launch_server"),
 ]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CPU_REQUESTS = 32
 DEFAULT_GPU_REQUESTS = 128
+BIND_ENV = "SGLANG_CPU_OMP_THREADS_BIND"
 
 
 def prepare_environment(config: LeanKVConfig) -> None:
@@ -43,6 +44,24 @@ def default_fields(server_args: Any, on_cpu: bool) -> dict[str, Any]:
     return {name: value for name, value in defaults.items() if getattr(server_args, name) is None}
 
 
+def bind_ranks(ranks: int) -> None:
+    """Give each of several ranks on a CPU machine cores of its own, unless the user did.
+
+    SGLang does this by itself only where there is a NUMA node for each.
+
+    Raises:
+        LeanKVError: where there are fewer cores than ranks.
+    """
+    if ranks < 2 or has_accelerator() or BIND_ENV in os.environ:
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < ranks:
+        raise LeanKVError(f"LeanKV cannot start: {ranks} ranks (--tp-size times --dp-size) want as many cores.")
+    each = len(cores) // ranks
+    groups = [cores[i * each : (i + 1) * each] for i in range(ranks)]
+    os.environ[BIND_ENV] = "|".join(",".join(str(core) for core in group) for group in groups)
+
+
 def apply_fields(server_args: Any, profile: Profile | None) -> None:
     """Check the flags, fill in our defaults, resolve, and check the model against the profile.
 
@@ -56,6 +75,7 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
 
     check_environment()
     check_flags(server_args)
+    bind_ranks((server_args.tp_size or 1) * (server_args.dp_size or 1))
     for name, value in default_fields(server_args, not has_accelerator()).items():
         setattr(server_args, name, value)
     if server_args.enable_metrics and not server_args.stat_loggers:

@@ -102,4 +102,5 @@ def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
     check_model(model)
     # The record keeps what the user gave; the view already holds SGLang's own default fraction of the machine.
     if cfg.device == "cpu" and server_args.max_total_tokens is None and server_args.mem_fraction_static is None:
-        declare_resolution(server_args, "leankv", max_total_tokens=default_max_total_tokens(model, cfg.page_size))
+        tokens = default_max_total_tokens(model, cfg.page_size, cfg.tp_size, cfg.dp_size)
+        declare_resolution(server_args, "leankv", max_total_tokens=tokens)

@@ -29,6 +29,18 @@ def current_pool() -> LeanKVPool | None:
     return _current
 
 
+def rank_heads(table: Tensor, heads: int) -> Tensor:
+    """The columns of a table ``[layers, all KV heads]`` that this tensor-parallel rank holds."""
+    from sglang.srt.runtime_context import get_parallel
+
+    if table.shape[1] == heads:
+        return table
+    parallel = get_parallel()
+    # With fewer heads than ranks, several ranks hold the same one.
+    first = parallel.attn_tp_rank * table.shape[1] // parallel.attn_tp_size
+    return table[:, first : first + heads]
+
+
 class LeanKVPool(MHATokenToKVPool):
     """Compressed pages in place of SGLang's token pool.
 
@@ -73,8 +85,10 @@ class LeanKVPool(MHATokenToKVPool):
     def _per_head(self, value: Thresholds) -> Tensor:
         shape = (self.layer_num, self.head_num)
         table = torch.as_tensor(value, dtype=torch.float64, device=self.device)
-        if table.ndim and tuple(table.shape) != shape:
-            raise LeanKVError(f"The LeanKV profile has thresholds of shape {tuple(table.shape)}, the pool {shape}.")
+        if table.ndim:
+            table = rank_heads(table, self.head_num)
+            if tuple(table.shape) != shape:
+                raise LeanKVError(f"The LeanKV profile has thresholds of shape {tuple(table.shape)}, the pool {shape}.")
         return table.expand(shape).contiguous()
 
     def attach_rows(self, num_rows: int, num_query_heads: int) -> None:
@@ -182,7 +196,9 @@ class LeanKVPool(MHATokenToKVPool):
         problems = self.ledger.audit() + self.store.audit()
         held = np.flatnonzero((self.ledger.price > 0) & self.ledger.settled)
         blocks = self.store.level_blocks(torch.from_numpy(held).to(self.device)).cpu().numpy()
-        if bad := int((self.ledger.units_of(blocks[:, 2]) != self.ledger.price[held]).sum()):
+        # Beside other ranks a page may cost more than its blocks here.
+        off = self.ledger.price[held] - self.ledger.units_of(blocks[:, 2])
+        if bad := int(((off < 0) | (off > 0) & (self.commits.group is None)).sum()):
             problems.append(f"{bad} pages cost another number of units than their blocks say")
         return problems
 

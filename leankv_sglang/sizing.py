@@ -45,12 +45,12 @@ def bytes_per_token(kvc: Any, num_layers: int) -> int:
     return -(-page_bytes(layout, num_layers) // page_size)
 
 
-def default_max_total_tokens(model: Any, page_size: int) -> int:
-    """Tokens of the default CPU budget for an sglang ModelConfig."""
+def default_max_total_tokens(model: Any, page_size: int, tp_size: int, dp_size: int) -> int:
+    """Tokens of the default CPU budget for an sglang ModelConfig, shared by all ranks."""
     import psutil
 
-    layout = make_layout(required_config(), page_size, model.get_total_num_kv_heads(), model.head_dim)
-    budget = min(DEFAULT_CPU_BYTES, psutil.virtual_memory().total // 8)
+    layout = make_layout(required_config(), page_size, model.get_num_kv_heads(tp_size), model.head_dim)
+    budget = min(DEFAULT_CPU_BYTES, psutil.virtual_memory().total // 8) // (tp_size * dp_size)
     return max(budget // page_bytes(layout, model.num_hidden_layers), 1) * page_size
 
 

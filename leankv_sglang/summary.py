@@ -15,7 +15,7 @@ def summary_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str
     from sglang.srt.arg_groups.overrides import model_config_of, resolved_view
 
     cfg, model = resolved_view(server_args), model_config_of(server_args)
-    layout = make_layout(config, cfg.page_size, model.get_total_num_kv_heads(), model.head_dim)
+    layout = make_layout(config, cfg.page_size, model.get_num_kv_heads(cfg.tp_size), model.head_dim)
     layers, page = model.num_hidden_layers, cfg.page_size
     per_token = page_bytes(layout, layers) / page
     raw = model_dtype_bytes_per_token(layout, layers)

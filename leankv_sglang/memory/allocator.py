@@ -88,6 +88,8 @@ class LeanKVAllocator(PagedTokenToKVPoolAllocator):
         has none. SGLang asks on every turn of its idle loop, so nothing is done where nothing changed.
         """
         pool = self._kvcache
+        if pool.commits.waiting and pool.commits.group is not None:
+            return []  # the ranks settle together, when they next allocate
         pool.commits.settle(all_of_them=True)
         pool.drain()
         if pool.version == self._audited:

@@ -57,6 +57,11 @@ class CommitLog:
                 torch.distributed.all_reduce(commit.blocks, torch.distributed.ReduceOp.MAX, group=self.group)
             self.ledger.settle(commit.pages, commit.epochs, commit.blocks.numpy())
 
+    @property
+    def waiting(self) -> bool:
+        """Whether costs of any page are still on their way."""
+        return bool(self._waiting)
+
     def clear(self) -> None:
         """Forget what is on its way."""
         self._waiting.clear()

@@ -39,6 +39,9 @@ class PagedComponent(FullComponent):
         self.window = config.window
         self.demote, self.strict = config.demote, config.match == "strict"
         self.ledger.on_reprice = self._on_reprice
+        group = params.attn_tp_cache_group
+        if group is not None and torch.distributed.get_world_size(group=group) > 1:
+            self.pool.commits.group = group
         self.forget()
 
     def forget(self) -> None:

@@ -40,7 +40,7 @@ FLAG_DEFAULTS: dict[str, Any] = {
     "kv_canary": "none",
     "dcp_size": 1,
     "attn_cp_size": 1,
-    "tp_size": 1,
+    "enable_dp_attention": False,
     "pp_size": 1,
     "disable_radix_cache": False,
 }
@@ -73,7 +73,7 @@ REFUSED_FLAGS: list[tuple[str, Any, str]] = [
     ("kv_canary", "raise", "--kv-canary"),
     ("dcp_size", 2, "--dcp-size"),
     ("attn_cp_size", 2, "--attn-cp-size"),
-    ("tp_size", 2, "--tp-size"),
+    ("enable_dp_attention", True, "--enable-dp-attention"),
     ("pp_size", 2, "--pp-size"),
     ("disable_radix_cache", True, "--disable-radix-cache"),
 ]
