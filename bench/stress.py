@@ -102,13 +102,22 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=1500, help="longest prompt in tokens")
     parser.add_argument("--tokens", type=int, default=200, help="most new tokens")
     parser.add_argument("--pool", type=int, default=POOL_TOKENS, help="tokens of the pool")
+    parser.add_argument("--minutes", type=float, default=0.0, help="go on for so long, with a flush after each round")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     flags = ("--max-total-tokens", str(args.pool), "--schedule-conservativeness", "0.1")
+    rows: list[dict[str, Any]] = []
     with serve(*flags, env=ENV) as server:
-        row = stress(server, args.requests, args.clients, args.longest, args.tokens)
-    print_table([row], "Stress")
-    write_json(args.json, [row])
+        end = time.monotonic() + 60 * args.minutes
+        while not rows or time.monotonic() < end:
+            rows.append(stress(server, args.requests, args.clients, args.longest, args.tokens, seed=len(rows)))
+            figures = server.info()["leankv"]
+            rows[-1] |= {k: figures[k] for k in ("pages_trimmed", "pages_healed", "pages_demoted")}
+            print_table(rows[-1:], f"Round {len(rows)}; retractions, leaks and pages since the start")
+            write_json(args.json, rows)
+    totals = {k: sum(row[k] for row in rows) for k in ("requests", "answered", "aborted")}
+    lost = {row["lost"] for row in rows} - {"none"}
+    print_table([{**rows[-1], **totals, "lost": "; ".join(lost) or "none"}], f"Stress, {len(rows)} rounds")
 
 
 if __name__ == "__main__":

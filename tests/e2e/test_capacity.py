@@ -1,0 +1,74 @@
+"""A pool that holds more tokens than it has units, because pages shrink in place; and hits stay what misses are."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+from prompts import passages
+
+from bench.server import Server, serve
+
+UNITS = 3072
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Server]:
+    flags = ("--max-total-tokens", str(UNITS), "--max-running-requests", "4", "--chunked-prefill-size", "512")
+    env = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
+    # Every far token low: a trimmed page costs little more than half.
+    with serve(*flags, "--leankv-significance", "none", "--leankv-demote", env=env) as server:
+        yield server
+
+
+def test_hits_on_trimmed_paths_equal_misses(small: Server) -> None:
+    prompts = passages(5, 300, 1100, seed=5)
+    prompts += [p[: len(p) * 2 // 3] + prompts[0][:150] for p in prompts[1:]]
+    misses = []
+    for prompt in prompts:
+        small.flush()
+        misses.append(small.generate(prompt, 12))
+    order = [i for seed in range(3) for i in random.Random(seed).sample(range(len(prompts)), len(prompts))]
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda i: small.generate(prompts[i], 12), order))
+    for i, answer in zip(order, answers, strict=True):
+        assert answer.tokens == misses[i].tokens
+        assert answer.logprobs == misses[i].logprobs
+    figures = small.info()["leankv"]
+    assert figures["pages_trimmed"] > 0
+    assert figures["pages_healed"] > 0
+    assert sum(answer.cached for answer in answers) > 0
+
+
+def test_the_tree_holds_more_tokens_than_units(small: Server) -> None:
+    small.flush()
+    prompts = passages(9, 500, 520, seed=6)
+    for prompt in prompts:
+        small.generate(prompt, 1)
+    figures = small.info()["leankv"]
+    assert figures["tokens_held"] == 9 * 384
+    assert figures["tokens_held"] > UNITS
+    # Only interior pages were cut, so every prompt is still hit to its end.
+    for prompt in prompts:
+        assert small.generate(prompt, 1).cached == 384
+    assert figures["ratio"] > 3.2
+
+
+def test_nothing_leaks_and_a_flush_gives_everything_back(small: Server) -> None:
+    small.flush()
+    figures = small.info()["leankv"]
+    assert figures["units_free"] == figures["units_total"] == UNITS
+    assert figures["blocks_free"] == figures["blocks_total"]
+    log = small.log_text()
+    assert not [word for word in ("leak", "[pool-bytes]", "Traceback") if word in log]
+
+
+def test_a_prompt_longer_than_the_pool_is_refused_with_a_sentence(small: Server) -> None:
+    """And the server goes on."""
+    body = {"input_ids": [7] * (UNITS + 200), "sampling_params": {"max_new_tokens": 4}}
+    answer = requests.post(small.url + "/generate", json=body, timeout=120)
+    assert answer.status_code == 400
+    assert "Paris" in small.generate("The capital of France is", 8).text

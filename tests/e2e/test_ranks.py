@@ -1,0 +1,56 @@
+"""Two tensor-parallel ranks agree on what pages cost although their heads differ in length; two replicas just serve."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from prompts import passages
+from tiny_model import make_tiny_model
+
+from bench.server import Server, serve
+
+POOL = ("--max-total-tokens", "2048", "--chunked-prefill-size", "256", "--max-running-requests", "4")
+TROUBLE = ("leak", "[pool-bytes]", "Traceback", "differ")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def ask_under_pressure(server: Server, count: int) -> None:
+    """Prompts that the pool cannot hold together, asked over and over; every answer is that of an empty cache."""
+    prompts = passages(count, 150, 900, seed=3)
+    misses = []
+    for prompt in prompts:
+        server.flush()
+        misses.append(server.generate(prompt, 16))
+    order = [i for seed in range(3) for i in random.Random(seed).sample(range(count), count)]
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda i: server.generate(prompts[i], 16), order))
+    for i, answer in zip(order, answers, strict=True):
+        assert answer.tokens == misses[i].tokens
+        assert answer.logprobs == misses[i].logprobs
+    assert sum(answer.cached for answer in answers) > 0
+    assert not [word for word in TROUBLE if word in server.log_text()]
+
+
+def test_two_tensor_parallel_ranks(model: Path) -> None:
+    # One KV head on each rank, and thresholds at which they keep different shares of tokens.
+    flags = ("--leankv-alpha-high", "1.2", "--leankv-alpha-low", "0.4")
+    env = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1"}
+    with serve("--model-path", str(model), "--tp-size", "2", *POOL, *flags, env=env) as server:
+        ask_under_pressure(server, 6)
+        figures = server.info()["leankv"]
+        assert figures["pages_trimmed"] > 0
+        assert figures["tokens_held"] > 0
+        server.flush()
+        assert server.info()["leankv"]["units_free"] == 2048
+
+
+def test_two_replicas(model: Path) -> None:
+    with serve("--model-path", str(model), "--dp-size", "2", *POOL) as server:
+        ask_under_pressure(server, 4)
