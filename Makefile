@@ -10,7 +10,7 @@ export GOMP_SPINCOUNT ?= 0
 
 CPU_SOURCES := kernels/cpu/CMakeLists.txt $(wildcard kernels/cpu/csrc/*)
 
-.PHONY: setup model serve test lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels clean
+.PHONY: setup model serve test lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead clean
 
 setup: $(VENV)/.installed model
 
@@ -50,7 +50,7 @@ sanitize: setup
 	  ASAN_OPTIONS=detect_leaks=0 LEANKV_CPU_MODULE=$$(echo $(SANITIZE)/_cpu*.so) \
 	  $(PY) -m pytest tests/kernels -k "cpu or dense_baseline" $(ARGS)
 
-bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels: setup
+bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead: setup
 	$(PY) -m $(subst -,_,$(subst bench-,bench.,$@)) $(ARGS)
 
 clean:

@@ -59,7 +59,7 @@ def loads(names: list[str], quick: bool) -> list[Load]:
     groups, per_group, system = (6, 4, 768) if quick else (12, 8, 1024)
     prefix = shared_prefix(groups, per_group, system, 96, 24)
     distinct = groups * system + len(prefix) * 120
-    trace = conversations(*((24, 8, 2500, 16) if quick else (80, 8, 4000, 32)))
+    trace = conversations(*((16, 4, 2500, 16) if quick else (60, 4, 4000, 32)))
     shared = sum(len(j.prompt) for j in trace)
     megabyte = 1 << 20
     found = {

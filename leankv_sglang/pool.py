@@ -161,7 +161,8 @@ class LeanKVPool(MHATokenToKVPool):
 
     def check_window(self, plan: Plan) -> None:
         """Raise :class:`LeanKVError` if a page that the plan reads near is not held in full. Asks the device."""
-        if plan.window and (self.ledger.level[plan.near_pages.cpu().numpy()] < LEVEL_NEAR).any():
+        cut = self.pages_trimmed + self.pages_demoted
+        if cut and plan.window and (self.ledger.level[plan.near_pages.cpu().numpy()] < LEVEL_NEAR).any():
             raise LeanKVError(
                 "A request's window covers a page whose near part was trimmed; this is a fault of LeanKV's cache, "
                 "please report which flags and which kind of request led here."
