@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import requests
@@ -28,11 +31,13 @@ from leankv_sglang.plan import read_shape
 from leankv_sglang.sizing import make_layout, model_dtype_bytes_per_token, tokens_for
 
 CLIENTS = 8
+PRUNED_PROFILE = str(Path(tempfile.gettempdir()) / "leankv-pruned.json")
 SYSTEMS: dict[str, tuple[str, ...]] = {
     "leankv k8v4": ("--leankv-tiers", "k8v4"),
     "leankv": (),
     "leankv small": ("--leankv-significance", "none"),
     "leankv k4v2": ("--leankv-tiers", "k4v2"),
+    "leankv pruned": ("--leankv-profile", PRUNED_PROFILE),
 }
 STOCK = "stock"
 
@@ -85,6 +90,29 @@ def flags(system: str, memory: int, clients: int) -> tuple[str, ...]:
         tokens = tokens_for(memory, layout, shape.layers, shape.query_heads, clients)
     common = ("--max-total-tokens", str(tokens), "--max-running-requests", str(clients), "--enable-metrics")
     return (*common, *extra)
+
+
+def write_pruned_profile() -> None:
+    """A profile with every far token low and three heads of ten pruned: what pruning so much would hold, whatever it
+    costs in quality."""
+    from leankv_sglang.models import ensure_model
+
+    shape = read_shape(str(ensure_model(quiet=True)))
+    heads = range(shape.layers * shape.kv_heads)
+    pruned = set(random.Random(0).sample(heads, round(0.3 * len(heads))))
+    low = [1e9 if head in pruned else 0.0 for head in heads]
+    rows = [low[i : i + shape.kv_heads] for i in heads[:: shape.kv_heads]]
+    profile = {
+        "leankv_profile": 1,
+        "model": {"num_layers": shape.layers, "num_kv_heads": shape.kv_heads, "head_dim": shape.head_dim},
+        "tiers": "k8v4,k4v2",
+        "rotation": "hadamard",
+        "significance": "attention",
+        "window": 1,
+        "alpha_high": [[1e9] * shape.kv_heads for _ in range(shape.layers)],
+        "alpha_low": rows,
+    }
+    Path(PRUNED_PROFILE).write_text(json.dumps(profile))
 
 
 def ask(server: Server, job: Job) -> Answer:
@@ -172,7 +200,7 @@ def fill(memory: int, systems: list[str], clients: int) -> list[dict[str, Any]]:
     rows = []
     for name in systems:
         given = flags(name, memory, clients)
-        wanted = int(1.15 * int(given[1]) * {"leankv": 1.45, "leankv small": 2.0}.get(name, 1.05))
+        wanted = int(1.15 * int(given[1]) * {"leankv": 1.45, "leankv small": 2.0, "leankv pruned": 2.7}.get(name, 1.05))
         jobs = unique(wanted, 2000)
         with serve(*given, stock=name == STOCK) as server:
             answers, seconds = run(server, jobs, clients, f"fill: {name}")
@@ -195,6 +223,8 @@ def main() -> None:
     parser.add_argument("--plot", metavar="FILE", help="save a plot (.png or .svg)")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
+    if "leankv pruned" in args.systems:
+        write_pruned_profile()
     for load in loads(args.loads, args.quick):
         rows += compare(load, args.systems, 1 if args.quick else args.rounds, args.clients)
         write_json(args.json, rows)
