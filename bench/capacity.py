@@ -31,10 +31,13 @@ from leankv_sglang.plan import ModelShape
 from leankv_sglang.sizing import model_dtype_bytes_per_token
 
 BATCH = 16
+HISTORY = 300
 SMOLLM2, LLAMA3 = ModelShape(30, 9, 3, 64), ModelShape(32, 32, 8, 128)
 FORMS: dict[str, tuple[LeanKVConfig, Mix]] = {
     "all k8v4": (LeanKVConfig(high="k8v4", low="k8v4"), Mix(1.0)),
     "balanced, 45% high": (LeanKVConfig(), Mix(0.45)),
+    "balanced, never trimmed": (LeanKVConfig(), Mix(0.45)),
+    "balanced, then demoted": (LeanKVConfig(demote=True, match="relaxed"), Mix(0.45)),
     "far low, near high": (LeanKVConfig(), Mix(0.0)),
     "far low, 30% of heads pruned": (LeanKVConfig(alpha_low=0.1), Mix(0.0, pruned_heads=0.3)),
     "all k4v2": (LeanKVConfig(high="k4v2", low="k4v2"), Mix(1.0)),
@@ -42,7 +45,7 @@ FORMS: dict[str, tuple[LeanKVConfig, Mix]] = {
 
 
 def churn(world: CapacityWorld, pages: int, longest: int, what: str) -> None:
-    """Insert sequences until so many pages were written."""
+    """Insert sequences, half of them branches of earlier ones, until so many pages were written."""
     past: list[array[int]] = []
     with tqdm(total=pages, unit="page", desc=what) as bar:
         while world.tokens_written < pages * PAGE:
@@ -51,7 +54,7 @@ def churn(world: CapacityWorld, pages: int, longest: int, what: str) -> None:
             donor = past[int(world.random.integers(len(past)))] if past and world.random.random() < 0.5 else None
             tokens = world.new_sequence(length, donor)
             if world.insert(tokens):
-                past = [*past[-15:], tokens]
+                past = [*past[-HISTORY:], tokens]
             bar.update((world.tokens_written - before) // PAGE)
 
 
@@ -61,6 +64,8 @@ def held_rows(shape: ModelShape, name: str, memory: int, forms: list[str]) -> li
     for form in forms:
         config, mix = FORMS[form]
         world = CapacityWorld(shape, memory, config, mix)
+        if "never trimmed" in form:
+            world.cache.paged.shrink_step = lambda _orders: 0
         raw = model_dtype_bytes_per_token(world.pool.layout, shape.layers)
         churn(world, 3 * memory // (raw * PAGE // 2), 24, f"{name}: {form}")
         if problems := world.pool.audit():
@@ -75,7 +80,7 @@ def held_rows(shape: ModelShape, name: str, memory: int, forms: list[str]) -> li
                 "system": form,
                 "bytes": allocated,
                 "tokens_held": world.held(),
-                "hit_rate": 0.0,
+                "hit_rate": 1 - world.tokens_written / world.tokens_asked,
                 "x_16bit": world.held() / (allocated / raw),
                 "in use": in_use / store.blocks.numel(),
                 "padding": usage.padding / in_use,
@@ -151,7 +156,7 @@ def main() -> None:
     rows = held_rows(SMOLLM2, "SmolLM2", memory, args.forms)
     # 100,000 tokens of Llama-3-8B, 131,072 bytes each in 16 bits, at the ratio of the balanced form.
     llama = int((12_000 if args.quick else 100_000) * 131072 / 2.6)
-    rows += held_rows(LLAMA3, "Llama-3-8B", llama, args.forms[1:2] if args.quick else args.forms[:3])
+    rows += held_rows(LLAMA3, "Llama-3-8B", llama, ["balanced, 45% high"])
     print_table(rows, "Tokens held at equal bytes; shares of what is in use")
     costs = cost_rows([100, 1000, 10_000] if args.quick else [100, 1000, 10_000, 100_000], 40 if args.quick else 200)
     print_table(costs, "Memory management, median microseconds a page, sixteen pages at a time")

@@ -47,6 +47,7 @@ class CapacityWorld:
     mix: Mix
     requests: int = 16
     tokens_written: int = field(default=0, init=False)
+    tokens_asked: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         prepare_cpu()
@@ -120,6 +121,7 @@ class CapacityWorld:
         key = RadixKey(tokens)
         match = self.cache.match_prefix(MatchPrefixParams(key=key))
         hit = match.device_prefix_len
+        self.tokens_asked += len(tokens)
         lock = self.cache.lock(match.last_device_node)
         try:
             need = len(tokens) // PAGE * PAGE - hit
