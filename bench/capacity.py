@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from bench.capacity_world import PAGE, CapacityWorld, Mix
 from bench.table import print_table, write_json
-from leankv_kernels import RecordStore
+from leankv_kernels import RecordStore, get_ops
 from leankv_kernels.layout import LEVEL_FAR, TIERS, RecordLayout
 from leankv_kernels.reference.record import encode
 from leankv_sglang.config import LeanKVConfig
@@ -105,7 +105,10 @@ class Life:
         self.store = RecordStore(
             layout, self.layers, self.ledger.num_pages, "cpu", size * self.layers * layout.max_blocks
         )
-        self.orders, self.commits = Orders(self.store), CommitLog(self.store, self.ledger)
+        self.orders, self.commits = (
+            Orders(self.store, get_ops("cpu")),
+            CommitLog(self.store, self.ledger, get_ops("cpu")),
+        )
         self.times: dict[str, list[float]] = {}
 
     def timed(self, what: str, *steps: Callable[[], Any]) -> None:

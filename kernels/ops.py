@@ -44,6 +44,24 @@ class CommitPages(Protocol):
     ) -> None: ...
 
 
+class FreePages(Protocol):
+    """Return the blocks of pages in all layers; see ``RecordStore.free``."""
+
+    def __call__(self, store: RecordStore, pages: Tensor, /) -> None: ...
+
+
+class CutPages(Protocol):
+    """Cut the records of pages in all layers; see ``RecordStore.cut``."""
+
+    def __call__(self, store: RecordStore, pages: Tensor, level: Tensor, /) -> None: ...
+
+
+class CountBlocks(Protocol):
+    """Blocks of pages at each level; see ``RecordStore.level_blocks``."""
+
+    def __call__(self, store: RecordStore, pages: Tensor, /) -> Tensor: ...
+
+
 class Ops(NamedTuple):
     """One backend's ops."""
 
@@ -52,6 +70,9 @@ class Ops(NamedTuple):
     attend_committed: AttendCommitted
     merge_states: MergeStates
     commit_pages: CommitPages
+    free_pages: FreePages = RecordStore.free
+    cut_pages: CutPages = RecordStore.cut
+    count_blocks: CountBlocks = RecordStore.level_blocks
     variant: str = ""
     """What of the backend is in use, such as an instruction set."""
 
@@ -71,10 +92,20 @@ def _cpu(device: torch.device) -> Ops:
     if device.type != "cpu":
         raise ValueError(f"the cpu kernels work in main memory, not on {device}: choose another backend")
     try:
-        from leankv_kernels.cpu import attend_committed, attend_open, commit_pages, isa, merge_states
+        from leankv_kernels import cpu
     except ImportError as error:
         raise ValueError(f"the cpu kernels are not built ({error}): run `pip install -e .` in the checkout") from error
-    return Ops("cpu", attend_open, attend_committed, merge_states, commit_pages, isa())
+    return Ops(
+        "cpu",
+        cpu.attend_open,
+        cpu.attend_committed,
+        cpu.merge_states,
+        cpu.commit_pages,
+        cpu.free_pages,
+        cpu.cut_pages,
+        cpu.count_blocks,
+        cpu.isa(),
+    )
 
 
 def _triton(device: torch.device) -> Ops:

@@ -11,7 +11,6 @@ from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from leankv_kernels import build_plan
-from leankv_sglang.checks import kernels_for
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.pool import LeanKVPool
@@ -59,7 +58,7 @@ class LeanKVBackend(AttentionBackend):
         self.pool = pool
         self.window = config.window
         self.compressor = Compressor(
-            kernels_for(pool.device, config),
+            pool.ops,
             pool.store,
             config.rotation,
             STRATEGIES[config.significance](),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from leankv_kernels import Plan, RawPages, RecordStore
 from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
+from leankv_sglang.checks import kernels_for
 from leankv_sglang.config import Thresholds, required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.memory.commits import CommitLog
@@ -69,8 +70,9 @@ class LeanKVPool(MHATokenToKVPool):
         self.store = RecordStore(self.layout, self.layer_num, self.ledger.num_pages, self.device, blocks)
         self.alpha_high = self._per_head(self.config.alpha_high)
         self.alpha_low = self._per_head(self.config.alpha_low)
-        self.orders = Orders(self.store)
-        self.commits = CommitLog(self.store, self.ledger)
+        self.ops = kernels_for(self.device, self.config)
+        self.orders = Orders(self.store, self.ops)
+        self.commits = CommitLog(self.store, self.ledger, self.ops)
         self.pages_committed = self.pages_trimmed = self.pages_demoted = self.pages_healed = 0
         # Changes whenever records do.
         self.version = 0
@@ -186,7 +188,7 @@ class LeanKVPool(MHATokenToKVPool):
 
     def bytes_of_pages(self, pages: Tensor) -> int:
         """Physical bytes of the records of ``pages`` int64 ``[n]``, with their table entries; asks the device."""
-        blocks = int(self.store.level_blocks(pages)[:, -1].sum())
+        blocks = int(self.ops.count_blocks(self.store, pages)[:, -1].sum())
         records = int((self.store.page_table[:, pages] != 0).sum())
         return blocks * self.layout.block_bytes + records * PAGE_TABLE_ENTRY
 

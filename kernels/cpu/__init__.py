@@ -8,6 +8,7 @@ batch, on the chunk split or on the number of threads.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -113,6 +114,33 @@ def attend_committed(
         *(scale, rotation != "none", _dtype(q), torch.get_num_threads()),
     )
     return out, lse
+
+
+def _shrink(store: RecordStore, kernel: Callable[..., None], pages: Tensor, level: Tensor, counts: Tensor) -> None:
+    _check(blocks=store.blocks, table=store.page_table, ring=store.ring.ids, pages=pages, level=level)
+    ring = store.ring
+    tensors = (_shape(store.layout), store.blocks, store.page_table, ring.ids, ring.head, ring.free_blocks)
+    kernel(
+        *(x.data_ptr() for x in (*tensors, store.usage_counts, pages, level, counts)),
+        *(store.num_blocks, len(pages), store.num_layers, store.page_table.shape[1]),
+    )
+
+
+def free_pages(store: RecordStore, pages: Tensor) -> None:
+    """See ``RecordStore.free``; the same blocks in the same order."""
+    _shrink(store, _cpu.free_pages, pages, pages, pages)
+
+
+def cut_pages(store: RecordStore, pages: Tensor, level: Tensor) -> None:
+    """See ``RecordStore.cut``; the same blocks in the same order."""
+    _shrink(store, _cpu.cut_pages, pages, level, pages)
+
+
+def count_blocks(store: RecordStore, pages: Tensor) -> Tensor:
+    """See ``RecordStore.level_blocks``."""
+    counts = torch.zeros(len(pages), 3, dtype=torch.int32)
+    _shrink(store, _cpu.count_blocks, pages.contiguous(), pages, counts)
+    return counts
 
 
 def merge_states(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from leankv_kernels import RecordStore
+from leankv_kernels import Ops, RecordStore
 from leankv_sglang.memory.ledger import Ledger, Pages
 
 
@@ -28,17 +28,18 @@ class CommitLog:
     Args:
         store: holds the records.
         ledger: learns their costs.
+        ops: count blocks.
     """
 
-    def __init__(self, store: RecordStore, ledger: Ledger) -> None:
-        self.store, self.ledger = store, ledger
+    def __init__(self, store: RecordStore, ledger: Ledger, ops: Ops) -> None:
+        self.store, self.ledger, self.ops = store, ledger, ops
         self.group: Any = None
         """Process group (host side) of the ranks that must agree, or None."""
         self._waiting: deque[_Commit] = deque()
 
     def add(self, pages: Tensor) -> None:
         """Note pages int64 ``[n]`` that were committed in every layer by the forward just issued."""
-        blocks = self.store.level_blocks(pages)
+        blocks = self.ops.count_blocks(self.store, pages)
         ids, event = pages.cpu().numpy(), None
         if blocks.device.type != "cpu":
             host = torch.empty(blocks.shape, dtype=blocks.dtype, pin_memory=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from leankv_kernels import RecordStore
+from leankv_kernels import Ops, RecordStore
 from leankv_sglang.memory.ledger import Pages
 
 
@@ -15,8 +15,8 @@ class Orders:
     They wait for the next forward because the device still works on earlier ones, which read these records.
     """
 
-    def __init__(self, store: RecordStore) -> None:
-        self.store = store
+    def __init__(self, store: RecordStore, ops: Ops) -> None:
+        self.store, self.ops = store, ops
         self._queue: list[tuple[str, list[Pages], list[Pages]]] = []
 
     def free(self, pages: Pages) -> None:
@@ -50,9 +50,9 @@ class Orders:
             # A page may be named more than once: freed, handed out and freed again, or cut and cut deeper.
             unique, last = np.unique(ids[::-1], return_index=True)
             if kind == "free":
-                self.store.free(self._put(unique))
+                self.ops.free_pages(self.store, self._put(unique))
             else:
-                self.store.cut(self._put(unique), self._put(more[::-1][last]))
+                self.ops.cut_pages(self.store, self._put(unique), self._put(more[::-1][last]))
         return bool(queue)
 
     def clear(self) -> None:

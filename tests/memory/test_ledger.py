@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from leankv_kernels import RecordLayout, RecordStore
+from leankv_kernels import RecordLayout, RecordStore, get_ops
 from leankv_kernels.layout import HIGH, LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR, TIERS
 from leankv_kernels.reference.record import encode, read_header
 from leankv_sglang.memory.ledger import LOGICAL_FACTOR, Ledger
@@ -136,7 +136,7 @@ def write(store: RecordStore, pages: list[int]) -> None:
 def test_orders_wait_and_keep_their_order() -> None:
     store = store_with([1, 2, 3])
     three = store.gather(0, torch.tensor([3]))
-    orders = Orders(store)
+    orders = Orders(store, get_ops("cpu"))
     orders.cut(np.array([1, 3]), LEVEL_FAR)
     orders.swap(np.array([1]), np.array([2]))
     orders.free(np.array([2]))
@@ -152,7 +152,7 @@ def test_orders_wait_and_keep_their_order() -> None:
 def test_a_page_named_twice_is_freed_once_and_cut_as_deep_as_asked() -> None:
     """Freed, handed out, and freed again before any forward; trimmed and then demoted."""
     store = store_with([2, 3, 4])
-    orders = Orders(store)
+    orders = Orders(store, get_ops("cpu"))
     orders.cut(np.array([4]), LEVEL_FAR)
     orders.cut(np.array([4]), LEVEL_BASE)
     orders.free(np.array([3, 2]))
@@ -167,7 +167,7 @@ def test_a_page_named_twice_is_freed_once_and_cut_as_deep_as_asked() -> None:
 
 def test_forgotten_orders_are_not_carried_out() -> None:
     store = store_with([1])
-    orders = Orders(store)
+    orders = Orders(store, get_ops("cpu"))
     orders.free(np.array([1]))
     orders.clear()
     assert not orders.run()

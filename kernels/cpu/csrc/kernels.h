@@ -65,6 +65,19 @@ struct CommitArgs {
     int dtype, threads;
 };
 
+// For free_pages, cut_pages and count_blocks: pages in all layers.
+struct ShrinkArgs {
+    RecordShape shape;
+    uint8_t* blocks;
+    int32_t* page_table;  // [layers, table_stride]
+    int32_t* ring;
+    int64_t *ring_head, *ring_free, *usage;
+    int64_t num_blocks;
+    const int64_t *pages, *level;  // [n], no two pages alike; levels only to cut
+    int32_t* counts;               // [n, 3], zero at first, only to count
+    int64_t n, layers, table_stride;
+};
+
 // The dense baseline: float32 out [batch, query heads, dim] from a bf16 query of that shape and bf16 keys and values
 // [batch, kv heads, tokens, dim].
 constexpr int kDenseSplit = 4096;  // tokens that one thread reads on its own
@@ -94,6 +107,9 @@ struct Kernels {
     void (*attend_committed)(const AttendCommittedArgs&);
     void (*merge_states)(const MergeArgs&);
     void (*commit_pages)(const CommitArgs&);
+    void (*free_pages)(const ShrinkArgs&);
+    void (*cut_pages)(const ShrinkArgs&);
+    void (*count_blocks)(const ShrinkArgs&);
     void (*dense_decode)(const DenseArgs&);
     void (*read_bandwidth)(const ReadArgs&);
 };

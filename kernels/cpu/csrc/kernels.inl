@@ -32,6 +32,8 @@
 
 #include "commit.inl"
 
+#include "shrink.inl"
+
 #include "dense.inl"
 
 #define LEANKV_STRING_(x) #x
@@ -45,6 +47,9 @@ const Kernels kernels = {
     .attend_committed = attend_committed,
     .merge_states = merge_states,
     .commit_pages = commit_pages,
+    .free_pages = free_pages,
+    .cut_pages = cut_pages,
+    .count_blocks = count_blocks,
     .dense_decode = dense::decode,
     .read_bandwidth = dense::read_bandwidth,
 };

@@ -143,6 +143,23 @@ NB_MODULE(_cpu, m) {
         },
         release());
 
+    const auto shrink = [&m](const char* name, void (*leankv::Kernels::*kernel)(const leankv::ShrinkArgs&)) {
+        m.def(
+            name,
+            [kernel](uintptr_t shape, uintptr_t blocks, uintptr_t page_table, uintptr_t ring, uintptr_t ring_head,
+                     uintptr_t ring_free, uintptr_t usage, uintptr_t pages, uintptr_t level, uintptr_t counts,
+                     int64_t num_blocks, int64_t n, int64_t layers, int64_t table_stride) {
+                (kernels().*kernel)({shape_at(shape), at<uint8_t>(blocks), at<int32_t>(page_table), at<int32_t>(ring),
+                                     at<int64_t>(ring_head), at<int64_t>(ring_free), at<int64_t>(usage), num_blocks,
+                                     at<const int64_t>(pages), at<const int64_t>(level), at<int32_t>(counts), n, layers,
+                                     table_stride});
+            },
+            release());
+    };
+    shrink("free_pages", &leankv::Kernels::free_pages);
+    shrink("cut_pages", &leankv::Kernels::cut_pages);
+    shrink("count_blocks", &leankv::Kernels::count_blocks);
+
     m.def("dense_decode", dense_decode, "q"_a, "k"_a, "v"_a, "out"_a, "batch"_a, "kv_heads"_a, "group"_a, "tokens"_a,
           "dim"_a, "scale"_a, "threads"_a, "cpu_bf16"_a = true, release());
     m.def("read_bandwidth", read_bandwidth, "data"_a, "bytes"_a, "threads"_a, release());

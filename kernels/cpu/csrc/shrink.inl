@@ -1,0 +1,105 @@
+// Freeing and cutting records of many pages in all layers, and counting their blocks. With record.inl and commit.inl
+// the only C++ that knows the layout (kernels/layout.py).
+//
+// One pass over headers, in the order in which the reference gives blocks back, so that the ring ends up the same. It
+// is not worth a second thread: a record costs a cache line or two.
+
+namespace leankv::LEANKV_NS {
+namespace {
+
+constexpr int kUsageFields = 10;
+constexpr int kPrefetchRecords = 8;
+
+LEANKV_INLINE int32_t* first_words(const ShrinkArgs& a, int64_t i) {
+    const int64_t page = a.pages[i % a.n];
+    const int64_t first = a.page_table[i / a.n * a.table_stride + page];
+    return first ? reinterpret_cast<int32_t*>(a.blocks + first * a.shape.block_bytes) : nullptr;
+}
+
+LEANKV_INLINE void prefetch_record(const ShrinkArgs& a, int64_t i) {
+    if (i + kPrefetchRecords >= a.n * a.layers) return;
+    if (const int32_t* words = first_words(a, i + kPrefetchRecords))
+        for (int b = 0; b < a.shape.tier_map_start; b += 64)
+            __builtin_prefetch(reinterpret_cast<const char*>(words) + b);
+}
+
+// Bytes of a record that is cut to a level, at most what it holds.
+LEANKV_INLINE int64_t bytes_at(const RecordShape& shape, const int32_t* words, int level) {
+    const int32_t* head = words + shape.head_word;
+    if (level >= words[4]) return words[3];
+    return level == 1 ? head[2] : head[3];
+}
+
+// Adds `sign` times what a record of so many blocks holds at a level to the running usage (see store.py).
+static void count_usage(const ShrinkArgs& a, const int32_t* words, int level, int64_t blocks, int sign) {
+    const RecordShape& shape = a.shape;
+    int64_t high = 0, low = 0;
+    for (int h = 0; h < shape.heads; h++) {
+        const int32_t counts = words[shape.head_word + 4 * h];
+        high += counts & 0xFFFF;
+        low += counts >> 16;
+    }
+    const int64_t base = 8 + (4 * shape.key_base + 2 * shape.value_base) * shape.head_dim / 8;
+    const int64_t refine = (4 * shape.key_refine + 2 * shape.value_refine) * shape.head_dim / 8;
+    const int64_t pruned = shape.heads * shape.page_size - high - low;
+    const int64_t high_bytes = high * (base + (level >= 2 ? refine : 0)), low_bytes = low * base;
+    const int64_t near = level >= 3 ? low * refine + pruned * (base + refine) : 0;
+    const int64_t padding = blocks * shape.block_bytes - shape.header_bytes - high_bytes - low_bytes - near;
+    const int64_t usage[kUsageFields] = {
+        shape.header_bytes, high_bytes, low_bytes, near, padding, 1, blocks, high, low, pruned};
+    for (int i = 0; i < kUsageFields; i++) a.usage[i] += sign * usage[i];
+}
+
+LEANKV_INLINE void give_back(const ShrinkArgs& a, const int32_t* list, int64_t begin, int64_t end) {
+    int64_t tail = (*a.ring_head + *a.ring_free) % a.num_blocks;
+    for (int64_t i = begin; i < end; i++) {
+        a.ring[tail] = list[i];
+        if (++tail == a.num_blocks) tail = 0;
+    }
+    *a.ring_free += end - begin;
+}
+
+}  // namespace
+
+static void free_pages(const ShrinkArgs& a) {
+    for (int64_t i = 0; i < a.n * a.layers; i++) {
+        prefetch_record(a, i);
+        const int32_t* words = first_words(a, i);
+        if (!words) continue;
+        count_usage(a, words, words[4], words[2], -1);
+        give_back(a, words + a.shape.list_word, 0, words[2]);
+    }
+    for (int64_t i = 0; i < a.n * a.layers; i++) a.page_table[i / a.n * a.table_stride + a.pages[i % a.n]] = 0;
+}
+
+static void cut_pages(const ShrinkArgs& a) {
+    for (int64_t i = 0; i < a.n * a.layers; i++) {
+        prefetch_record(a, i);
+        int32_t* words = first_words(a, i);
+        const int level = int(a.level[i % a.n]);
+        if (!words || words[4] <= level) continue;
+        const int64_t bytes = bytes_at(a.shape, words, level), had = words[2];
+        const int64_t kept = (bytes + a.shape.block_bytes - 1) / a.shape.block_bytes;
+        count_usage(a, words, words[4], had, -1);
+        count_usage(a, words, level, kept, 1);
+        int32_t* list = words + a.shape.list_word;
+        give_back(a, list, kept, had);
+        for (int64_t b = kept; b < had; b++) list[b] = 0;
+        words[2] = int32_t(kept);
+        words[3] = int32_t(bytes);
+        words[4] = level;
+    }
+}
+
+static void count_blocks(const ShrinkArgs& a) {
+    for (int64_t i = 0; i < a.n * a.layers; i++) {
+        prefetch_record(a, i);
+        const int32_t* words = first_words(a, i);
+        if (!words) continue;
+        for (int level = 1; level <= 3; level++)
+            a.counts[3 * (i % a.n) + level - 1] +=
+                int32_t((bytes_at(a.shape, words, level) + a.shape.block_bytes - 1) / a.shape.block_bytes);
+    }
+}
+
+}  // namespace leankv::LEANKV_NS
