@@ -8,12 +8,15 @@ from types import SimpleNamespace
 import pytest
 import sglang
 import torch
+from sglang.srt.managers.scheduler_components.invariant_checker import SchedulerInvariantChecker as Checker
 from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator
 from sglang.srt.plugins.hook_registry import HookRegistry
 
-from leankv_patches import SGLANG_VERSION, cell_size, cpu_imports, internal_state, single_row
+from leankv_patches import SGLANG_VERSION, cell_size, cpu_imports, internal_state, private_pages, single_row
 from leankv_sglang import selfcheck
 from leankv_sglang.errors import LeanKVError
+
+COUNT = "_get_total_uncached_sizes"
 
 
 @pytest.fixture
@@ -25,6 +28,7 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> None:
     from sglang.srt.managers.scheduler_components.internal_state import SchedulerInternalStateController as Controller
 
     monkeypatch.setattr(Controller, "get_internal_state", Controller.get_internal_state)
+    monkeypatch.setattr(Checker, COUNT, getattr(Checker, COUNT))
 
 
 def test_the_pinned_release_is_installed() -> None:
@@ -111,3 +115,28 @@ def test_a_lone_row_runs_as_two() -> None:
     assert torch.equal(alone, single_row.two_rows(linear, None, weight, x, None)[:1])
     assert single_row.two_rows(linear, None, weight, x[:0]).shape == (0, 8)
     assert seen == [2, 5, 0]
+
+
+def test_private_pages_are_counted_at_their_prices(hooks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows of pages of 4: what the tree owns is left out, the page being written counts whole."""
+    assert private_pages.problem() is not None
+    monkeypatch.setattr(Checker, COUNT, lambda self: (77, 0))
+    private_pages.install()
+    HookRegistry.apply_hooks()
+    assert private_pages.problem() is None
+    price = torch.tensor([0, 4, 3, 2, 1, 4]).numpy()
+    rows = torch.tensor([[4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21, 22, 0, 0, 0, 0, 0, 0, 0]], dtype=torch.int32)
+    owners = [
+        SimpleNamespace(kv=SimpleNamespace(req_pool_idx=0, cache_protected_len=4, kv_allocated_len=10)),
+        SimpleNamespace(kv=SimpleNamespace(req_pool_idx=1, cache_protected_len=0, kv_allocated_len=3)),
+    ]
+    checker = SimpleNamespace(
+        page_size=4,
+        token_to_kv_pool_allocator=SimpleNamespace(ledger=SimpleNamespace(price=price)),
+        req_to_token_pool=SimpleNamespace(req_to_token=rows),
+        _requests_owning_rows=lambda: owners,
+    )
+    # Pages 2 and 3 of the first row, page 5 of the second.
+    assert getattr(Checker, COUNT)(checker) == (3 + 2 + 4, 0)
+    checker.token_to_kv_pool_allocator = SimpleNamespace()
+    assert getattr(Checker, COUNT)(checker) == (77, 0)
