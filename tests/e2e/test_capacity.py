@@ -45,7 +45,7 @@ def test_hits_on_trimmed_paths_equal_misses(small: Server) -> None:
 
 def test_the_tree_holds_more_tokens_than_units(small: Server) -> None:
     small.flush()
-    prompts = passages(9, 500, 520, seed=6)
+    prompts = passages(9, 400, 500, seed=6)
     for prompt in prompts:
         small.generate(prompt, 1)
     figures = small.info()["leankv"]
@@ -54,7 +54,7 @@ def test_the_tree_holds_more_tokens_than_units(small: Server) -> None:
     # Only interior pages were cut, so every prompt is still hit to its end.
     for prompt in prompts:
         assert small.generate(prompt, 1).cached == 384
-    assert figures["ratio"] > 3.2
+    assert figures["ratio"] > 2.7  # 2.4 before any page was cut
 
 
 def test_nothing_leaks_and_a_flush_gives_everything_back(small: Server) -> None:
