@@ -48,7 +48,7 @@ sanitize: setup
 	$(VENV)/bin/cmake --build $(SANITIZE)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 LEANKV_CPU_MODULE=$$(echo $(SANITIZE)/_cpu*.so) \
-	  $(PY) -m pytest tests/kernels -k "cpu or dense_baseline" $(ARGS)
+	  $(PY) -m pytest tests/kernels -k "cpu or dense_baseline or shrink" $(ARGS)
 
 bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead: setup
 	$(PY) -m $(subst -,_,$(subst bench-,bench.,$@)) $(ARGS)
