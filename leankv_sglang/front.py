@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from leankv_patches import meta_info, openai_metadata
+from leankv_patches import hook, meta_info, openai_metadata
 from leankv_sglang.accuracy import FIELD
 from leankv_sglang.knob import TAKING, KnobMiddleware
 from leankv_sglang.selfcheck import stop_if
@@ -19,7 +19,7 @@ def install_front() -> None:
     """
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    if meta_info.TARGET not in HookRegistry._patched:
+    if not hook.is_hooked(meta_info.TARGET):
         meta_info.install(FIELD)
         HookRegistry.apply_hooks()
     stop_if([problem] if (problem := meta_info.problem()) else [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from leankv_sglang.config import active_config
@@ -38,6 +39,17 @@ def register() -> None:
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
     from sglang.srt.mem_cache.registry import get_radix_cache_factory, register_radix_cache_backend
 
+    add_attention_backend_choices(["leankv"])
+    register_attention_backend("leankv")(_create_backend)
+    if get_radix_cache_factory("leankv") is None:
+        register_radix_cache_backend("leankv", _create_cache)
+    register_resolution_hook("handle_attention_backend_compatibility")(_resolve)
+    for patch, arguments in scheduler_patches():
+        patch.install(*arguments)
+
+
+def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
+    """Every patch that a scheduler process needs, with what its ``install`` takes."""
     from leankv_patches import (
         cell_size,
         internal_state,
@@ -51,18 +63,15 @@ def register() -> None:
     from leankv_sglang.report import server_info
     from leankv_sglang.sizing import bytes_per_token
 
-    add_attention_backend_choices(["leankv"])
-    register_attention_backend("leankv")(_create_backend)
-    if get_radix_cache_factory("leankv") is None:
-        register_radix_cache_backend("leankv", _create_cache)
-    register_resolution_hook("handle_attention_backend_compatibility")(_resolve)
-    cell_size.install(bytes_per_token)
-    internal_state.install(server_info)
-    single_row.install()
-    private_pages.install()
-    row_alloc.install(_assign_rows)
-    kv_release.install(note_release)
-    output_streamer.install(echoing_streamer)
+    return [
+        (cell_size, (bytes_per_token,)),
+        (internal_state, (server_info,)),
+        (single_row, ()),
+        (row_alloc, (_assign_rows,)),
+        (kv_release, (note_release,)),
+        (output_streamer, (echoing_streamer,)),
+        (private_pages, ()),
+    ]
 
 
 def _assign_rows(req_to_token_pool: Any, reqs: list[Any]) -> None:

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from leankv_patches import (
-    SGLANG_VERSION,
-    cell_size,
-    internal_state,
-    kv_release,
-    output_streamer,
-    private_pages,
-    row_alloc,
-    single_row,
-)
+from leankv_patches import SGLANG_VERSION
 from leankv_sglang.errors import LeanKVError
 
 
@@ -31,8 +22,9 @@ def _problems() -> list[str]:
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
     from sglang.srt.mem_cache.registry import get_radix_cache_factory
 
-    patches = (cell_size, internal_state, single_row, row_alloc, kv_release, output_streamer, private_pages)
-    problems = [problem for patch in patches if (problem := patch.problem())]
+    from leankv_sglang.plugin import scheduler_patches
+
+    problems = [problem for patch, _ in scheduler_patches() if (problem := patch.problem())]
     if get_radix_cache_factory("leankv") is None:
         problems.append("the radix cache leankv is not registered")
     if "leankv" not in ATTENTION_BACKENDS:

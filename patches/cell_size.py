@@ -6,31 +6,23 @@ page reserves in the store. There is no seam for that, so a hook replaces the re
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
+
+from leankv_patches import hook
 
 TARGET = "sglang.srt.model_executor.pool_configurator.DefaultPoolConfigurator._compute_cell_size"
 
 
 def install(bytes_per_token: Callable[[Any, int], int]) -> None:
     """Have ``bytes_per_token(configurator, num_layers)`` decide. Call while sglang loads its plugins."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     def after(_result: int, _self: Any, kvc: Any, num_layers: int) -> int:
         return bytes_per_token(kvc, num_layers)
 
-    HookRegistry.register(TARGET, after, HookType.AFTER)
+    hook.register(TARGET, after, "AFTER")
 
 
 def problem() -> str | None:
     """A sentence if the hook did not take or the target changed its arguments, else None."""
-    from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
-    if TARGET not in HookRegistry._patched:
-        return "the price of a token (DefaultPoolConfigurator._compute_cell_size) could not be hooked"
-    names = list(inspect.signature(inspect.unwrap(DefaultPoolConfigurator._compute_cell_size)).parameters)
-    if names != ["self", "kvc", "num_layers"]:
-        return f"DefaultPoolConfigurator._compute_cell_size takes {names} now"
-    return None
+    return hook.problem(TARGET, "the price of a token", ["self", "kvc", "num_layers"])

@@ -8,24 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from leankv_patches import hook
+
 TARGET = "sglang.srt.managers.scheduler_components.internal_state.SchedulerInternalStateController.get_internal_state"
 
 
 def install(report: Callable[[Any], dict[str, Any]]) -> None:
     """Add ``report(scheduler)`` under ``leankv``. Call while sglang loads its plugins."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     def after(result: Any, controller: Any, *_args: Any) -> Any:
         result.internal_state["leankv"] = report(controller.scheduler)
         return result
 
-    HookRegistry.register(TARGET, after, HookType.AFTER)
+    hook.register(TARGET, after, "AFTER")
 
 
 def problem() -> str | None:
     """A sentence if the hook did not take, else None."""
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
-    if TARGET not in HookRegistry._patched:
-        return "the server info (SchedulerInternalStateController.get_internal_state) could not be hooked"
-    return None
+    return hook.problem(TARGET, "the server info")

@@ -6,32 +6,29 @@ and there is no seam in between; a hook looks while the row still names the page
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
+
+from leankv_patches import hook
 
 TARGET = "sglang.srt.mem_cache.common.release_kv_cache"
 
 
 def install(note: Callable[[Any, Any], None]) -> None:
     """Have ``note(req, tree_cache)`` called before a request's KV is released. Call while sglang loads its plugins."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     def before(req: Any, tree_cache: Any, **_: Any) -> None:
         note(req, tree_cache)
 
-    HookRegistry.register(TARGET, before, HookType.BEFORE)
+    hook.register(TARGET, before, "BEFORE")
 
 
 def problem() -> str | None:
     """A sentence if the hook did not take, where it must or at all, or the target changed its arguments, else None."""
     from sglang.srt.managers.scheduler_components import batch_result_processor
     from sglang.srt.mem_cache import common
-    from sglang.srt.plugins.hook_registry import HookRegistry
 
-    if TARGET not in HookRegistry._patched or batch_result_processor.release_kv_cache is not common.release_kv_cache:
-        return "the release of a request's KV (release_kv_cache) could not be hooked"
-    names = list(inspect.signature(inspect.unwrap(common.release_kv_cache)).parameters)
-    if names != ["req", "tree_cache", "checkpoint"]:
-        return f"release_kv_cache takes {names} now"
-    return None
+    what = "the release of a request's KV"
+    if batch_result_processor.release_kv_cache is not common.release_kv_cache:
+        return f"{what} (release_kv_cache) could not be hooked"
+    return hook.problem(TARGET, what, ["req", "tree_cache", "checkpoint"])

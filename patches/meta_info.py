@@ -6,16 +6,16 @@ There is a seam for a subclass of the tokenizer manager but none to name one; a 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
+
+from leankv_patches import hook
 
 TARGET = "sglang.srt.managers.tokenizer_manager.TokenizerManager.update_request_meta_info"
 
 
 def install(key: str) -> None:
     """Have ``key`` be the last object sent under it. Call before a tokenizer manager runs."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     def around(
         original: Callable[..., None],
@@ -32,17 +32,10 @@ def install(key: str) -> None:
         if sent:
             meta_info[key] = sent[-1]
 
-    HookRegistry.register(TARGET, around, HookType.AROUND)
+    hook.register(TARGET, around, "AROUND")
 
 
 def problem() -> str | None:
     """A sentence if the hook did not take or the target changed its arguments, else None."""
-    from sglang.srt.managers.tokenizer_manager import TokenizerManager
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
-    if TARGET not in HookRegistry._patched:
-        return "a request's meta_info (TokenizerManager.update_request_meta_info) could not be hooked"
-    names = list(inspect.signature(inspect.unwrap(TokenizerManager.update_request_meta_info)).parameters)
-    if names != ["self", "meta_info", "state", "customized_info", "index", "finish_reason"]:
-        return f"TokenizerManager.update_request_meta_info takes {names} now"
-    return None
+    arguments = ["self", "meta_info", "state", "customized_info", "index", "finish_reason"]
+    return hook.problem(TARGET, "a request's meta_info", arguments)

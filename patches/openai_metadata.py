@@ -6,8 +6,9 @@ set; hooks add an entry. Chunks of a stream have no such object.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
+
+from leankv_patches import hook
 
 _OPENAI = "sglang.srt.entrypoints.openai"
 TARGETS = (
@@ -18,7 +19,6 @@ TARGETS = (
 
 def install(key: str) -> None:
     """Add ``metadata[key]``: what each choice's ``meta_info`` has under it. Call before the HTTP server runs."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     def after(response: Any, _serving: Any, _request: Any, ret: list[dict[str, Any]], *_: Any) -> Any:
         found = [item["meta_info"].get(key) for item in ret]
@@ -28,20 +28,11 @@ def install(key: str) -> None:
         return response
 
     for target in TARGETS:
-        HookRegistry.register(target, after, HookType.AFTER)
+        hook.register(target, after, "AFTER")
 
 
 def problem() -> str | None:
     """A sentence if a hook did not take or a target changed its arguments, else None."""
-    import pkgutil
-
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
-    for target in TARGETS:
-        name = target.rpartition(".")[2]
-        if target not in HookRegistry._patched:
-            return f"OpenAI responses ({name}) could not be hooked"
-        names = list(inspect.signature(inspect.unwrap(pkgutil.resolve_name(target))).parameters)
-        if names != ["self", "request", "ret", "created"]:
-            return f"{name} takes {names} now"
-    return None
+    arguments = ["self", "request", "ret", "created"]
+    found = (hook.problem(target, "OpenAI responses", arguments, target.rpartition(".")[2]) for target in TARGETS)
+    return next((sentence for sentence in found if sentence), None)

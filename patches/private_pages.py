@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from leankv_patches import hook
+
 TARGET = (
     "sglang.srt.managers.scheduler_components.invariant_checker.SchedulerInvariantChecker._get_total_uncached_sizes"
 )
@@ -31,15 +33,9 @@ def private_units(original: Callable[..., Any], checker: Any) -> tuple[int, int]
 
 def install() -> None:
     """Register the hook. Call while sglang loads its plugins."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    HookRegistry.register(TARGET, private_units, HookType.AROUND)
+    hook.register(TARGET, private_units, "AROUND")
 
 
 def problem() -> str | None:
     """A sentence if the hook did not take, else None."""
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
-    if TARGET not in HookRegistry._patched:
-        return "the leak check (SchedulerInvariantChecker._get_total_uncached_sizes) could not be hooked"
-    return None
+    return hook.problem(TARGET, "the leak check")

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from leankv_patches import hook
+
 TARGET = "sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod.apply"
 
 
@@ -26,15 +28,9 @@ def two_rows(original: Callable[..., Tensor], method: Any, layer: Any, x: Tensor
 
 def install() -> None:
     """Register the hook. Call while sglang loads its plugins."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    HookRegistry.register(TARGET, two_rows, HookType.AROUND)
+    hook.register(TARGET, two_rows, "AROUND")
 
 
 def problem() -> str | None:
     """A sentence if the hook did not take, else None."""
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
-    if TARGET not in HookRegistry._patched:
-        return "linear layers (UnquantizedLinearMethod.apply) could not be hooked"
-    return None
+    return hook.problem(TARGET, "linear layers")
