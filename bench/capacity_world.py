@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from leankv_kernels import get_ops
+from leankv_kernels import RecordStore, get_ops
 from leankv_kernels.layout import HIGH, LOW, PRUNED
+from leankv_kernels.reference.record import read_header
 from leankv_sglang.activation import prepare_cpu
 from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
 from leankv_sglang.plan import ModelShape
@@ -85,8 +86,6 @@ class CapacityWorld:
 
     def _make_templates(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Records of random pages, encoded by the real kernel, to be copied."""
-        from leankv_kernels import RecordStore
-
         lay = self.pool.layout
         store = RecordStore(lay, 1, count, "cpu")
         shape = (count, PAGE, lay.num_kv_heads, lay.head_dim)
@@ -100,7 +99,7 @@ class CapacityWorld:
         pages = torch.arange(1, count + 1)
         get_ops("cpu").commit_pages(store, 0, pages, key, value, tiers, self.config.rotation)
         records = store.gather(0, pages)
-        return records, records.view(torch.int32)[:, 3].long()
+        return records, read_header(records, lay).nbytes.long()
 
     def commit(self, pages: torch.Tensor) -> None:
         """Write records of pages in every layer, as a forward would, and note them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -64,6 +65,17 @@ class Server:
         ask = {key: prompt, "sampling_params": sampling, "return_logprob": True, "top_logprobs_num": 2 if top2 else 0}
         ask.update(fields or {})
         return self.completion(self.post("/generate", body=ask))
+
+    def stream(self, prompt: list[int], new_tokens: int) -> Iterator[tuple[float, dict[str, Any]]]:
+        """A greedy request: the moment each piece of its answer came, and its ``meta_info``."""
+        sampling = {"max_new_tokens": new_tokens, "temperature": 0, "ignore_eos": True}
+        body = {"input_ids": prompt, "sampling_params": sampling, "stream": True}
+        with requests.post(self.url + "/generate", json=body, stream=True, timeout=3600) as response:
+            response.raise_for_status()
+            for line in response.iter_lines():
+                if line.startswith(b"data: {"):
+                    now = time.monotonic()
+                    yield now, json.loads(line[6:])["meta_info"]
 
     @staticmethod
     def completion(answer: dict[str, Any]) -> Completion:

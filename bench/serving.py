@@ -16,6 +16,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,8 @@ from bench.server import Server, serve
 from bench.serving_plot import plot_serving
 from bench.table import print_table, write_json
 from bench.workloads import Job, conversations, shared_prefix, unique
-from leankv_sglang.plan import read_shape
+from leankv_sglang.config import DEFAULT_PAGE_SIZE, LeanKVConfig
+from leankv_sglang.plan import ModelShape, read_shape
 from leankv_sglang.sizing import make_layout, model_dtype_bytes_per_token, tokens_for
 
 CLIENTS = 8
@@ -59,6 +61,21 @@ class Answer(NamedTuple):
     gaps: list[float]
 
 
+@cache
+def model_shape() -> ModelShape:
+    """The default model's."""
+    from leankv_sglang.models import ensure_model
+
+    return read_shape(str(ensure_model(quiet=True)))
+
+
+def bytes_per_token() -> int:
+    """Of the default model, in 16 bits."""
+    shape = model_shape()
+    layout = make_layout(LeanKVConfig(), DEFAULT_PAGE_SIZE, shape.kv_heads, shape.head_dim)
+    return model_dtype_bytes_per_token(layout, shape.layers)
+
+
 def loads(names: list[str], quick: bool) -> list[Load]:
     """The workloads asked for."""
     groups, per_group, system = (6, 4, 768) if quick else (12, 8, 1024)
@@ -66,11 +83,11 @@ def loads(names: list[str], quick: bool) -> list[Load]:
     distinct = groups * system + len(prefix) * 120
     trace = conversations(*((16, 4, 2500, 16) if quick else (60, 4, 4000, 32)))
     shared = sum(len(j.prompt) for j in trace)
-    megabyte = 1 << 20
+    megabyte, token = 1 << 20, bytes_per_token()
     found = {
-        "prefix, small pool": Load("prefix, small pool", int(0.4 * distinct * 23040) // megabyte * megabyte, prefix),
-        "prefix, large pool": Load("prefix, large pool", int(1.6 * distinct * 23040) // megabyte * megabyte, prefix),
-        "conversations, small pool": Load("conversations, small pool", int(0.15 * shared * 23040), trace),
+        "prefix, small pool": Load("prefix, small pool", int(0.4 * distinct * token) // megabyte * megabyte, prefix),
+        "prefix, large pool": Load("prefix, large pool", int(1.6 * distinct * token) // megabyte * megabyte, prefix),
+        "conversations, small pool": Load("conversations, small pool", int(0.15 * shared * token), trace),
     }
     return [load for name, load in found.items() if any(name.startswith(n) for n in names)]
 
@@ -78,15 +95,14 @@ def loads(names: list[str], quick: bool) -> list[Load]:
 def flags(system: str, memory: int, clients: int) -> tuple[str, ...]:
     """Flags that give a system so many bytes in all."""
     from leankv_sglang.cli import config_from_args, split_args
-    from leankv_sglang.models import ensure_model
 
-    shape = read_shape(str(ensure_model(quiet=True)))
+    shape = model_shape()
     extra = SYSTEMS.get(system, ())
-    config, _ = config_from_args(split_args(extra)[0])
-    layout = make_layout(config, 128, shape.kv_heads, shape.head_dim)
     if system == STOCK:
-        tokens = memory // model_dtype_bytes_per_token(layout, shape.layers)
+        tokens = memory // bytes_per_token()
     else:
+        config, _ = config_from_args(split_args(extra)[0])
+        layout = make_layout(config, DEFAULT_PAGE_SIZE, shape.kv_heads, shape.head_dim)
         tokens = tokens_for(memory, layout, shape.layers, shape.query_heads, clients)
     common = ("--max-total-tokens", str(tokens), "--max-running-requests", str(clients), "--enable-metrics")
     return (*common, *extra)
@@ -95,9 +111,7 @@ def flags(system: str, memory: int, clients: int) -> tuple[str, ...]:
 def write_pruned_profile() -> None:
     """A profile with every far token low and three heads of ten pruned: what pruning so much would hold, whatever it
     costs in quality."""
-    from leankv_sglang.models import ensure_model
-
-    shape = read_shape(str(ensure_model(quiet=True)))
+    shape = model_shape()
     heads = range(shape.layers * shape.kv_heads)
     pruned = set(random.Random(0).sample(heads, round(0.3 * len(heads))))
     low = [1e9 if head in pruned else 0.0 for head in heads]
@@ -117,17 +131,12 @@ def write_pruned_profile() -> None:
 
 def ask(server: Server, job: Job) -> Answer:
     """Stream one greedy request."""
-    sampling = {"max_new_tokens": job.new_tokens, "temperature": 0, "ignore_eos": True}
-    body = {"input_ids": job.prompt, "sampling_params": sampling, "stream": True}
     start = time.monotonic()
     moments: list[float] = []
     cached = 0
-    with requests.post(server.url + "/generate", json=body, stream=True, timeout=3600) as response:
-        response.raise_for_status()
-        for line in response.iter_lines():
-            if line.startswith(b"data: {"):
-                moments.append(time.monotonic())
-                cached = json.loads(line[6:])["meta_info"]["cached_tokens"]
+    for now, meta in server.stream(job.prompt, job.new_tokens):
+        moments.append(now)
+        cached = meta["cached_tokens"]
     gaps = [b - a for a, b in pairwise(moments)]
     return Answer(len(job.prompt), cached, moments[0] - start, gaps)
 
@@ -205,7 +214,7 @@ def fill(memory: int, systems: list[str], clients: int) -> list[dict[str, Any]]:
         with serve(*given, stock=name == STOCK) as server:
             answers, seconds = run(server, jobs, clients, f"fill: {name}")
             row = summary(Load("fill", memory, jobs), name, tokens_held(server, name == STOCK), answers, seconds)
-        row["x_tokens"] = row["tokens_held"] / (memory // 23040)
+        row["x_tokens"] = row["tokens_held"] / (memory // bytes_per_token())
         rows.append(row)
     return rows
 

@@ -8,13 +8,11 @@ the batch stream, between the last one's first token and the first one's last.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import requests
 from tqdm import tqdm
 
 from bench.data import random_prompts
@@ -28,16 +26,9 @@ STOCK = "stock torch_native"
 
 def stream(server: Server, prompt: list[int], new_tokens: int) -> list[float]:
     """Moments at which a greedy request's tokens arrived."""
-    sampling = {"max_new_tokens": new_tokens, "temperature": 0, "ignore_eos": True}
-    body = {"input_ids": prompt, "sampling_params": sampling, "stream": True}
     moments: list[float] = []
-    with requests.post(server.url + "/generate", json=body, stream=True, timeout=1800) as response:
-        response.raise_for_status()
-        for line in response.iter_lines():
-            if line.startswith(b"data: {"):
-                now = time.monotonic()
-                done = json.loads(line[6:])["meta_info"]["completion_tokens"]
-                moments += [now] * (done - len(moments))
+    for now, meta in server.stream(prompt, new_tokens):
+        moments += [now] * (meta["completion_tokens"] - len(moments))
     return moments
 
 

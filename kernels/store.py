@@ -102,8 +102,7 @@ class RecordStore:
         header = self._headers(heads)
         held = header.blocks > 0
         kept = torch.minimum(header.level.long(), level.repeat(self.num_layers))
-        nbytes = torch.where(held, lay.level_bytes(header.high, header.low, kept), 0)
-        blocks = -(-nbytes // lay.block_bytes)
+        nbytes, blocks = self._length_at(header, kept)
         position = torch.arange(lay.max_blocks, device=pages.device)
         lists = self._lists(heads)
         self.usage_counts -= self._measure(header)
@@ -115,7 +114,7 @@ class RecordStore:
         words[to, L.W_BYTES] = nbytes.int()
         words[to, L.W_BLOCKS] = blocks.int()
         words[to, lay.list_word : lay.list_word + lay.max_blocks] = torch.where(position < blocks[:, None], lists, 0)
-        self.usage_counts += self._measure(self._headers(heads))
+        self.usage_counts += self._measure(header._replace(level=kept, blocks=blocks))
 
     def swap(self, a: Tensor, b: Tensor) -> None:
         """Exchange what pages ``a`` and ``b`` hold, int64 ``[n]`` each, all different, in every layer."""
@@ -132,15 +131,10 @@ class RecordStore:
 
         A level above what a record holds counts what it holds.
         """
-        lay = self.layout
         header = self._headers(self.page_table[:, pages].long().flatten())
-        held = header.blocks > 0
-        levels = []
-        for level in (L.LEVEL_BASE, L.LEVEL_FAR, L.LEVEL_NEAR):
-            kept = header.level.long().clamp(max=level)
-            nbytes = torch.where(held, lay.level_bytes(header.high, header.low, kept), 0)
-            levels.append(-(-nbytes // lay.block_bytes))
-        return torch.stack(levels, -1).view(self.num_layers, -1, 3).sum(0, dtype=torch.int32)
+        levels = (L.LEVEL_BASE, L.LEVEL_FAR, L.LEVEL_NEAR)
+        blocks = [self._length_at(header, header.level.long().clamp(max=level))[1] for level in levels]
+        return torch.stack(blocks, -1).view(self.num_layers, -1, 3).sum(0, dtype=torch.int32)
 
     def clear(self) -> None:
         """Forget every record."""
@@ -163,6 +157,11 @@ class RecordStore:
     def _headers(self, heads: Tensor) -> Header:
         """The headers that begin in blocks ``heads``, tier maps apart."""
         return read_header(self.blocks[heads, : self._fixed_end], self.layout)
+
+    def _length_at(self, header: Header, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Bytes and blocks, int64 ``[n]`` each, of records that hold what ``level`` says; 0 for absent ones."""
+        nbytes = torch.where(header.blocks > 0, self.layout.level_bytes(header.high, header.low, level), 0)
+        return nbytes, -(-nbytes // self.layout.block_bytes)
 
     def _measure(self, header: Header) -> Tensor:
         """The :class:`Usage` of n records as one int64 vector; absent records (no blocks) count nothing."""

@@ -132,12 +132,14 @@ def plan_rows(shape: ModelShape, memory: int, page_size: int, requests: int, win
                 "x 16 bits": held / (memory // raw),
             }
         )
-    plain = {"form": "16 bits, stock SGLang", "--leankv-tiers": "", "B/token at commit": float(raw)}
-    plain |= {
-        "B/token held": float(raw),
+    plain = {
+        "form": "16 bits, stock SGLang",
+        "--leankv-tiers": "",
+        "B/token at commit": raw,
+        "B/token held": raw,
         "--max-total-tokens": memory // raw,
         "tokens held": memory // raw,
-        "x 16 bits": 1,
+        "x 16 bits": 1.0,
     }
     return [plain, *rows]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -58,17 +59,22 @@ class PagedComponent(FullComponent):
         data = node.component_data[FULL]
         pages = data.metadata.get("pages")
         if pages is None:
-            slots = data.value[:: self.page_size] if data.value is not None else torch.empty(0)
-            pages = data.metadata["pages"] = slots.cpu().numpy().astype(np.int64) // self.page_size
+            slots = data.value if data.value is not None else torch.empty(0)
+            pages = data.metadata["pages"] = self._pages_of(slots)
         return pages
+
+    def _pages_of(self, slots: torch.Tensor) -> Pages:
+        return slots[:: self.page_size].cpu().numpy().astype(np.int64) // self.page_size
 
     def start(self, node: Any) -> int:
         """Pages of the path before a node."""
-        return sum(len(self.pages(n)) for n in self._ancestors(node))
+        return sum(len(self.pages(n)) for n in self._upwards(node.parent))
 
-    def _ancestors(self, node: Any) -> Any:
-        while (node := node.parent) is not None and node is not self.tree_core.root_node:
+    def _upwards(self, node: Any) -> Iterator[Any]:
+        """A node and those above it, without the root."""
+        while node is not None and node is not self.tree_core.root_node:
             yield node
+            node = node.parent
 
     def reclaimable_value_len(self, node: Any) -> int:
         """Units that evicting the node gives back."""
@@ -149,7 +155,7 @@ class PagedComponent(FullComponent):
         dup = max(0, params.prev_prefix_len - total_prefix_len)
         if dup < prefix_len:
             held = self.pages(node)[dup // self.page_size : prefix_len // self.page_size]
-            fresh = value_slice[dup :: self.page_size].cpu().numpy().astype(np.int64) // self.page_size
+            fresh = self._pages_of(value_slice[dup:])
             better = self.ledger.level[fresh] > self.ledger.level[held]
             if better.any():
                 self.pool.commits.settle(all_of_them=True)
@@ -162,14 +168,13 @@ class PagedComponent(FullComponent):
     # ---- locks: what a running request's window covers ----
 
     def _window_pages(self, node: Any) -> Pages:
-        found: list[Pages] = []
-        need = self.window
-        while need > 0 and node is not None and node is not self.tree_core.root_node:
-            tail = self.pages(node)[-need:]
-            found.append(tail)
-            need -= len(tail)
-            node = node.parent
-        return np.concatenate(found) if found else np.empty(0, np.int64)
+        found, need = [np.empty(0, np.int64)], self.window
+        for above in self._upwards(node):
+            if need <= 0:
+                break
+            found.append(self.pages(above)[-need:])
+            need -= len(found[-1])
+        return np.concatenate(found)
 
     def acquire_component_lock(self, node: Any, result: Any, lock_host: bool = False) -> Any:
         """Lock the path to a node, and the near parts of its last pages."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import random
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from pressure import assert_hits_equal_misses
 from prompts import passages
 from tiny_model import make_tiny_model
 
@@ -23,18 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ask_under_pressure(server: Server, count: int) -> None:
     """Prompts that the pool cannot hold together, asked over and over; every answer is that of an empty cache."""
-    prompts = passages(count, 150, 900, seed=3)
-    misses = []
-    for prompt in prompts:
-        server.flush()
-        misses.append(server.generate(prompt, 16))
-    order = [i for seed in range(3) for i in random.Random(seed).sample(range(count), count)]
-    with ThreadPoolExecutor(3) as pool:
-        answers = list(pool.map(lambda i: server.generate(prompts[i], 16), order))
-    for i, answer in zip(order, answers, strict=True):
-        assert answer.tokens == misses[i].tokens
-        assert answer.logprobs == misses[i].logprobs
-    assert sum(answer.cached for answer in answers) > 0
+    assert_hits_equal_misses(server, passages(count, 150, 900, seed=3), 16)
     assert not [word for word in TROUBLE if word in server.log_text()]
 
 

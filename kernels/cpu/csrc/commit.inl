@@ -104,18 +104,7 @@ static void open_record(const CommitArgs& a, int64_t n, int32_t* list, HeadPlan*
         free(zeros);
     }
     a.page_table[a.pages[n]] = list[0];
-
-    const int dim = int(shape.head_dim);
-    const int64_t base = 8 + (4 * shape.key_base + 2 * shape.value_base) * dim / 8;
-    const int64_t refine = (4 * shape.key_refine + 2 * shape.value_refine) * dim / 8;
-    const int64_t pruned = int64_t(heads) * page - all_high - all_low;
-    const int64_t high_bytes = all_high * (base + refine), low_bytes = all_low * base;
-    const int64_t near_bytes = shape.near ? all_low * refine + pruned * (base + refine) : 0;
-    const int64_t total = int64_t(count) * shape.block_bytes;
-    const int64_t padding = total - shape.header_bytes - high_bytes - low_bytes - near_bytes;
-    const int64_t usage[10] = {shape.header_bytes, high_bytes, low_bytes, near_bytes, padding, 1, count,
-                               all_high,           all_low,    pruned};
-    for (int i = 0; i < 10; i++) a.usage[i] += usage[i];
+    count_usage(shape, a.usage, all_high, all_low, level, count, 1);
 }
 
 static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list, const HeadPlan& plan) {

@@ -89,6 +89,19 @@ struct Record {
     }
 };
 
+// Adds `sign` times what a record of so many blocks holds at a level to the running usage (see store.py).
+static void count_usage(const RecordShape& shape, int64_t* usage, int64_t high, int64_t low, int level, int64_t blocks,
+                        int sign) {
+    const int64_t base = 8 + (4 * shape.key_base + 2 * shape.value_base) * shape.head_dim / 8;
+    const int64_t refine = (4 * shape.key_refine + 2 * shape.value_refine) * shape.head_dim / 8;
+    const int64_t pruned = shape.heads * shape.page_size - high - low;
+    const int64_t high_bytes = high * (base + (level >= kLevelFar ? refine : 0)), low_bytes = low * base;
+    const int64_t near = level >= kLevelNear ? low * refine + pruned * (base + refine) : 0;
+    const int64_t padding = blocks * shape.block_bytes - shape.header_bytes - high_bytes - low_bytes - near;
+    const int64_t parts[10] = {shape.header_bytes, high_bytes, low_bytes, near, padding, 1, blocks, high, low, pruned};
+    for (int i = 0; i < 10; i++) usage[i] += sign * parts[i];
+}
+
 // Where a head's far sections lie, if in one piece each.
 struct HeadPlace {
     int high, low;

@@ -7,7 +7,6 @@
 namespace leankv::LEANKV_NS {
 namespace {
 
-constexpr int kUsageFields = 10;
 constexpr int kPrefetchRecords = 8;
 
 LEANKV_INLINE int32_t* first_words(const ShrinkArgs& a, int64_t i) {
@@ -30,24 +29,15 @@ LEANKV_INLINE int64_t bytes_at(const RecordShape& shape, const int32_t* words, i
     return level == 1 ? head[2] : head[3];
 }
 
-// Adds `sign` times what a record of so many blocks holds at a level to the running usage (see store.py).
-static void count_usage(const ShrinkArgs& a, const int32_t* words, int level, int64_t blocks, int sign) {
-    const RecordShape& shape = a.shape;
+// Takes a record that is cut to a level, with so many blocks, into the running usage, or out of it (`sign`).
+static void count_record(const ShrinkArgs& a, const int32_t* words, int level, int64_t blocks, int sign) {
     int64_t high = 0, low = 0;
-    for (int h = 0; h < shape.heads; h++) {
-        const int32_t counts = words[shape.head_word + 4 * h];
+    for (int h = 0; h < a.shape.heads; h++) {
+        const int32_t counts = words[a.shape.head_word + 4 * h];
         high += counts & 0xFFFF;
         low += counts >> 16;
     }
-    const int64_t base = 8 + (4 * shape.key_base + 2 * shape.value_base) * shape.head_dim / 8;
-    const int64_t refine = (4 * shape.key_refine + 2 * shape.value_refine) * shape.head_dim / 8;
-    const int64_t pruned = shape.heads * shape.page_size - high - low;
-    const int64_t high_bytes = high * (base + (level >= 2 ? refine : 0)), low_bytes = low * base;
-    const int64_t near = level >= 3 ? low * refine + pruned * (base + refine) : 0;
-    const int64_t padding = blocks * shape.block_bytes - shape.header_bytes - high_bytes - low_bytes - near;
-    const int64_t usage[kUsageFields] = {
-        shape.header_bytes, high_bytes, low_bytes, near, padding, 1, blocks, high, low, pruned};
-    for (int i = 0; i < kUsageFields; i++) a.usage[i] += sign * usage[i];
+    count_usage(a.shape, a.usage, high, low, level, blocks, sign);
 }
 
 LEANKV_INLINE void give_back(const ShrinkArgs& a, const int32_t* list, int64_t begin, int64_t end) {
@@ -66,7 +56,7 @@ static void free_pages(const ShrinkArgs& a) {
         prefetch_record(a, i);
         const int32_t* words = first_words(a, i);
         if (!words) continue;
-        count_usage(a, words, words[4], words[2], -1);
+        count_record(a, words, words[4], words[2], -1);
         give_back(a, words + a.shape.list_word, 0, words[2]);
     }
     for (int64_t i = 0; i < a.n * a.layers; i++) a.page_table[i / a.n * a.table_stride + a.pages[i % a.n]] = 0;
@@ -80,8 +70,8 @@ static void cut_pages(const ShrinkArgs& a) {
         if (!words || words[4] <= level) continue;
         const int64_t bytes = bytes_at(a.shape, words, level), had = words[2];
         const int64_t kept = (bytes + a.shape.block_bytes - 1) / a.shape.block_bytes;
-        count_usage(a, words, words[4], had, -1);
-        count_usage(a, words, level, kept, 1);
+        count_record(a, words, words[4], had, -1);
+        count_record(a, words, level, kept, 1);
         int32_t* list = words + a.shape.list_word;
         give_back(a, list, kept, had);
         for (int64_t b = kept; b < had; b++) list[b] = 0;
