@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import bench.checkout  # noqa: F401
-from leankv_kernels import HIGH, LOW, PRUNED, TIERS, RecordLayout
+from leankv_kernels import HIGH, LOW, PRUNED, TIERS, RecordLayout, TierCounts
 from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
 
 PAGE, WINDOW, ROTATION = 128, 1, "hadamard"
@@ -112,9 +112,9 @@ def draw_tiers(shape: Shape, mix: str) -> Tensor:
 
 def record_bytes(layout: RecordLayout, tiers: Tensor) -> tuple[Tensor, Tensor]:
     """Bytes of every record ``[n]`` that its far and its near view read: header, base and refinement, near part."""
-    high, low = ((tiers == tier).sum(2) for tier in (HIGH, LOW))
+    counts = TierCounts.of(tiers)
     levels = (torch.full((len(tiers),), level) for level in (LEVEL_FAR, LEVEL_NEAR))
-    far, near = (layout.level_bytes(high, low, level) for level in levels)
+    far, near = (layout.level_bytes(counts, level) for level in levels)
     return far, near
 
 

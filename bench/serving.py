@@ -95,13 +95,14 @@ def loads(names: list[str], quick: bool) -> list[Load]:
 def flags(system: str, memory: int, clients: int) -> tuple[str, ...]:
     """Flags that give a system so many bytes in all."""
     from leankv_sglang.cli import config_from_args, split_args
+    from leankv_sglang.models import resolve_model_path
 
     shape = model_shape()
     extra = SYSTEMS.get(system, ())
     if system == STOCK:
         tokens = memory // bytes_per_token()
     else:
-        config, _ = config_from_args(split_args(extra)[0])
+        config, _ = config_from_args(split_args(extra)[0], resolve_model_path(None))
         layout = make_layout(config, DEFAULT_PAGE_SIZE, shape.kv_heads, shape.head_dim)
         tokens = tokens_for(memory, layout, shape.layers, shape.query_heads, clients)
     common = ("--max-total-tokens", str(tokens), "--max-running-requests", str(clients), "--enable-metrics")
@@ -117,14 +118,14 @@ def write_pruned_profile() -> None:
     low = [1e9 if head in pruned else 0.0 for head in heads]
     rows = [low[i : i + shape.kv_heads] for i in heads[:: shape.kv_heads]]
     profile = {
-        "leankv_profile": 1,
+        "leankv_profile": 2,
         "model": {"num_layers": shape.layers, "num_kv_heads": shape.kv_heads, "head_dim": shape.head_dim},
+        "page_size": 128,
         "tiers": "k8v4,k4v2",
         "rotation": "hadamard",
         "significance": "attention",
         "window": 1,
-        "alpha_high": [[1e9] * shape.kv_heads for _ in range(shape.layers)],
-        "alpha_low": rows,
+        "points": {"pruned": {"alpha_high": 1e9, "alpha_low": rows}},
     }
     Path(PRUNED_PROFILE).write_text(json.dumps(profile))
 

@@ -3,7 +3,7 @@
 Importable as ``leankv_kernels``; needs torch alone and imports neither sglang nor the package.
 """
 
-from leankv_kernels.layout import HIGH, LOW, PRUNED, TIERS, RecordLayout, Tier
+from leankv_kernels.layout import HIGH, LOW, MID, PRUNED, TIERS, RecordLayout, Tier, TierCounts
 from leankv_kernels.ops import Ops, available_backends, get_ops
 from leankv_kernels.plan import Plan, build_plan
 from leankv_kernels.raw import RawPages
@@ -13,6 +13,7 @@ from leankv_kernels.store import RecordStore
 __all__ = [
     "HIGH",
     "LOW",
+    "MID",
     "PRUNED",
     "TIERS",
     "BlockRing",
@@ -22,6 +23,7 @@ __all__ = [
     "RecordLayout",
     "RecordStore",
     "Tier",
+    "TierCounts",
     "available_backends",
     "build_plan",
     "get_ops",

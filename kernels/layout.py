@@ -3,18 +3,19 @@
 A record is one run of bytes laid over fixed-size blocks and ordered by worth, so that cutting its tail is all that
 trimming and demoting ever do::
 
-    header | base codes of far tokens | refinement of high tokens | near part
+    header | base codes of far tokens | refinement of far tokens | near part
            ^ base_start               ^ refine_start              ^ near_start
 
-Header (int32 words): page, layer, blocks, bytes, level, magic, 2 spare (zero) | block list | per KV head {high + low *
-65536 counts, base, refine, near offsets} | per KV head the 2-bit tier map (token t in byte t % (P/4), bits
-2 * (t // (P/4))).
+Header (int32 words): page, layer, blocks, bytes, level, magic, 2 spare (zero) | block list | per KV head {counts of
+high, mid and low tokens in 10 bits each, base, refine, near offsets} | per KV head the 2-bit tier map (token t in byte
+t % (P/4), bits 2 * (t // (P/4))).
 
 Every code is the top ``b`` bits of one 8-bit master code over the token's [min, max], read at the centre of its bin,
 so a low token is a high token with its tail cut off and one scale and zero serve every tier. Codes are stored as
 planes, top bits first: keys in planes of 4 bits, values in planes of 2 bits; a tier is a number of planes. Inside a
 section each KV head owns one run per kind of data; runs start at multiples of 16 bytes. Far tokens come high first,
-then low, each in order of position; the tier map gives true positions back.
+then mid, then low, each in order of position; the tier map gives true positions back. A mid token has the keys of one
+of its neighbours and the values of the other, so refined keys, and refined values, are the first so many far tokens'.
 
 Planes are laid out for dot products over whole registers, without transposing anything (``Span`` has the arithmetic):
 
@@ -33,7 +34,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PRUNED, LOW, HIGH = 0, 1, 2
+PRUNED, LOW, HIGH, MID = range(4)
 """Tier codes of the tier map."""
 
 LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR = 1, 2, 3
@@ -52,6 +53,8 @@ KEY_PLANE, VALUE_PLANE = 4, 2
 """Bits of a code that one plane holds."""
 HEADER_WORDS = 8
 HEAD_WORDS = 4
+COUNT_BITS = 10
+"""Bits of the tokens of each tier in a KV head's first word: high, mid, low, lowest bits first."""
 MAGIC = 0x564B4C31
 W_PAGE, W_LAYER, W_BLOCKS, W_BYTES, W_LEVEL, W_MAGIC, W_SPARE = range(7)
 
@@ -70,6 +73,33 @@ class Tier(NamedTuple):
 
 TIERS = {t.name: t for t in (Tier(8, 8), Tier(8, 4), Tier(4, 4), Tier(4, 2))}
 """Every format a tier can have, by name."""
+
+
+class TierCounts(NamedTuple):
+    """Tokens of each tier but the pruned, integers ``[n, H]``."""
+
+    high: Tensor
+    mid: Tensor
+    low: Tensor
+
+    @property
+    def far(self) -> Tensor:
+        """Tokens that the far view reads."""
+        return self.high + self.mid + self.low
+
+    def word(self) -> Tensor:
+        """All of them in one word of the header."""
+        return self.high + (self.mid << COUNT_BITS) + (self.low << 2 * COUNT_BITS)
+
+    @classmethod
+    def of_word(cls, word: Tensor) -> TierCounts:
+        """The inverse of :meth:`word`, for int64."""
+        return cls(*((word >> COUNT_BITS * i) & ((1 << COUNT_BITS) - 1) for i in range(3)))
+
+    @classmethod
+    def of(cls, tiers: Tensor) -> TierCounts:
+        """The counts of tiers ``[n, H, P]``."""
+        return cls(*((tiers == tier).sum(2) for tier in (HIGH, MID, LOW)))
 
 
 class TokenBytes(NamedTuple):
@@ -156,8 +186,9 @@ class RecordLayout:
         page_size: tokens of a page, a multiple of 16.
         num_kv_heads: KV heads held on this rank.
         head_dim: channels of keys and of values, a multiple of 16, 16 to 256.
-        high, low: formats of the two tiers; ``low`` is a cut of ``high`` (equal for a single tier).
+        high, low: formats of the outer tiers; ``low`` is a cut of ``high`` (equal for a single tier).
         near: whether a near part is kept (window > 0).
+        mid: format of a tier between them, which has the keys of one and the values of the other.
 
     Raises:
         ValueError: for a shape or a pair of tiers the layout cannot hold; the message says which.
@@ -169,6 +200,7 @@ class RecordLayout:
     high: Tier
     low: Tier
     near: bool = True
+    mid: Tier | None = None
 
     def __post_init__(self) -> None:
         if self.page_size % 16 or not 16 <= self.page_size <= 256:
@@ -183,6 +215,12 @@ class RecordLayout:
                     f"tiers {self.high.name},{self.low.name}: the low tier must cut 0, 2 or 4 bits off a {what} of the "
                     f"high tier, not {cut}"
                 )
+        between = (Tier(self.high.key_bits, self.low.value_bits), Tier(self.low.key_bits, self.high.value_bits))
+        if self.mid and (self.mid not in between or self.mid in (self.high, self.low)):
+            raise ValueError(
+                f"tiers {self.high.name},{self.mid.name},{self.low.name}: the middle tier must have the keys of one of "
+                "the others and the values of the other"
+            )
         _ = self.block_bytes  # raises for shapes no block can hold
 
     @property
@@ -194,6 +232,21 @@ class RecordLayout:
     def value_refine_bits(self) -> int:
         """Bits by which a high value is longer than a low one."""
         return self.high.value_bits - self.low.value_bits
+
+    @property
+    def mid_keys_fine(self) -> bool:
+        """Whether the middle tier's keys are the high tier's."""
+        return self.mid is not None and self.mid.key_bits == self.high.key_bits
+
+    @property
+    def mid_values_fine(self) -> bool:
+        """Whether the middle tier's values are the high tier's."""
+        return self.mid is not None and self.mid.value_bits == self.high.value_bits
+
+    def refined(self, counts: TierCounts) -> tuple[Tensor, Tensor]:
+        """How many keys, and how many values, of the far tokens in their order have refinement."""
+        keys, values = (counts.high + fine * counts.mid for fine in (self.mid_keys_fine, self.mid_values_fine))
+        return keys, values
 
     @property
     def planes(self) -> Planes:
@@ -224,10 +277,16 @@ class RecordLayout:
 
     @cached_property
     def _worst_body(self) -> int:
-        # Every token keeps all its data until a cut; what varies with the tiers is padding, so try all counts.
-        high, low = torch.meshgrid(*[torch.arange(self.page_size + 1)] * 2, indexing="ij")
-        fits = high + low <= self.page_size
-        parts = self._section_bytes(high[fits][:, None], low[fits][:, None])
+        # Bytes are linear in the counts but for padding, which repeats every 4 tokens, and for empty runs.
+        few = torch.arange(9)
+        three = torch.cartesian_prod(few, few, few)
+        rest = self.page_size - three.sum(1, keepdim=True)
+        fits = rest[:, 0] >= 0
+        by_tier = torch.cat([three, rest], 1)[fits]
+        high, mid, low, _ = torch.cat([by_tier.roll(i, 1) for i in range(4)])[..., None].unbind(1)
+        if self.mid is None:
+            mid, low = torch.zeros_like(mid), low + mid
+        parts = self._section_bytes(TierCounts(high, mid, low))
         return self.num_kv_heads * int(torch.stack(parts).sum(0).max())
 
     def _header_bytes(self, blocks: int) -> int:
@@ -281,21 +340,22 @@ class RecordLayout:
         """Byte offset of the first KV head's tier map."""
         return 4 * (self.head_word + HEAD_WORDS * self.num_kv_heads)
 
-    def _runs(self, high: Tensor, low: Tensor) -> list[_Run]:
+    def _runs(self, counts: TierCounts) -> list[_Run]:
         """Every run of a KV head in the order they are stored in; all that knows this order asks here."""
-        planes, none, far = self.planes, torch.zeros_like(high), high + low
+        planes, none, far = self.planes, torch.zeros_like(counts.high), counts.far
+        keys, values = self.refined(counts)
         runs = [
             _Run(0, "scale", 1, none, far),
             _Run(0, "key", planes.key_base, none, far),
             _Run(0, "value", planes.value_base, none, far),
-            _Run(1, "key", planes.key_refine, none, high),
-            _Run(1, "value", planes.value_refine, none, high),
+            _Run(1, "key", planes.key_refine, none, keys),
+            _Run(1, "value", planes.value_refine, none, values),
         ]
         if self.near:
             pruned = self.page_size - far
             runs += [
-                _Run(2, "key", planes.key_refine, high, far),
-                _Run(2, "value", planes.value_refine, high, far),
+                _Run(2, "key", planes.key_refine, keys, far),
+                _Run(2, "value", planes.value_refine, values, far),
                 _Run(2, "scale", 1, none, pruned),
                 _Run(2, "key", planes.key_base + planes.key_refine, none, pruned),
                 _Run(2, "value", planes.value_base + planes.value_refine, none, pruned),
@@ -314,25 +374,25 @@ class RecordLayout:
     def _run_bytes(self, run: _Run) -> Tensor:
         return _align(run.planes * self._plane_bytes(run))
 
-    def _section_bytes(self, high: Tensor, low: Tensor) -> list[Tensor]:
-        parts = [torch.zeros_like(high) for _ in range(3)]
-        for run in self._runs(high, low):
+    def _section_bytes(self, counts: TierCounts) -> list[Tensor]:
+        parts = [torch.zeros_like(counts.high) for _ in range(3)]
+        for run in self._runs(counts):
             parts[run.section] = parts[run.section] + self._run_bytes(run)
         return parts
 
-    def sections(self, high: Tensor, low: Tensor) -> Sections:
+    def sections(self, counts: TierCounts) -> Sections:
         """Byte offsets of every KV head's sections, int64 ``[n, H]``, and the records' ends ``[n]``, for the given
-        int64 counts ``[n, H]``.
+        int64 counts.
         """
-        parts = torch.cat(self._section_bytes(high, low), dim=1)
+        parts = torch.cat(self._section_bytes(counts), dim=1)
         ends = parts.cumsum(1) + self.header_bytes
         starts = ends - parts
         h = self.num_kv_heads
         return Sections(starts[:, :h], starts[:, h : 2 * h], starts[:, 2 * h :], ends[:, -1])
 
-    def level_bytes(self, high: Tensor, low: Tensor, level: Tensor) -> Tensor:
+    def level_bytes(self, counts: TierCounts, level: Tensor) -> Tensor:
         """Length in bytes ``[n]`` of records that hold what ``level`` ``[n]`` says."""
-        s = self.sections(high, low)
+        s = self.sections(counts)
         cut = torch.where(level == LEVEL_BASE, s.refine[:, 0], s.near[:, 0])
         return torch.where(level >= LEVEL_NEAR, s.end, cut)
 
@@ -343,12 +403,14 @@ class RecordLayout:
             tiers: tier of every token, integers ``[n, H, P]``.
         """
         # [tier, n, H, P], tiers in the order of their codes
-        member = torch.stack([tiers == PRUNED, tiers == LOW, tiers == HIGH])
+        member = torch.stack([tiers == PRUNED, tiers == LOW, tiers == HIGH, tiers == MID])
         upto = member.cumsum(3)
-        _, low, high = upto[..., -1]
-        token = upto.gather(0, tiers.long()[None])[0] - 1 + high[..., None] * member[LOW]
-        runs = self._runs(high, low)
-        at = list(self.sections(high, low)[:3])
+        _, low, high, mid = upto[..., -1]
+        counts = TierCounts(high, mid, low)
+        ahead = high[..., None] * (member[LOW] | member[MID]) + mid[..., None] * member[LOW]
+        token = upto.gather(0, tiers.long()[None])[0] - 1 + ahead
+        runs = self._runs(counts)
+        at = list(self.sections(counts)[:3])
         starts = []
         for run in runs:
             starts.append(at[run.section])
@@ -359,12 +421,12 @@ class RecordLayout:
             runs.append(_Run(2, "scale", 0, torch.zeros_like(high), torch.ones_like(high)))
 
         def by_tier(per_tier: list[Tensor]) -> Tensor:
-            # in the order of the tier codes: pruned, low, high
+            # in the order of the tier codes: pruned, low, high, mid
             return torch.stack(per_tier, dim=-1).gather(2, tiers.long())
 
-        def span(base: int, refine: tuple[int, int], pruned: int, plane: int, base_planes: int) -> Span:
+        def span(base: int, refine: tuple[int, int, int], pruned: int, plane: int, base_planes: int) -> Span:
             fine = plane - base_planes
-            chosen = [(pruned, plane), *([(base, plane)] * 2 if fine < 0 else [(refine[0], fine), (refine[1], fine)])]
+            chosen = [(pruned, plane), *([(base, plane)] * 3 if fine < 0 else [(run, fine) for run in refine])]
             return Span(
                 by_tier([starts[r] + p * self._plane_bytes(runs[r]) for r, p in chosen]),
                 by_tier([runs[r].first for r, _ in chosen]),
@@ -372,10 +434,14 @@ class RecordLayout:
             )
 
         planes = self.planes
+        mid_key, mid_value = 3 if self.mid_keys_fine else 5, 4 if self.mid_values_fine else 6
         return Places(
             token,
-            by_tier([starts[7], starts[0], starts[0]]) + 2 * token,
-            2 * by_tier([runs[7].stop, runs[0].stop, runs[0].stop]),
-            [span(1, (5, 3), 8, p, planes.key_base) for p in range(planes.key_base + planes.key_refine)],
-            [span(2, (6, 4), 9, p, planes.value_base) for p in range(planes.value_base + planes.value_refine)],
+            by_tier([starts[7], *[starts[0]] * 3]) + 2 * token,
+            2 * by_tier([runs[7].stop, *[runs[0].stop] * 3]),
+            [span(1, (5, 3, mid_key), 8, p, planes.key_base) for p in range(planes.key_base + planes.key_refine)],
+            [
+                span(2, (6, 4, mid_value), 9, p, planes.value_base)
+                for p in range(planes.value_base + planes.value_refine)
+            ],
         )

@@ -15,16 +15,18 @@ from leankv_kernels.ring import BlockRing
 
 
 class Usage(NamedTuple):
-    """What the live records hold. Bytes unless said; the first five add up to ``blocks * block_bytes``."""
+    """What the live records hold. Bytes unless said; the first six add up to ``blocks * block_bytes``."""
 
     header: int
     high: int
+    mid: int
     low: int
     near: int
     padding: int
     records: int
     blocks: int
     high_tokens: int  # tokens per KV head and layer, so one token of a page counts layers * heads times
+    mid_tokens: int
     low_tokens: int
     pruned_tokens: int
 
@@ -160,7 +162,7 @@ class RecordStore:
 
     def _length_at(self, header: Header, level: Tensor) -> tuple[Tensor, Tensor]:
         """Bytes and blocks, int64 ``[n]`` each, of records that hold what ``level`` says; 0 for absent ones."""
-        nbytes = torch.where(header.blocks > 0, self.layout.level_bytes(header.high, header.low, level), 0)
+        nbytes = torch.where(header.blocks > 0, self.layout.level_bytes(header.counts, level), 0)
         return nbytes, -(-nbytes // self.layout.block_bytes)
 
     def _measure(self, header: Header) -> Tensor:
@@ -169,15 +171,17 @@ class RecordStore:
         held = header.blocks > 0
         fine = (header.level >= L.LEVEL_FAR).long()
         base_bytes = token.scale + token.key_base + token.value_base
-        n_high, n_low = header.high.sum(1), header.low.sum(1)
-        high = n_high * (base_bytes + fine * (token.key_refine + token.value_refine))
+        all_fine = token.key_refine + token.value_refine
+        mid_fine = lay.mid_keys_fine * token.key_refine + lay.mid_values_fine * token.value_refine
+        n_high, n_mid, n_low = (count.sum(1) for count in header.counts)
+        high, mid = n_high * (base_bytes + fine * all_fine), n_mid * (base_bytes + fine * mid_fine)
         low = n_low * base_bytes
-        pruned = (lay.page_size * lay.num_kv_heads - n_high - n_low) * held
-        near_bytes = n_low * (token.key_refine + token.value_refine) + pruned * sum(token)
-        near = near_bytes * (header.level >= L.LEVEL_NEAR)
+        n_pruned = (lay.page_size * lay.num_kv_heads - n_high - n_mid - n_low) * held
+        near = n_low * all_fine + n_mid * (all_fine - mid_fine) + n_pruned * sum(token)
+        near = near * (header.level >= L.LEVEL_NEAR)
         fixed = held.long() * lay.header_bytes
-        total = header.blocks.long() * lay.block_bytes
-        parts = (fixed, high, low, near, total - fixed - high - low - near, held, header.blocks, n_high, n_low, pruned)
+        padding = header.blocks.long() * lay.block_bytes - fixed - high - mid - low - near
+        parts = (fixed, high, mid, low, near, padding, held, header.blocks, n_high, n_mid, n_low, n_pruned)
         return torch.stack([p.long().sum() for p in parts])
 
     def audit(self) -> list[str]:
@@ -193,7 +197,7 @@ class RecordStore:
                 problems.append(f"{bad} records name another {what} than the page table")
         if bad := int((self.blocks.view(torch.int32)[heads, L.W_MAGIC] != L.MAGIC).sum()):
             problems.append(f"{bad} records are not records")
-        expected = lay.level_bytes(header.high, header.low, header.level.long())
+        expected = lay.level_bytes(header.counts, header.level.long())
         if bad := int((expected != header.nbytes).sum()):
             problems.append(f"{bad} records have another length than their counts say")
         listed = self._lists(heads)

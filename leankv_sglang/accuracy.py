@@ -12,24 +12,23 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from leankv_sglang.config import LeanKVConfig, Thresholds, check_thresholds
+from leankv_sglang.config import Alphas, LeanKVConfig, check_thresholds
 from leankv_sglang.errors import LeanKVError
 
 FIELD = "leankv"
 """Name of the field in requests and responses."""
-OWN = "balanced"
-"""The name of the server's own accuracy."""
-NAMED: dict[str, tuple[Thresholds | None, Thresholds | None]] = {
-    # Significance is never negative, so all of it is above this; above 0 it is not.
-    "lossless": (-1.0, 0.0),
-    OWN: (None, None),
-    "small": (math.inf, 0.0),
-}
-"""alpha_high and alpha_low of each name; None is the server's own. The one place that knows the names."""
+BALANCED = "balanced"
+"""What the server's own accuracy is called where it comes from no profile."""
 _MARK = "leankv:"
-_THRESHOLDS = ("alpha_high", "alpha_low")
-_NAMES = ", ".join(NAMED)
-_FORM = f'{{"profile": name}} with a name of {_NAMES}, or {{"alpha_high": number, "alpha_low": number}}'
+_THRESHOLDS = tuple(f"alpha_{tier}" for tier in Alphas._fields)
+
+
+def named(config: LeanKVConfig) -> dict[str, Alphas]:
+    """The accuracies that a request may name: the profile's points, or all high, the server's own and all low."""
+    if config.points:
+        return dict(config.points)
+    # Significance is never negative, so all of it is above -1; above 0 it is not.
+    return {"lossless": Alphas(-1.0), BALANCED: config.alphas, "small": Alphas(math.inf)}
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Accuracy:
     """Effective thresholds; equal ones have equal ``spec``, which is what the radix key holds."""
 
     spec: str
-    high: Thresholds
-    low: Thresholds
+    alphas: Alphas
+    name: str | None = None
 
     @property
     def is_own(self) -> bool:
@@ -47,10 +46,10 @@ class Accuracy:
 
     def describe(self) -> dict[str, Any]:
         """As a request would ask for it; a threshold that is a profile's table per head is left out."""
-        if self.is_own or self.spec in NAMED:
-            return {"profile": self.spec or OWN}
-        given = zip(_THRESHOLDS, (self.high, self.low), strict=True)
-        return {name: value for name, value in given if isinstance(value, float)}
+        if self.name:
+            return {"profile": self.name}
+        given = zip(_THRESHOLDS, self.alphas, strict=True)
+        return {name: value for name, value in given if isinstance(value, float) and value != math.inf}
 
 
 def resolve(field: Any, config: LeanKVConfig) -> Accuracy:
@@ -59,27 +58,30 @@ def resolve(field: Any, config: LeanKVConfig) -> Accuracy:
     Raises:
         LeanKVError: one sentence saying what is wrong with the field.
     """
+    names = ", ".join(named(config))
+    form = f'{{"profile": name}} with a name of {names}, or {{"alpha_high": number, "alpha_low": number}}'
     if field is None:
-        return _accuracy(None, None, config)
+        return _accuracy(config.alphas, config)
     if not isinstance(field, dict) or not field:
-        raise LeanKVError(f"{FIELD} takes {_FORM}, not {_say(field)}.")
+        raise LeanKVError(f"{FIELD} takes {form}, not {_say(field)}.")
     if unknown := [name for name in field if name not in ("profile", *_THRESHOLDS)]:
-        raise LeanKVError(f"{FIELD} takes {_FORM}; it has no field {_say(unknown[0])}.")
+        raise LeanKVError(f"{FIELD} takes {form}; it has no field {_say(unknown[0])}.")
     if "profile" in field:
         if len(field) > 1:
             raise LeanKVError(f"{FIELD} takes a profile or thresholds, not both.")
         name = field["profile"]
-        if not isinstance(name, str) or name not in NAMED:
-            raise LeanKVError(f"{FIELD}.profile takes {_NAMES}, not {_say(name)}.")
-        return _accuracy(*NAMED[name], config)
+        if not isinstance(name, str) or name not in named(config):
+            raise LeanKVError(f"{FIELD}.profile takes {names}, not {_say(name)}.")
+        return _accuracy(named(config)[name], config)
     for name, value in field.items():
         if not _is_number(value):
             raise LeanKVError(f"{FIELD}.{name} is a number of at least 0, not {_say(value)}.")
     # Adding 0 makes -0 and 0 one.
-    high, low = (float(field[name]) + 0.0 if name in field else None for name in _THRESHOLDS)
-    accuracy = _accuracy(high, low, config)
-    names = [f"{FIELD}.{name}" for name in _THRESHOLDS]
-    check_thresholds(accuracy.high, accuracy.low, config.significance, (names[0], names[1]))
+    given = {name.removeprefix("alpha_"): float(value) + 0.0 for name, value in field.items()}
+    if "mid" in given and not config.mid:
+        raise LeanKVError(f"{FIELD}.alpha_mid needs a server with a middle tier; this one has {config.tiers}.")
+    accuracy = _accuracy(config.alphas._replace(**given), config)
+    check_thresholds(accuracy.alphas, config.significance, f"{FIELD}.alpha_{{}}")
     return accuracy
 
 
@@ -103,34 +105,28 @@ def accuracy_of(salt: str | None, config: LeanKVConfig) -> Accuracy:
 
 @lru_cache(maxsize=256)
 def _from_spec(spec: str, config: LeanKVConfig) -> Accuracy:
-    own = _accuracy(None, None, config)
-    if not spec or spec in NAMED:
-        return _accuracy(*NAMED[spec], config) if spec else own
+    own = _accuracy(config.alphas, config)
+    if not spec:
+        return own
+    if spec in named(config):
+        return _accuracy(named(config)[spec], config)
     try:
-        high, low = (float(number) if number else None for number in spec.split(","))
-        accuracy = _accuracy(high, low, config)
-        check_thresholds(accuracy.high, accuracy.low, config.significance)
+        numbers = zip(Alphas._fields, spec.split(","), strict=True)
+        accuracy = _accuracy(config.alphas._replace(**{tier: float(n) for tier, n in numbers if n}), config)
+        check_thresholds(accuracy.alphas, config.significance)
     except (ValueError, LeanKVError):
         return own
     return accuracy
 
 
-def _accuracy(high: Thresholds | None, low: Thresholds | None, config: LeanKVConfig) -> Accuracy:
-    own = (config.alpha_high, config.alpha_low)
-    pair = _effective((high, low), own)
+def _accuracy(alphas: Alphas, config: LeanKVConfig) -> Accuracy:
+    own = config.alphas
     # Without significance every token scores 0, which no threshold but a negative one tells apart.
-    if pair == own or (config.significance == "none" and isinstance(pair[0], float) and pair[0] >= 0 == pair[1]):
-        return Accuracy("", *own)
-    for name, named in NAMED.items():
-        if pair == _effective(named, own):
-            return Accuracy(name, *pair)
-    return Accuracy(",".join(repr(value) if isinstance(value, float) else "" for value in pair), *pair)
-
-
-def _effective(
-    pair: tuple[Thresholds | None, Thresholds | None], own: tuple[Thresholds, Thresholds]
-) -> tuple[Thresholds, Thresholds]:
-    return (own[0] if pair[0] is None else pair[0], own[1] if pair[1] is None else pair[1])
+    alike = config.significance == "none" and all(isinstance(x, float) and x >= 0 for x in alphas) and not alphas.low
+    name = next((name for name, point in named(config).items() if point == (own if alike else alphas)), None)
+    if alphas == own or alike:
+        return Accuracy("", own, name)
+    return Accuracy(name or ",".join(repr(x) if isinstance(x, float) else "" for x in alphas), alphas, name)
 
 
 def _is_number(value: Any) -> bool:

@@ -14,7 +14,7 @@ from leankv_kernels import build_plan
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.pool import LeanKVPool
-from leankv_sglang.read_rule import Compressor, PageThresholds
+from leankv_sglang.read_rule import Compressor
 from leankv_sglang.row_thresholds import RowThresholds
 from leankv_sglang.selfcheck import check_process
 from leankv_sglang.significance import STRATEGIES
@@ -62,18 +62,17 @@ class LeanKVBackend(AttentionBackend):
             pool.store,
             config.rotation,
             STRATEGIES[config.significance](),
-            pool.alpha_high,
-            pool.alpha_low,
+            pool.alphas,
         )
         self.req_to_token_pool = runner.req_to_token_pool
         rows = self.req_to_token_pool.req_to_token.shape[0]
         pool.attach_rows(rows, runner.model_config.get_num_attention_heads(get_parallel().attn_tp_size))
-        self.row_thresholds = RowThresholds(rows, pool.alpha_high, pool.alpha_low, config)
+        self.row_thresholds = RowThresholds(rows, pool.alphas, config, pool.per_head)
         # Found there when rows are given to requests (patches/row_alloc.py).
         self.req_to_token_pool.leankv_rows = self.row_thresholds
         self.req_to_token_pool.register_on_alloc_rows(self._reset_rows)
         self.forward_metadata: Plan | None = None
-        self.thresholds: PageThresholds | None = None
+        self.thresholds: Tensor | None = None
 
     def _reset_rows(self, rows: list[int]) -> None:
         self.pool.row_fill[rows] = 0

@@ -14,9 +14,9 @@ from leankv_sglang.config import (
     parse_tiers,
 )
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.profile import Profile, load_profile
+from leankv_sglang.profile import Profile, find_profile
 
-_METHOD_FLAGS = ("tiers", "alpha_high", "alpha_low", "rotation", "significance", "window")
+_METHOD_FLAGS = ("tiers", "alpha_high", "alpha_mid", "alpha_low", "rotation", "significance", "window")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +24,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("LeanKV", "Compressed KV pages beneath the radix tree (on by default here)")
     group.add_argument(
         "--leankv-tiers",
-        metavar="HIGH[,LOW]",
-        help="formats of the two tiers, each of k8v8, k8v4, k4v4, k4v2, or a single one for all tokens "
+        metavar="HIGH[,MID][,LOW]",
+        help="formats of two or three tiers, each of k8v8, k8v4, k4v4, k4v2, or a single one for all tokens "
         "(default: k8v4,k4v2)",
     )
     group.add_argument(
@@ -33,6 +33,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="A",
         help="a token above A times uniform attention is kept at the high tier (default: 1)",
+    )
+    group.add_argument(
+        "--leankv-alpha-mid",
+        type=float,
+        metavar="A",
+        help="with three tiers: a token above A times uniform attention, and not high, is kept at the middle one",
     )
     group.add_argument(
         "--leankv-alpha-low",
@@ -56,8 +62,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--leankv-profile",
-        metavar="FILE",
-        help="a calibrated profile: thresholds per layer and KV head, and the flags above in one file",
+        metavar="NAME|FILE[:NAME]",
+        help="calibrated thresholds per layer and KV head, and the flags above: lossless, balanced or small of the "
+        "profile that comes with the package for this model, or a file from python -m leankv_sglang.calibrate",
     )
     group.add_argument(
         "--leankv-demote",
@@ -75,8 +82,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def config_from_args(args: argparse.Namespace) -> tuple[LeanKVConfig, Profile | None]:
-    """The validated configuration, and the profile it came from if one was named.
+def config_from_args(args: argparse.Namespace, model: str) -> tuple[LeanKVConfig, Profile | None]:
+    """The validated configuration for the model in a folder, and the profile it came from if one was named.
 
     Raises:
         LeanKVError: one sentence naming the flag that is wrong.
@@ -92,11 +99,11 @@ def config_from_args(args: argparse.Namespace) -> tuple[LeanKVConfig, Profile | 
         if given:
             names = ", ".join(f"--leankv-{n.replace('_', '-')}" for n in given)
             raise LeanKVError(f"--leankv-profile decides {names} too; give the profile or the flags, not both.")
-        profile = load_profile(args.leankv_profile, kernels)
+        profile = find_profile(args.leankv_profile, model, kernels)
         profile = replace(profile, config=replace(profile.config, **cache))
         return profile.config, profile
     if "tiers" in given:
-        given["high"], given["low"] = parse_tiers(given.pop("tiers"))
+        given["high"], given["mid"], given["low"] = parse_tiers(given.pop("tiers"))
     return LeanKVConfig(kernels=kernels, **given, **cache), None
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from leankv_kernels.layout import TIERS, Tier
 from leankv_sglang.errors import LeanKVError
@@ -27,21 +27,33 @@ Thresholds = float | tuple[tuple[float, ...], ...]
 """One number for all heads, or one per layer and KV head."""
 
 
+class Alphas(NamedTuple):
+    """Thresholds of a token's significance: above the first it is high, else above the second mid, else from the third
+    on low, else pruned."""
+
+    high: Thresholds = 1.0
+    mid: Thresholds = math.inf
+    low: Thresholds = 0.0
+
+
 @dataclass(frozen=True)
 class LeanKVConfig:
     """How pages are compressed.
 
     Args:
-        high, low: formats of the two tiers, equal for a single tier; ``low`` must be a cut of ``high``.
+        high, low: formats of the outer tiers, equal for a single tier; ``low`` must be a cut of ``high``.
+        mid: format of a tier between them, if any: the keys of one, the values of the other.
         alpha_high: a token above this multiple of uniform attention is high.
-        alpha_low: a token below this multiple is pruned; 0 prunes nothing.
+        alpha_mid: a token above this multiple, and not high, is mid.
+        alpha_low: a token below this multiple, and neither, is pruned; 0 prunes nothing.
         rotation: ``hadamard`` or ``none``, of keys and values before quantizing.
         significance: the strategy that scores tokens.
         window: pages before a query's own page that it reads with every token high.
         demote: whether, under pressure, refinements are cut too before pages are evicted.
         match: whether a hit may read demoted pages: ``strict``, never, or ``relaxed``.
         kernels: backend of the ops, or ``auto``.
-        profile: where the thresholds came from, for display.
+        profile: name of the profile and point that the thresholds came from, for display.
+        points: the profile's named thresholds, among which a request may choose.
 
     Raises:
         LeanKVError: one sentence naming the flag that is wrong and what it takes.
@@ -51,6 +63,8 @@ class LeanKVConfig:
     low: str = "k4v2"
     alpha_high: Thresholds = 1.0
     alpha_low: Thresholds = 0.0
+    alpha_mid: Thresholds = math.inf
+    mid: str | None = None
     rotation: str = "hadamard"
     significance: str = "attention"
     window: int = 1
@@ -58,9 +72,10 @@ class LeanKVConfig:
     match: str = "strict"
     kernels: str = "auto"
     profile: str | None = None
+    points: tuple[tuple[str, Alphas], ...] = ()
 
     def __post_init__(self) -> None:
-        check_tiers(self.high, self.low)
+        check_tiers(self.high, self.mid, self.low)
         _one_of("--leankv-rotation", self.rotation, ROTATIONS)
         _one_of("--leankv-significance", self.significance, SIGNIFICANCE_NAMES)
         _one_of("--leankv-match", self.match, MATCHES)
@@ -68,17 +83,32 @@ class LeanKVConfig:
             raise LeanKVError("--leankv-match relaxed lets hits read demoted pages; it needs --leankv-demote.")
         if not 0 <= self.window <= MAX_WINDOW:
             raise LeanKVError(f"--leankv-window is a number of pages from 0 to {MAX_WINDOW}, not {self.window}.")
-        check_thresholds(self.alpha_high, self.alpha_low, self.significance)
+        for alphas in (self.alphas, *dict(self.points).values()):
+            check_thresholds(alphas, self.significance)
+        if self.mid is None and any(x != math.inf for x in _numbers(self.alpha_mid)):
+            raise LeanKVError(
+                f"--leankv-alpha-mid {_say(self.alpha_mid)} needs a middle tier, such as --leankv-tiers k8v4,k4v4,k4v2."
+            )
 
     @property
     def tiers(self) -> str:
         """The tiers as the flag takes them."""
-        return self.high if self.high == self.low else f"{self.high},{self.low}"
+        return ",".join(dict.fromkeys(name for name in (self.high, self.mid, self.low) if name))
 
     @property
     def formats(self) -> tuple[Tier, Tier]:
         """The high and the low tier's formats."""
         return TIERS[self.high], TIERS[self.low]
+
+    @property
+    def mid_format(self) -> Tier | None:
+        """The middle tier's format, if there is one."""
+        return TIERS[self.mid] if self.mid else None
+
+    @property
+    def alphas(self) -> Alphas:
+        """The server's own thresholds."""
+        return Alphas(self.alpha_high, self.alpha_mid, self.alpha_low)
 
     def to_json(self) -> str:
         """One line of JSON that :meth:`from_json` reads back."""
@@ -88,8 +118,9 @@ class LeanKVConfig:
     def from_json(cls, text: str) -> LeanKVConfig:
         """The inverse of :meth:`to_json`."""
         fields = json.loads(text)
-        for name in ("alpha_high", "alpha_low"):
+        for name in ("alpha_high", "alpha_mid", "alpha_low"):
             fields[name] = freeze_thresholds(fields[name])
+        fields["points"] = tuple((name, Alphas(*map(freeze_thresholds, point))) for name, point in fields["points"])
         return cls(**fields)
 
     def describe(self) -> str:
@@ -100,32 +131,31 @@ class LeanKVConfig:
             if self.profile:
                 parts.append(f"thresholds from {self.profile}")
             else:
-                parts.append(f"alpha high {_say(self.alpha_high)}, low {_say(self.alpha_low)}")
+                mid = f"mid {_say(self.alpha_mid)}, " if self.mid else ""
+                parts.append(f"alpha high {_say(self.alpha_high)}, {mid}low {_say(self.alpha_low)}")
         if self.demote:
             parts.append(f"demotion on, {self.match} matches")
         return ", ".join(parts)
 
 
-def check_thresholds(
-    high: Thresholds,
-    low: Thresholds,
-    significance: str,
-    names: tuple[str, str] = ("--leankv-alpha-high", "--leankv-alpha-low"),
-) -> None:
-    """Raise :class:`LeanKVError`, calling the two by ``names``, unless they can be thresholds of that significance."""
-    for name, value, top in zip(names, (high, low), (math.inf, sys.float_info.max), strict=True):
+def check_thresholds(alphas: Alphas, significance: str, name: str = "--leankv-alpha-{}") -> None:
+    """Raise :class:`LeanKVError`, calling each by ``name``, unless they can be thresholds of that significance."""
+    names = [name.format(tier) for tier in Alphas._fields]
+    high, _, low = alphas
+    for name, value, top in zip(names, alphas, (math.inf, math.inf, sys.float_info.max), strict=True):
         for number in _numbers(value):
             if not 0 <= number <= top:
                 raise LeanKVError(f"{name} is a number of at least 0, not {number}.")
     if isinstance(high, (int, float)) and isinstance(low, (int, float)) and low > high:
-        raise LeanKVError(f"{names[1]} must not be above {names[0]}.")
+        raise LeanKVError(f"{names[2]} must not be above {names[0]}.")
     if significance == "none" and any(_numbers(low)):
-        raise LeanKVError(f"{names[1]} prunes by significance; it cannot go with significance none.")
+        raise LeanKVError(f"{names[2]} prunes by significance; it cannot go with significance none.")
 
 
-def check_tiers(high: str, low: str) -> None:
-    """Raise :class:`LeanKVError` unless the two formats exist and the low one is a cut of the high one."""
-    for name in (high, low):
+def check_tiers(high: str, mid: str | None, low: str) -> None:
+    """Raise :class:`LeanKVError` unless the formats exist, the low one is a cut of the high one, and the middle one has
+    the keys of one and the values of the other."""
+    for name in (high, *([mid] if mid else []), low):
         _one_of("--leankv-tiers", name, TIER_NAMES)
     cuts = [int(h) - int(lo) for h, lo in zip((high[1], high[3]), (low[1], low[3]), strict=True)]
     if any(c not in (0, 2, 4) for c in cuts):
@@ -133,16 +163,21 @@ def check_tiers(high: str, low: str) -> None:
             f"--leankv-tiers {high},{low}: the second tier must be the first with 0, 2 or 4 bits cut off its keys and "
             "values; k8v4,k4v2 and k8v8,k4v4 are such pairs."
         )
+    if mid and (mid in (high, low) or mid not in (high[:2] + low[2:], low[:2] + high[2:])):
+        raise LeanKVError(
+            f"--leankv-tiers {high},{mid},{low}: the middle tier must have the keys of one of the others and the "
+            "values of the other, as in k8v4,k4v4,k4v2."
+        )
 
 
-def parse_tiers(text: str) -> tuple[str, str]:
-    """``k8v4,k4v2`` or a single ``k8v4`` to (high, low)."""
+def parse_tiers(text: str) -> tuple[str, str | None, str]:
+    """``k8v4,k4v4,k4v2``, ``k8v4,k4v2`` or a single ``k8v4`` to (high, mid, low)."""
     names = [n.strip().lower() for n in text.split(",")]
-    if len(names) > 2 or not all(names):
-        raise LeanKVError(f"--leankv-tiers takes one tier or two, such as k8v4,k4v2, not {text!r}.")
-    high, low = names[0], names[-1]
-    check_tiers(high, low)
-    return high, low
+    if len(names) > 3 or not all(names):
+        raise LeanKVError(f"--leankv-tiers takes one to three tiers, such as k8v4,k4v4,k4v2, not {text!r}.")
+    high, mid, low = names[0], names[1] if len(names) == 3 else None, names[-1]
+    check_tiers(high, mid, low)
+    return high, mid, low
 
 
 def freeze_thresholds(value: Any) -> Thresholds:

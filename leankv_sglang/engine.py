@@ -8,9 +8,10 @@ from leankv_sglang.accuracy import resolve, salted
 from leankv_sglang.config import LeanKVConfig, required_config
 from leankv_sglang.launch_server import apply_fields, prepare_environment
 from leankv_sglang.models import resolve_model_path
+from leankv_sglang.profile import find_profile
 
 
-def engine(model_path: str | None = None, leankv: LeanKVConfig | None = None, **server_args: Any) -> Any:
+def engine(model_path: str | None = None, leankv: LeanKVConfig | str | None = None, **server_args: Any) -> Any:
     """Start a ``sglang.Engine`` whose KV cache is LeanKV's.
 
     Call it under ``if __name__ == "__main__":``, as SGLang's own engine asks: it starts processes. One process holds
@@ -18,7 +19,8 @@ def engine(model_path: str | None = None, leankv: LeanKVConfig | None = None, **
 
     Args:
         model_path: a folder, a .gguf file or a name of the catalog; None for the default model.
-        leankv: how pages are compressed; None for the defaults.
+        leankv: how pages are compressed: a configuration, or a profile as ``--leankv-profile`` names it; None for the
+            defaults.
         server_args: as for ``sglang.Engine``.
 
     Returns:
@@ -28,6 +30,11 @@ def engine(model_path: str | None = None, leankv: LeanKVConfig | None = None, **
     Raises:
         LeanKVError: one sentence for arguments and models that LeanKV cannot go with.
     """
+    folder = resolve_model_path(model_path)
+    profile = None
+    if isinstance(leankv, str):
+        profile = find_profile(leankv, folder)
+        leankv = profile.config
     prepare_environment(leankv or LeanKVConfig())
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import ServerArgs
@@ -38,8 +45,8 @@ def engine(model_path: str | None = None, leankv: LeanKVConfig | None = None, **
     load_plugins()
     check_launcher()
     install_front()
-    record = ServerArgs(**{"log_level": "error", **server_args, "model_path": resolve_model_path(model_path)})
-    apply_fields(record, None)
+    record = ServerArgs(**{"log_level": "error", **server_args, "model_path": folder})
+    apply_fields(record, profile)
     return _engine_class()(server_args=record)
 
 

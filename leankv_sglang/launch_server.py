@@ -76,6 +76,8 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
     check_environment()
     check_flags(server_args)
     bind_ranks((server_args.tp_size or 1) * (server_args.dp_size or 1))
+    if profile is not None and server_args.page_size is None:
+        server_args.page_size = profile.page_size
     for name, value in default_fields(server_args, not has_accelerator()).items():
         setattr(server_args, name, value)
     if server_args.enable_metrics and not server_args.stat_loggers:
@@ -85,7 +87,9 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
     server_args.resolve_once()
     if profile is not None:
         model = model_config_of(server_args)
-        profile.check_model(Shape(model.num_hidden_layers, model.get_total_num_kv_heads(), model.head_dim))
+        shape = Shape(model.num_hidden_layers, model.get_total_num_kv_heads(), model.head_dim)
+        profile.check_model(shape, server_args.model_path)
+        profile.check_page_size(server_args.page_size)
 
 
 def _merge_config_file(argv: list[str]) -> list[str]:
@@ -111,17 +115,20 @@ def _print_help() -> None:
     parser.print_help()
 
 
-def _with_model_path(rest: list[str]) -> list[str]:
-    """Replace the model argument by a folder on disk; without one, the default model's."""
+def _with_model_path(rest: list[str]) -> tuple[list[str], str]:
+    """Replace the model argument by a folder on disk, and name it; without one, the default model's."""
     from leankv_sglang.models import resolve_model_path
 
     for i, arg in enumerate(rest):
         for flag in ("--model-path", "--model"):
             if arg == flag and i + 1 < len(rest):
-                return [*rest[: i + 1], resolve_model_path(rest[i + 1]), *rest[i + 2 :]]
+                folder = resolve_model_path(rest[i + 1])
+                return [*rest[: i + 1], folder, *rest[i + 2 :]], folder
             if arg.startswith(f"{flag}="):
-                return [*rest[:i], f"{flag}={resolve_model_path(arg.split('=', 1)[1])}", *rest[i + 1 :]]
-    return ["--model-path", resolve_model_path(None), *rest]
+                folder = resolve_model_path(arg.split("=", 1)[1])
+                return [*rest[:i], f"{flag}={folder}", *rest[i + 1 :]], folder
+    folder = resolve_model_path(None)
+    return ["--model-path", folder, *rest], folder
 
 
 def launch(argv: Sequence[str]) -> None:
@@ -135,12 +142,13 @@ def launch(argv: Sequence[str]) -> None:
         prepare_environment(LeanKVConfig())
         argv = _merge_config_file(list(argv))
     ours, rest = split_args(argv)
-    config, profile = config_from_args(ours)
-    prepare_environment(config)
     if "-h" in rest or "--help" in rest:
+        prepare_environment(LeanKVConfig())
         _print_help()
         return
-    rest = _with_model_path(rest)
+    rest, model = _with_model_path(rest)
+    config, profile = config_from_args(ours, model)
+    prepare_environment(config)
 
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from leankv_kernels import RecordLayout
+from leankv_kernels import RecordLayout, TierCounts
 from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
 from leankv_sglang.config import PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
@@ -89,10 +89,10 @@ def lasting_units(layout: RecordLayout, form: Form, window: int, num_layers: int
     ledger = Ledger(layout.page_size, layout.page_size, num_layers * layout.max_blocks)
     high = round(form.high * layout.page_size)
     low = layout.page_size - high - round(form.pruned * layout.page_size)
-    counts = [torch.full((1, layout.num_kv_heads), n) for n in (high, low)]
+    counts = TierCounts(*(torch.full((1, layout.num_kv_heads), n) for n in (high, 0, low)))
     prices = []
     for level in (LEVEL_FAR, LEVEL_NEAR):
-        length = int(layout.level_bytes(counts[0], counts[1], torch.tensor([level])))
+        length = int(layout.level_bytes(counts, torch.tensor([level])))
         blocks = torch.tensor([-(-length // layout.block_bytes) * num_layers])
         prices.append(float(ledger.units_of(blocks.numpy())[0]))
     kept = min(window / keep_every(window), 1.0)
@@ -108,8 +108,8 @@ def plan_rows(shape: ModelShape, memory: int, page_size: int, requests: int, win
     rows: list[dict[str, Any]] = []
     raw = 0
     for form in FORMS:
-        high, low = parse_tiers(form.tiers)
-        config = LeanKVConfig(high=high, low=low, window=window)
+        high, mid, low = parse_tiers(form.tiers)
+        config = LeanKVConfig(high=high, mid=mid, low=low, window=window)
         layout = make_layout(config, page_size, shape.kv_heads, shape.head_dim)
         raw = model_dtype_bytes_per_token(layout, shape.layers)
         units = tokens_for(memory, layout, shape.layers, shape.query_heads, requests)

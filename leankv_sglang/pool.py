@@ -68,8 +68,7 @@ class LeanKVPool(MHATokenToKVPool):
         self.ledger = Ledger(self.size, self.page_size, worst)
         blocks = self.size // self.page_size * worst
         self.store = RecordStore(self.layout, self.layer_num, self.ledger.num_pages, self.device, blocks)
-        self.alpha_high = self._per_head(self.config.alpha_high)
-        self.alpha_low = self._per_head(self.config.alpha_low)
+        self.alphas = torch.stack([self.per_head(value) for value in self.config.alphas], dim=1)
         self.ops = kernels_for(self.device, self.config)
         self.orders = Orders(self.store, self.ops)
         self.commits = CommitLog(self.store, self.ledger, self.ops)
@@ -84,14 +83,19 @@ class LeanKVPool(MHATokenToKVPool):
         self.k_scale_buffer = self.v_scale_buffer = None
         _current = self
 
-    def _per_head(self, value: Thresholds) -> Tensor:
+    def per_head(self, value: Thresholds) -> Tensor:
+        """A threshold of every layer and KV head of this rank, float64 ``[layers, H]``.
+
+        Raises:
+            LeanKVError: where a table is not of the model's shape.
+        """
         shape = (self.layer_num, self.head_num)
         table = torch.as_tensor(value, dtype=torch.float64, device=self.device)
         if table.ndim:
             table = rank_heads(table, self.head_num)
             if tuple(table.shape) != shape:
                 raise LeanKVError(f"The LeanKV profile has thresholds of shape {tuple(table.shape)}, the pool {shape}.")
-        return table.expand(shape).contiguous()
+        return table.expand(shape)
 
     def attach_rows(self, num_rows: int, num_query_heads: int) -> None:
         """Allocate one raw open page per request row (row 0 is SGLang's padding row)."""

@@ -1,24 +1,34 @@
-"""Profiles: a small, versioned JSON file with thresholds per (layer, KV head) for one model."""
+"""Profiles: a small, versioned JSON file with thresholds per (layer, KV head) for one model, at named points."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from leankv_sglang.config import LeanKVConfig, Thresholds, freeze_thresholds, parse_tiers
+from leankv_sglang.config import PAGE_SIZES, Alphas, LeanKVConfig, Thresholds, freeze_thresholds, parse_tiers
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.fingerprint import fingerprint
 
-VERSION = 1
-_KEYS = {"leankv_profile", "name", "model", "tiers", "rotation", "significance", "window", "alpha_high", "alpha_low"}
+VERSION = 2
+SHIPPED = Path(__file__).with_name("profiles")
+"""Folder of the profiles that come with the package, one file a model."""
+DEFAULT_POINT = "balanced"
+_KEYS = {"leankv_profile", "model", "page_size", "tiers", "rotation", "significance", "window", "points"}
+_OPTIONAL = {"calibration"}
 _MODEL_KEYS = ("num_layers", "num_kv_heads", "head_dim")
+_ALPHAS = tuple(f"alpha_{tier}" for tier in Alphas._fields)
+
+Broken = Callable[[str], LeanKVError]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model a profile depends on."""
+    """What of a model the size of a profile's tables depends on."""
 
     num_layers: int
     num_kv_heads: int
@@ -27,22 +37,83 @@ class Shape:
 
 @dataclass(frozen=True)
 class Profile:
-    """A validated profile file."""
+    """A validated profile file at one of its points.
+
+    Args:
+        shape, fingerprint: of the model it was calibrated for; the latter None where it is for any of that shape.
+        page_size: tokens of a page, which the thresholds depend on.
+        config: what the flags would say, with the point's thresholds.
+    """
 
     shape: Shape
+    fingerprint: str | None
+    page_size: int
     config: LeanKVConfig
 
-    def check_model(self, shape: Shape) -> None:
-        """Raise :class:`LeanKVError` unless the profile was made for a model of this shape."""
+    def check_model(self, shape: Shape, folder: str | None = None) -> None:
+        """Raise :class:`LeanKVError` unless the profile was made for a model of this shape, and for the weights in the
+        folder, where one is given and it can be told."""
+        advice = "calibrate one for this model (python -m leankv_sglang.calibrate) or leave the flag out."
+        name = self.config.profile
         if shape != self.shape:
             raise LeanKVError(
-                f"--leankv-profile {self.config.profile} was made for a model of {_say(self.shape)}, "
-                f"this one has {_say(shape)}; calibrate it for this model or leave the flag out."
+                f"--leankv-profile {name} was made for a model of {_say(self.shape)}, "
+                f"this one has {_say(shape)}; {advice}"
+            )
+        found = fingerprint(folder) if folder and self.fingerprint else None
+        if found and found != self.fingerprint:
+            raise LeanKVError(f"--leankv-profile {name} was made for other weights of the same shape; {advice}")
+
+    def check_page_size(self, page_size: int) -> None:
+        """Raise :class:`LeanKVError` unless the profile was made for pages of this size."""
+        if page_size != self.page_size:
+            raise LeanKVError(
+                f"--leankv-profile {self.config.profile} was made for --page-size {self.page_size}, not {page_size}; "
+                "leave --page-size out or calibrate for it (python -m leankv_sglang.calibrate --page-size)."
             )
 
 
-def load_profile(path: str, kernels: str = "auto") -> Profile:
-    """Read and validate a profile.
+def find_profile(text: str, model: str, kernels: str = "auto") -> Profile:
+    """The profile that ``--leankv-profile`` names: a file, ``FILE:POINT``, or a point of the one shipped for a model.
+
+    Args:
+        text: what the flag says.
+        model: the model's folder.
+        kernels: backend of the ops, for the configuration.
+
+    Raises:
+        LeanKVError: one sentence that says what is wrong with the file, or what there is for this model.
+    """
+    path, _, point = text.rpartition(":") if Path(text.rpartition(":")[0]).is_file() else (text, "", "")
+    if "/" in text or "." in text:
+        return load_profile(path, point or None, kernels)
+    shipped = shipped_profile(model)
+    if shipped is None:
+        raise LeanKVError(
+            f"--leankv-profile {text} is neither a file nor is a profile shipped for this model; calibrate one: "
+            f"python -m leankv_sglang.calibrate --model {model}."
+        )
+    return load_profile(str(shipped), text, kernels)
+
+
+def shipped_profile(model: str) -> Path | None:
+    """The file that comes with the package for the weights in a folder, if there is one."""
+    mark = fingerprint(model)
+    return _shipped().get(mark) if mark else None
+
+
+@cache
+def _shipped() -> dict[str, Path]:
+    return {json.loads(path.read_text())["model"]["fingerprint"]: path for path in sorted(SHIPPED.glob("*.json"))}
+
+
+def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> Profile:
+    """Read and validate a profile file.
+
+    Args:
+        path: the file.
+        point: name of the thresholds to use; by default ``balanced``, or the only one there is.
+        kernels: backend of the ops, for the configuration.
 
     Raises:
         LeanKVError: one sentence that names the file and what is wrong with it.
@@ -59,36 +130,59 @@ def load_profile(path: str, kernels: str = "auto") -> Profile:
         raise broken(f"is not JSON ({error})") from error
     if not isinstance(data, dict) or data.get("leankv_profile") != VERSION:
         raise broken(f'is not a LeanKV profile of version {VERSION} ("leankv_profile": {VERSION} is missing)')
-    if unknown := sorted(set(data) - _KEYS):
+    if unknown := sorted(set(data) - _KEYS - _OPTIONAL):
         raise broken(f"has unknown fields: {', '.join(unknown)}")
-    if missing := sorted(_KEYS - {"name"} - set(data)):
+    if missing := sorted(_KEYS - set(data)):
         raise broken(f"lacks the fields {', '.join(missing)}")
     model = data["model"]
     if not isinstance(model, dict) or any(type(model.get(k)) is not int or model[k] < 1 for k in _MODEL_KEYS):
         raise broken(f'"model" must give {", ".join(_MODEL_KEYS)} as positive whole numbers')
     shape = Shape(*(model[k] for k in _MODEL_KEYS))
-    high, low = _thresholds(data, "alpha_high", shape, broken), _thresholds(data, "alpha_low", shape, broken)
-    if type(data["window"]) is not int:
-        raise broken('"window" must be a whole number of pages')
+    for name, allowed in (("window", "a whole number of pages"), ("page_size", f"one of {_list(PAGE_SIZES)}")):
+        if type(data[name]) is not int or (name == "page_size" and data[name] not in PAGE_SIZES):
+            raise broken(f'"{name}" must be {allowed}')
+    points = _points(data["points"], shape, broken)
+    chosen = point or (DEFAULT_POINT if DEFAULT_POINT in points else next(iter(points)))
+    if chosen not in points:
+        raise broken(f"has no point {chosen!r}, it has {', '.join(points)}")
     try:
-        tiers = parse_tiers(str(data["tiers"]))
+        high, mid, low = parse_tiers(str(data["tiers"]))
         config = LeanKVConfig(
-            *tiers,
-            alpha_high=high,
-            alpha_low=low,
+            high=high,
+            mid=mid,
+            low=low,
+            alpha_high=points[chosen].high,
+            alpha_mid=points[chosen].mid,
+            alpha_low=points[chosen].low,
             rotation=str(data["rotation"]),
             significance=str(data["significance"]),
             window=data["window"],
             kernels=kernels,
-            profile=data.get("name") or Path(path).stem,
+            profile=f"{model.get('name') or Path(path).stem} {chosen}",
+            points=tuple(points.items()),
         )
     except LeanKVError as error:
         raise broken(f"asks for what cannot be ({str(error).rstrip('.')})") from error
-    return Profile(shape, config)
+    mark = model.get("fingerprint")
+    return Profile(shape, mark if isinstance(mark, str) else None, data["page_size"], config)
 
 
-def _thresholds(data: dict[str, Any], name: str, shape: Shape, broken: Any) -> Thresholds:
-    value = data[name]
+def _points(data: Any, shape: Shape, broken: Broken) -> dict[str, Alphas]:
+    named = isinstance(data, dict) and data and all(isinstance(point, dict) for point in data.values())
+    if not named or any(not name.isidentifier() for name in data):
+        raise broken('"points" must give thresholds by name')
+    defaults = Alphas()._asdict()
+    points = {}
+    for name, point in data.items():
+        missing = [alpha for alpha in ("alpha_high", "alpha_low") if alpha not in point]
+        if missing:
+            raise broken(f"point {name} lacks {', '.join(missing)}")
+        tables = (point.get(alpha, defaults[alpha.removeprefix("alpha_")]) for alpha in _ALPHAS)
+        points[name] = Alphas(*(_thresholds(t, a, shape, broken) for t, a in zip(tables, _ALPHAS, strict=True)))
+    return points
+
+
+def _thresholds(value: Any, name: str, shape: Shape, broken: Broken) -> Thresholds:
     rows = value if isinstance(value, list) else [[value]]
     if not all(isinstance(row, list) and all(map(_is_number, row)) for row in rows):
         raise broken(f'"{name}" must be a number or a list per layer of numbers per KV head')
@@ -103,6 +197,10 @@ def _thresholds(data: dict[str, Any], name: str, shape: Shape, broken: Any) -> T
 def _is_number(x: Any) -> bool:
     # JSON gives Infinity (nothing is that high), NaN, and whole numbers beyond any float; true is not a number here.
     return isinstance(x, float) or (type(x) is int and abs(x) <= sys.float_info.max)
+
+
+def _list(values: tuple[int, ...]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _say(shape: Shape) -> str:

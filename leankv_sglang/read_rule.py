@@ -7,7 +7,6 @@ earlier pages. Every input is fixed by tokens 0..t alone, so prefill, any chunk 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -16,29 +15,21 @@ from leankv_kernels.reference.commit import choose_tiers
 from leankv_sglang.significance import Significance
 
 
-class PageThresholds(NamedTuple):
-    """Thresholds of the pages that one forward commits, where they differ: float64 ``[layers, f, H]``."""
-
-    high: Tensor
-    low: Tensor
-
-
 @dataclass
 class Compressor:
     """What turns full pages into records: the ops, where records go, and how tiers are chosen.
 
-    ``alpha_high`` and ``alpha_low`` are float64 ``[layers, H]``: the thresholds of pages that have none of their own.
+    ``alphas`` are float64 ``[layers, 3, H]`` (see ``choose_tiers``): thresholds of pages that have none of their own.
     """
 
     ops: Ops
     store: RecordStore
     rotation: str
     significance: Significance
-    alpha_high: Tensor
-    alpha_low: Tensor
+    alphas: Tensor
 
     def forward(
-        self, layer: int, plan: Plan, q: Tensor, raw: RawPages, scale: float, thresholds: PageThresholds | None = None
+        self, layer: int, plan: Plan, q: Tensor, raw: RawPages, scale: float, alphas: Tensor | None = None
     ) -> Tensor:
         """Attend and commit.
 
@@ -48,23 +39,23 @@ class Compressor:
             q: ``[T, Hq, D]``.
             raw: own pages, this forward's tokens included; their column scores are brought up to date.
             scale: factor on q.k.
-            thresholds: of each page in ``plan.full``; None where all have the compressor's own.
+            alphas: float64 ``[layers, f, 3, H]`` for the pages in ``plan.full``; None where all have the compressor's.
 
         Returns:
             out ``[T, Hq, D]``, float32 or more.
         """
         own, own_lse = self.ops.attend_open(q, raw, plan, scale)
         if plan.full.numel():
-            self._commit(layer, plan, raw, thresholds)
+            self._commit(layer, plan, raw, alphas)
         past, past_lse = self.ops.attend_committed(q, self.store, layer, plan, scale, self.rotation)
         out, _ = self.ops.merge_states(own, own_lse, past, past_lse)
         return out
 
-    def _commit(self, layer: int, plan: Plan, raw: RawPages, thresholds: PageThresholds | None) -> None:
+    def _commit(self, layer: int, plan: Plan, raw: RawPages, alphas: Tensor | None) -> None:
         at = raw.at.index_select(0, plan.full)
         scores, key, value = (x.index_select(0, at) for x in (raw.scores, raw.key, raw.value))
         significance = self.significance(scores, self.store.layout.num_kv_heads)
-        high, low = thresholds or (self.alpha_high, self.alpha_low)
-        tiers = choose_tiers(significance, high[layer], low[layer], plan.sequence_start)
+        chosen = (self.alphas if alphas is None else alphas)[layer]
+        tiers = choose_tiers(significance, chosen, plan.sequence_start)
         pages = plan.own_pages.index_select(0, plan.full)
         self.ops.commit_pages(self.store, layer, pages, key, value, tiers, self.rotation)

@@ -18,6 +18,7 @@ def pool_figures(pool: LeanKVPool) -> dict[str, Any]:
     usage, layout, layers = pool.store.usage(), pool.layout, pool.layer_num
     parts = {
         "high": usage.high,
+        "mid": usage.mid,
         "low": usage.low,
         "near": usage.near,
         "header": usage.header,
@@ -27,7 +28,7 @@ def pool_figures(pool: LeanKVPool) -> dict[str, Any]:
     total = sum(parts.values())
     tokens = usage.records * layout.page_size // layers
     raw = tokens * model_dtype_bytes_per_token(layout, layers, pool.open_dtype.itemsize)
-    token_heads = max(usage.high_tokens + usage.low_tokens + usage.pruned_tokens, 1)
+    token_heads = max(usage.high_tokens + usage.mid_tokens + usage.low_tokens + usage.pruned_tokens, 1)
     return {
         "config": pool.config.describe(),
         "bytes": parts,
@@ -38,6 +39,7 @@ def pool_figures(pool: LeanKVPool) -> dict[str, Any]:
         "ratio": raw / total if total else 0.0,
         "ratio_with_open_pages": raw / (total + pool.open_bytes()) if total else 0.0,
         "share_high": usage.high_tokens / token_heads,
+        "share_mid": usage.mid_tokens / token_heads,
         "share_low": usage.low_tokens / token_heads,
         "share_pruned": usage.pruned_tokens / token_heads,
         "pages_committed": pool.pages_committed,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from leankv_kernels import Plan
 from leankv_sglang.accuracy import Accuracy, accuracy_of
 from leankv_sglang.config import LeanKVConfig, Thresholds
-from leankv_sglang.read_rule import PageThresholds
 
 
 class RowThresholds:
@@ -22,14 +20,17 @@ class RowThresholds:
 
     Args:
         num_rows: request rows.
-        alpha_high, alpha_low: the server's own, float64 ``[layers, H]``.
+        alphas: the server's own, float64 ``[layers, 3, H]``.
         config: what names of accuracies refer to.
+        per_head: from a threshold to one for every layer and KV head, ``[layers, H]``.
     """
 
-    def __init__(self, num_rows: int, alpha_high: Tensor, alpha_low: Tensor, config: LeanKVConfig) -> None:
-        self._config = config
-        self._own = (alpha_high, alpha_low)
-        self._high, self._low = (own[:, None].repeat(1, num_rows, 1) for own in self._own)
+    def __init__(
+        self, num_rows: int, alphas: Tensor, config: LeanKVConfig, per_head: Callable[[Thresholds], Tensor]
+    ) -> None:
+        self._config, self._per_head = config, per_head
+        self._own = alphas
+        self._rows = alphas[:, None].repeat(1, num_rows, 1, 1)
         self._given: dict[int, str] = {}
 
     def assign(self, reqs: Iterable[Any]) -> None:
@@ -41,10 +42,9 @@ class RowThresholds:
         """Give one row an accuracy."""
         if accuracy.spec == self._given.get(row, ""):
             return
-        self._high[:, row], self._low[:, row] = (
-            own if accuracy.is_own else self._per_head(value, own)
-            for value, own in zip((accuracy.high, accuracy.low), self._own, strict=True)
-        )
+        for i, value in enumerate(accuracy.alphas):
+            own = self._own[:, i]
+            self._rows[:, row, i] = own if accuracy.is_own else self._per_head(value)
         if accuracy.is_own:
             del self._given[row]
         else:
@@ -57,13 +57,9 @@ class RowThresholds:
             for row in held:
                 self.set(row, own)
 
-    def of_full_pages(self, plan: Plan) -> PageThresholds | None:
-        """Thresholds of the pages that a forward commits; None where the server's own are those of all rows."""
+    def of_full_pages(self, plan: Plan) -> Tensor | None:
+        """Thresholds ``[layers, f, 3, H]`` of the pages that a forward commits; None where no row has its own."""
         if not self._given or not plan.full.numel():
             return None
         rows = plan.rows.index_select(0, plan.full)
-        return PageThresholds(self._high.index_select(1, rows), self._low.index_select(1, rows))
-
-    @staticmethod
-    def _per_head(value: Thresholds, own: Tensor) -> Tensor:
-        return torch.as_tensor(value, dtype=own.dtype, device=own.device).expand_as(own)
+        return self._rows.index_select(1, rows)

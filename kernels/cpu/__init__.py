@@ -51,7 +51,7 @@ def _shape(layout: RecordLayout) -> Tensor:
     fields: list[float] = [
         *(layout.page_size, layout.num_kv_heads, layout.head_dim),
         *(planes.key_base, planes.value_base, planes.key_refine, planes.value_refine),
-        layout.near,
+        *(layout.near, layout.mid_keys_fine, layout.mid_values_fine),
         *(layout.block_bytes, layout.block_bytes.bit_length() - 1, layout.max_blocks, layout.header_bytes),
         *(layout.list_word, layout.head_word, layout.tier_map_start),
     ]

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from leankv_kernels.layout import HIGH, LOW, PRUNED
+from leankv_kernels.layout import HIGH, LOW, MID, PRUNED
 from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
 from leankv_kernels.reference.codec import rotate
 from leankv_kernels.reference.record import encode
@@ -40,20 +40,22 @@ def _uniform_scores(page: int, device: torch.device) -> Tensor:
     return inverse.flip(0).cumsum(0).flip(0) * COLUMN_SCORE_ONE
 
 
-def choose_tiers(significance: Tensor, alpha_high: Tensor, alpha_low: Tensor, sequence_start: Tensor) -> Tensor:
-    """Tier of every token: high above ``alpha_high``, low from ``alpha_low`` on, else pruned; sinks are always high.
+def choose_tiers(significance: Tensor, alphas: Tensor, sequence_start: Tensor) -> Tensor:
+    """Tier of every token: high above the first threshold, else mid above the second, else low from the third on, else
+    pruned; sinks are always high.
 
     Args:
         significance: float64 ``[n, H, P]``.
-        alpha_high, alpha_low: float64 ``[H]``, or ``[n, H]`` where pages differ.
+        alphas: float64 ``[3, H]``, or ``[n, 3, H]`` where pages differ.
         sequence_start: bool ``[n]``, whether the page is its sequence's first.
 
     Returns:
         uint8 ``[n, H, P]``.
     """
-    high, low = alpha_high[..., None], alpha_low[..., None]
+    high, mid, low = alphas[..., None].unbind(-3)
     tiers = torch.full_like(significance, PRUNED, dtype=torch.uint8)
-    tiers.masked_fill_(significance >= low, LOW).masked_fill_(significance > high, HIGH)
+    tiers.masked_fill_(significance >= low, LOW).masked_fill_(significance > mid, MID)
+    tiers.masked_fill_(significance > high, HIGH)
     tiers[..., :SINK_TOKENS].masked_fill_(sequence_start[:, None, None], HIGH)
     return tiers
 

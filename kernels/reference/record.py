@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from leankv_kernels import layout as L
-from leankv_kernels.layout import HIGH, LOW, PRUNED, Places, RecordLayout, Span
+from leankv_kernels.layout import HIGH, MID, PRUNED, Places, RecordLayout, Span, TierCounts
 from leankv_kernels.reference.codec import MASTER_BITS, bin_centre, pack, quantize, unpack
 
 
@@ -21,8 +21,7 @@ class Header(NamedTuple):
     nbytes: Tensor  # [n] bytes held, before padding to whole blocks
     level: Tensor  # [n] one of LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR
     block_list: Tensor  # [n, max_blocks], zero behind ``blocks``
-    high: Tensor  # [n, H]
-    low: Tensor  # [n, H]
+    counts: TierCounts
 
 
 class View(NamedTuple):
@@ -112,14 +111,14 @@ def encode(key: Tensor, value: Tensor, tiers: Tensor, layout: RecordLayout) -> t
 
 def _write_header(out: Tensor, tiers: Tensor, layout: RecordLayout) -> Tensor:
     words = out.view(torch.int32)
-    n_high, n_low = (tiers == HIGH).sum(2), (tiers == LOW).sum(2)
-    s = layout.sections(n_high, n_low)
+    counts = TierCounts.of(tiers)
+    s = layout.sections(counts)
     nbytes = s.end
     words[:, L.W_BYTES] = nbytes.int()
     words[:, L.W_BLOCKS] = -(-nbytes // layout.block_bytes).int()
     words[:, L.W_LEVEL] = L.LEVEL_NEAR if layout.near else L.LEVEL_FAR
     words[:, L.W_MAGIC] = L.MAGIC
-    heads = torch.stack([n_high + (n_low << 16), s.base, s.refine, s.near], dim=-1).int().flatten(1)
+    heads = torch.stack([counts.word(), s.base, s.refine, s.near], dim=-1).int().flatten(1)
     words[:, layout.head_word : layout.head_word + heads.shape[1]] = heads
     maps = pack(tiers.to(torch.uint8), 2).flatten(1)
     out[:, layout.tier_map_start : layout.tier_map_start + maps.shape[1]] = maps
@@ -130,7 +129,7 @@ def read_header(records: Tensor, layout: RecordLayout) -> Header:
     """Parse the headers of records uint8 ``[n, >= header_bytes up to the heads]``."""
     words = records.view(torch.int32)
     blocks = words[:, layout.list_word : layout.list_word + layout.max_blocks]
-    counts = words[:, layout.head_word : layout.head_word + L.HEAD_WORDS * layout.num_kv_heads : L.HEAD_WORDS]
+    packed = words[:, layout.head_word : layout.head_word + L.HEAD_WORDS * layout.num_kv_heads : L.HEAD_WORDS].long()
     return Header(
         words[:, L.W_PAGE],
         words[:, L.W_LAYER],
@@ -138,8 +137,7 @@ def read_header(records: Tensor, layout: RecordLayout) -> Header:
         words[:, L.W_BYTES],
         words[:, L.W_LEVEL],
         blocks,
-        (counts & 0xFFFF).long(),
-        (counts >> 16).long(),
+        TierCounts.of_word(packed),
     )
 
 
@@ -164,8 +162,11 @@ def decode(records: Tensor, layout: RecordLayout, near: Tensor | bool) -> View:
     tiers = read_tiers(records, layout)
     places = layout.places(tiers)
     level = records.view(torch.int32)[:, L.W_LEVEL]
-    whole = near[:, None, None]
-    fine = whole | ((tiers == HIGH) & (level >= L.LEVEL_FAR)[:, None, None])
+    whole, kept = near[:, None, None], (level >= L.LEVEL_FAR)[:, None, None]
+    fine_key, fine_value = (
+        whole | (kept & ((tiers == HIGH) | (mid & (tiers == MID))))
+        for mid in (layout.mid_keys_fine, layout.mid_values_fine)
+    )
     valid = whole | (tiers != PRUNED)
 
     def get(view: Tensor, at: Tensor) -> Tensor:
@@ -186,7 +187,9 @@ def decode(records: Tensor, layout: RecordLayout, near: Tensor | bool) -> View:
     def value_plane(span: Span) -> Tensor:
         return (get(records, _value_bytes(span, places.token, layout)) >> shift) & 3
 
-    def field(planes: list[Tensor], width: int, low: int, high: int) -> tuple[Tensor, Tensor | int, Tensor | float]:
+    def field(
+        planes: list[Tensor], width: int, low: int, high: int, fine: Tensor
+    ) -> tuple[Tensor, Tensor | int, Tensor | float]:
         codes = planes[0]
         for plane in planes[1 : low // width]:
             codes = (codes << width) | plane
@@ -201,10 +204,14 @@ def decode(records: Tensor, layout: RecordLayout, near: Tensor | bool) -> View:
         return codes, torch.where(fine, fine_step, step), torch.where(fine, fine_centre, centre).to(torch.float64)
 
     key, k_step, k_centre = field(
-        [key_plane(s) for s in places.key], L.KEY_PLANE, layout.low.key_bits, layout.high.key_bits
+        [key_plane(s) for s in places.key], L.KEY_PLANE, layout.low.key_bits, layout.high.key_bits, fine_key
     )
     value, v_step, v_centre = field(
-        [value_plane(s) for s in places.value], L.VALUE_PLANE, layout.low.value_bits, layout.high.value_bits
+        [value_plane(s) for s in places.value],
+        L.VALUE_PLANE,
+        layout.low.value_bits,
+        layout.high.value_bits,
+        fine_value,
     )
     return View(key, ks * k_step, kz + ks * k_centre, value, vs * v_step, vz + vs * v_centre, valid)
 
@@ -220,7 +227,7 @@ def cut(records: Tensor, layout: RecordLayout, level: int) -> Tensor:
     out = records.clone()
     header = read_header(out, layout)
     kept = torch.minimum(header.level, torch.full_like(header.level, level))
-    nbytes = layout.level_bytes(header.high, header.low, kept)
+    nbytes = layout.level_bytes(header.counts, kept)
     words = out.view(torch.int32)
     words[:, L.W_LEVEL] = kept
     words[:, L.W_BYTES] = nbytes.int()

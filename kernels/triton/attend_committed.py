@@ -74,9 +74,9 @@ def prepare_queries(
 @triton.jit
 def _attend_page(q, above, total, peak, acc, sums, zeros, words, block, head, near, S: tl.constexpr, N: tl.constexpr):
     """One page on top of a running softmax state: ``peak [R]``, ``acc [2 R, pad]``, and sums ``[R, N]``."""
-    blocks, high, far, level, base, fine, near_at = rec.open_head(words, block, head, S)
-    far_keys, far_values, high_values = rec.far_runs(base, fine, high, far, S)
-    low_values, pruned_scales, pruned_keys, pruned_values = rec.near_runs(near_at, high, far, S)
+    blocks, kept_keys, kept_values, far, level, base, fine, near_at = rec.open_head(words, block, head, S)
+    far_keys, far_values, high_values = rec.far_runs(base, fine, kept_keys, far, S)
+    low_values, pruned_scales, pruned_keys, pruned_values = rec.near_runs(near_at, kept_keys, kept_values, far, S)
     pruned = S.page - far
     far_steps = (far + (N - 1)) // N
     for step in range(0, far_steps + tl.where(near, (pruned + (N - 1)) // N, 0)):
@@ -87,16 +87,19 @@ def _attend_page(q, above, total, peak, acc, sums, zeros, words, block, head, ne
         scale_at = tl.where(is_far, base, pruned_scales)
         key_at = tl.where(is_far, far_keys, pruned_keys)
         value_at = tl.where(is_far, far_values, pruned_values)
-        split = tl.where(is_far, high, pruned)
-        refined = tl.where(is_far, rec.refined_tokens(near, level, high, far), pruned)
+        split_keys, split_values = tl.where(is_far, kept_keys, pruned), tl.where(is_far, kept_values, pruned)
+        fine_keys = tl.where(is_far, rec.refined_tokens(near, level, kept_keys, far), pruned)
+        fine_values = tl.where(is_far, rec.refined_tokens(near, level, kept_values, far), pruned)
         fine_key_at = tl.where(is_far, fine, pruned_keys + S.key_base * rec.key_plane(pruned, S))
         fine_value_at = tl.where(is_far, high_values, pruned_values + S.value_base * rec.value_plane(0, pruned, S))
 
         token = begin + tl.arange(0, N)
         inside = token < stop
         ks, kz, vs, vz = read.load_scales(words, blocks, scale_at, stop, token, inside, S)
-        keys = read.read_keys(words, blocks, key_at, fine_key_at, near_at, split, refined, stop, far, begin, S, N)
-        zero = tl.fma(ks, tl.where(token < refined, S.key_centre, S.key_centre_low) - 256.0, kz)
+        keys = read.read_keys(
+            words, blocks, key_at, fine_key_at, near_at, split_keys, fine_keys, stop, far, begin, S, N
+        )
+        zero = tl.fma(ks, tl.where(token < fine_keys, S.key_centre, S.key_centre_low) - 256.0, kz)
         s = unstacked(product(q, keys, tl.full((2 * total.shape[0], N), 0.0, tl.float32)))
         s = tl.fma(ks[None, :] * 256.0, s, zero[None, :] * total[:, None]) * above[:, None]
         s = tl.where(inside[None, :], s, -float("inf"))
@@ -105,11 +108,11 @@ def _attend_page(q, above, total, peak, acc, sums, zeros, words, block, head, ne
         p = tl.exp2(s - finite(top)[:, None])
         decay = tl.exp2(peak - finite(top))
         peak = top
-        zero = tl.fma(vs, tl.where(token < refined, S.value_centre, S.value_centre_low) - 256.0, vz)
+        zero = tl.fma(vs, tl.where(token < fine_values, S.value_centre, S.value_centre_low) - 256.0, vz)
         sums = tl.fma(sums, decay[:, None], p)
         zeros = tl.fma(zeros, decay[:, None], p * zero[None, :])
         values = read.read_values(
-            words, blocks, value_at, fine_value_at, low_values, split, refined, stop, far, begin, S, N
+            words, blocks, value_at, fine_value_at, low_values, split_values, fine_values, stop, far, begin, S, N
         )
         acc = product(stacked(p * (vs * _LIFT)[None, :]), values, acc * twice(decay)[:, None])
     return peak, acc, sums, zeros

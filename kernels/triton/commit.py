@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from leankv_kernels import layout as L
-from leankv_kernels.layout import HIGH, LOW
+from leankv_kernels.layout import HIGH, LOW, MID, PRUNED, TierCounts
 from leankv_kernels.store import RecordStore
 from leankv_kernels.triton import record as rec
 from leankv_kernels.triton.config import Launch, launch
@@ -25,6 +25,8 @@ from leankv_kernels.triton.write import store_head, store_keys, store_lengths, s
 
 TOKENS = 16
 """Of a program: a whole key group, and whole quads."""
+_RANK = [[HIGH, MID, LOW, PRUNED].index(tier) for tier in range(4)]
+"""Place of every tier in the order of tokens."""
 TILE = Launch(0, TOKENS, 4, 1)
 _ROUND = tl.constexpr(6755399441055744.0)  # 1.5 * 2**52: what is added to it loses its fraction, to even
 _FP16_MAX = tl.constexpr(65504.0)
@@ -71,13 +73,14 @@ def pack_pages(
     """N tokens of one page and KV head, far ones or pruned ones, into its record.
 
     Args:
-        order: int64 ``[n, H, P]``, positions high first, then low, then pruned.
-        counts: int64 ``[n, H, 2]``, high and far tokens.
+        order: int64 ``[n, H, P]``, positions high first, then mid, low, pruned.
+        counts: int64 ``[n, H, 4]``, keys and values with refinement in the far section, far tokens, the header's word.
         starts: int64 ``[n, H, 3]``, bytes where the head's sections start.
     """
     pair, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     page, head = pair // HEADS, pair % HEADS
-    high, far = tl.load(counts + 2 * pair).to(tl.int32), tl.load(counts + 2 * pair + 1).to(tl.int32)
+    kept_keys, kept_values = tl.load(counts + 4 * pair).to(tl.int32), tl.load(counts + 4 * pair + 1).to(tl.int32)
+    far = tl.load(counts + 4 * pair + 2).to(tl.int32)
     base, fine = (tl.load(starts + 3 * pair) // 4).to(tl.int32), (tl.load(starts + 3 * pair + 1) // 4).to(tl.int32)
     near = (tl.load(starts + 3 * pair + 2) // 4).to(tl.int32)
     far_tiles = (far + (N - 1)) // N
@@ -95,8 +98,8 @@ def pack_pages(
     values, value_scale, value_zero = quantize(_rotated(value, at, channel, inside, LOG, NORM, S.dim), inside, S.dim)
 
     record = records + page * record_words
-    far_keys, far_values, high_values = rec.far_runs(base, fine, high, far, S)
-    low_values, pruned_scales, pruned_keys, pruned_values = rec.near_runs(near, high, far, S)
+    far_keys, far_values, high_values = rec.far_runs(base, fine, kept_keys, far, S)
+    low_values, pruned_scales, pruned_keys, pruned_values = rec.near_runs(near, kept_keys, kept_values, far, S)
     scale_at = record.to(tl.pointer_type(tl.float16)) + 2 * tl.where(is_far, base, pruned_scales) + token
     tl.store(scale_at, key_scale, mask=inside)
     tl.store(scale_at + stop, key_zero, mask=inside)
@@ -112,16 +115,16 @@ def pack_pages(
     for plane in tl.static_range(VALUE_BASE):
         start = value_at + plane * rec.value_plane(0, stop, S)
         store_values(record, values, 6 - 2 * plane, start, 0, stop, begin, S)
-    # Refinement: of far tokens in two planes, high and low; of pruned ones behind their base codes.
-    split = tl.where(is_far, high, stop)
+    # Refinement: of far tokens in two planes, far and near part; of pruned ones behind their base codes.
+    split_keys, split = tl.where(is_far, kept_keys, stop), tl.where(is_far, kept_values, stop)
     fine_keys = tl.where(is_far, fine, pruned_keys + KEY_BASE * rec.key_plane(stop, S))
     fine_values = tl.where(is_far, high_values, pruned_values + VALUE_BASE * rec.value_plane(0, stop, S))
     for plane in tl.static_range(KEY_FINE):
-        start = fine_keys + plane * rec.key_plane(split, S)
-        store_keys(record, keys, 4 - 4 * (KEY_BASE + plane), start, 0, split, token, S)
+        start = fine_keys + plane * rec.key_plane(split_keys, S)
+        store_keys(record, keys, 4 - 4 * (KEY_BASE + plane), start, 0, split_keys, token, S)
         if S.near:
-            start = near + plane * rec.key_plane(stop - split, S)
-            store_keys(record, keys, 4 - 4 * (KEY_BASE + plane), start, split, stop, token, S)
+            start = near + plane * rec.key_plane(stop - split_keys, S)
+            store_keys(record, keys, 4 - 4 * (KEY_BASE + plane), start, split_keys, stop, token, S)
     for plane in tl.static_range(VALUE_FINE):
         start = fine_values + plane * rec.value_plane(0, split, S)
         store_values(record, values, 6 - 2 * (VALUE_BASE + plane), start, 0, split, begin, S)
@@ -138,7 +141,7 @@ def write_headers(
     pair = tl.program_id(0).to(tl.int64)
     page, head = pair // HEADS, pair % HEADS
     record = records + page * record_words
-    store_head(record, head, tl.load(counts + 2 * pair), tl.load(counts + 2 * pair + 1), starts + 3 * pair, S)
+    store_head(record, head, tl.load(counts + 4 * pair + 3), starts + 3 * pair, S)
     store_tiers(record, head, tiers + pair * S.page, S, B)
     if head == 0:
         store_lengths(record, tl.load(nbytes + page), level, S)
@@ -153,11 +156,11 @@ def commit_pages(
         return
     shape, log = shape_of(layout), rotation_log(dim, rotation)
     key, value, tiers = key.contiguous(), value.contiguous(), tiers.contiguous()
-    n_high, n_low = (tiers == HIGH).sum(2), (tiers == LOW).sum(2)
-    sections = layout.sections(n_high, n_low)
-    counts = torch.stack([n_high, n_high + n_low], dim=2)
+    by_tier = TierCounts.of(tiers)
+    sections = layout.sections(by_tier)
+    counts = torch.stack([*layout.refined(by_tier), by_tier.far, by_tier.word()], dim=2)
     starts, lengths = torch.stack(sections[:3], dim=2), sections.end.contiguous()
-    order = tiers.argsort(dim=2, descending=True, stable=True)
+    order = torch.as_tensor(_RANK, device=tiers.device)[tiers.long()].argsort(dim=2, stable=True)
     records = torch.zeros(n, layout.record_bytes, dtype=torch.uint8, device=key.device)
     words, record_words = records.view(torch.int32), layout.record_bytes // 4
     args = (key, value, order, counts, starts, words, record_words, *key.stride()[:3])

@@ -21,6 +21,7 @@ QUAD = tl.constexpr(L.VALUE_QUAD)
 HEAD_WORDS = tl.constexpr(L.HEAD_WORDS)
 _W_LEVEL = tl.constexpr(L.W_LEVEL)
 _LEVEL_FAR = tl.constexpr(L.LEVEL_FAR)
+_COUNT_BITS = tl.constexpr(L.COUNT_BITS)
 _ALIGN_WORDS = tl.constexpr(L.ALIGN // 4)
 
 
@@ -36,6 +37,8 @@ class RecordShape:
     key_fine: int
     value_fine: int
     near: bool
+    mid_keys_fine: bool
+    mid_values_fine: bool
     block_words: int
     log_words: int
     list_word: int
@@ -60,6 +63,8 @@ def shape_of(layout: RecordLayout) -> RecordShape:
         planes.key_refine,
         planes.value_refine,
         layout.near,
+        layout.mid_keys_fine,
+        layout.mid_values_fine,
         layout.block_bytes // 4,
         (layout.block_bytes // 4).bit_length() - 1,
         layout.list_word,
@@ -94,19 +99,19 @@ def value_plane(first, stop, S: tl.constexpr):
 
 
 @triton.jit
-def far_runs(base, fine, high, far, S: tl.constexpr):
-    """Keys and values of far tokens, and refinement of high values, from where scales and refined keys start."""
+def far_runs(base, fine, fine_keys, far, S: tl.constexpr):
+    """Keys and values of far tokens, and refinement of values, from where scales and refined keys start."""
     keys = base + _align(2 * far)
     values = keys + _align(S.key_base * key_plane(far, S))
-    return keys, values, fine + _align(S.key_fine * key_plane(high, S))
+    return keys, values, fine + _align(S.key_fine * key_plane(fine_keys, S))
 
 
 @triton.jit
-def near_runs(near, high, far, S: tl.constexpr):
-    """In the near part: refinement of low values; scales, keys and values of pruned tokens."""
+def near_runs(near, fine_keys, fine_values, far, S: tl.constexpr):
+    """In the near part: refinement of the other far values; scales, keys and values of pruned tokens."""
     pruned = S.page - far
-    low_values = near + _align(S.key_fine * key_plane(far - high, S))
-    scales = low_values + _align(S.value_fine * value_plane(high, far, S))
+    low_values = near + _align(S.key_fine * key_plane(far - fine_keys, S))
+    scales = low_values + _align(S.value_fine * value_plane(fine_values, far, S))
     keys = scales + _align(2 * pruned)
     return low_values, scales, keys, keys + _align((S.key_base + S.key_fine) * key_plane(pruned, S))
 
@@ -128,18 +133,30 @@ def value_place(start, first, quad, S: tl.constexpr):
 
 @triton.jit
 def open_head(words, block, head, S: tl.constexpr):
-    """Of the record with this first block: its block list, and a KV head's high and far tokens, the record's level, and
-    where the head's sections start. An absent record, block 0, has no far tokens.
+    """Of the record with this first block: its block list; a KV head's far tokens, and how many keys and values of them
+    have refinement; the record's level, and where the head's sections start. An absent record, block 0, has no far
+    tokens.
     """
     header = words + block.to(tl.int64) * S.block_words
     at = header + (S.head_word + HEAD_WORDS * head)
     counts, level = tl.load(at), tl.load(header + _W_LEVEL)
     base, fine, near = tl.load(at + 1) // 4, tl.load(at + 2) // 4, tl.load(at + 3) // 4
-    high = counts & 0xFFFF
-    return header + S.list_word, high, high + (counts >> 16), level, base, fine, near
+    mask: tl.constexpr = (1 << _COUNT_BITS) - 1
+    high, mid = counts & mask, (counts >> _COUNT_BITS) & mask
+    far = high + mid + (counts >> 2 * _COUNT_BITS)
+    return (
+        header + S.list_word,
+        high + mid * S.mid_keys_fine,
+        high + mid * S.mid_values_fine,
+        far,
+        level,
+        base,
+        fine,
+        near,
+    )
 
 
 @triton.jit
-def refined_tokens(near, level, high, far):
-    """How many far tokens, in their order, a view reads with their refinement."""
-    return tl.where(near, far, tl.where(level >= _LEVEL_FAR, high, 0))
+def refined_tokens(near, level, kept, far):
+    """How many far tokens, in their order, a view reads with their refinement, of which the far section holds some."""
+    return tl.where(near, far, tl.where(level >= _LEVEL_FAR, kept, 0))

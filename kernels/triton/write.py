@@ -47,10 +47,10 @@ def store_values(record, codes, SHIFT: tl.constexpr, start, first, stop, begin, 
 
 
 @triton.jit
-def store_head(record, head, high, far, starts, S: tl.constexpr):
-    """Counts of a KV head, and the bytes where its three sections start."""
+def store_head(record, head, word, starts, S: tl.constexpr):
+    """The counts of a KV head in one word, and the bytes where its three sections start."""
     at = record + S.head_word + HEAD_WORDS * head
-    tl.store(at, (high + ((far - high) << 16)).to(tl.int32))
+    tl.store(at, word.to(tl.int32))
     for i in tl.static_range(3):
         tl.store(at + 1 + i, tl.load(starts + i).to(tl.int32))
 

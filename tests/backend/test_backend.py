@@ -13,7 +13,7 @@ import pytest
 import torch
 from backendutil import make_batch, make_layer, make_runner
 
-from leankv_kernels import HIGH, LOW, PRUNED, cascade
+from leankv_kernels import HIGH, LOW, MID, PRUNED, cascade
 from leankv_sglang import backend as backend_module
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
@@ -26,6 +26,7 @@ TOLERANCE = {"reference": 2e-6, "cpu": 1e-3}
 CONFIGS = {
     "default": LeanKVConfig(),
     "pruned, window 2": LeanKVConfig("k8v8", "k4v4", alpha_high=1.2, alpha_low=0.6, window=2),
+    "three tiers": LeanKVConfig("k8v4", "k4v2", alpha_high=1.3, alpha_mid=0.9, alpha_low=0.5, mid="k4v4"),
     "window 0, not rotated": LeanKVConfig("k8v4", "k8v4", alpha_low=0.4, window=0, rotation="none"),
 }
 
@@ -85,7 +86,8 @@ def _runner(dtype: torch.dtype) -> Any:
 
 def _tiers(q: np.ndarray, k: np.ndarray, rule: dense.Rule, config: LeanKVConfig) -> np.ndarray:
     worth = dense.mean_attention(q, k, rule)
-    tiers = np.where(worth > config.alpha_high, HIGH, np.where(worth >= config.alpha_low, LOW, PRUNED))
+    tiers = np.where(worth > config.alpha_mid, MID, np.where(worth >= config.alpha_low, LOW, PRUNED))
+    tiers = np.where(worth > config.alpha_high, HIGH, tiers)
     tiers[:1, :, :4] = HIGH
     return tiers.astype(np.uint8)
 
@@ -97,7 +99,7 @@ def test_random_batches_follow_the_read_rule(name: str, kernels: str, configure)
     configure(config)
     sequences = _sequences(torch.float32)
     outputs = _serve(_runner(torch.float32), sequences, seed=1)
-    rule = dense.Rule(PAGE, config.window, *config.formats, config.rotation, DIM**-0.5)
+    rule = dense.Rule(PAGE, config.window, *config.formats, config.rotation, DIM**-0.5, config.mid_format)
     for (q, k, v), out in zip(sequences, outputs, strict=True):
         wide = [x.double().numpy() for x in (q, k, v)]
         expected = dense.attention(*wide, _tiers(wide[0], wide[1], rule, config), rule)

@@ -7,7 +7,7 @@ from random import Random
 
 import torch
 from driver import Driver, Method, Request, Tokens
-from kernelutil import INTERPRETED, PAIRS, calm_rows, commit, generator, small_layout, wild_rows
+from kernelutil import INTERPRETED, PAIRS, calm_rows, commit, generator, mids, small_layout, wild_rows
 from torch import Tensor
 
 from leankv_kernels import Ops, Plan, RecordLayout, RecordStore, build_plan
@@ -15,7 +15,8 @@ from leankv_kernels import layout as L
 from leankv_kernels.reference.record import cut, read_header
 
 MODEL_DTYPES = (torch.bfloat16, torch.bfloat16, torch.float16, torch.float32)
-ALPHAS = [(1.0, 0.0), (1.2, 0.4), (float("inf"), 0.7), (2.0, 2.0), (0.0, 0.0)]
+INF = float("inf")
+ALPHAS = [(1.0, 0.8, 0.0), (1.2, 0.7, 0.4), (INF, 1.0, 0.7), (INF, INF, 0.7), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0)]
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,19 @@ class Case:
 def random_case(rng: Random, *dtypes: torch.dtype, device: str = "cpu") -> Case:
     """Any shape, pair of tiers, window and thresholds."""
     window = rng.randint(0, 2)
+    high_format, low_format = rng.choice(PAIRS)
     layout = RecordLayout(
         rng.choice((16, 32) if INTERPRETED else (16, 32, 64)),
         rng.randint(1, 2 if INTERPRETED else 3),
         rng.choice((64, 80) if INTERPRETED else (64, 80, 128)),
-        *rng.choice(PAIRS),
+        high_format,
+        low_format,
         near=window > 0,
+        mid=rng.choice([None, *mids(high_format, low_format)]),
     )
-    high, low = rng.choice(ALPHAS)
+    alphas = rng.choice(ALPHAS)
     rotation = rng.choice(("hadamard", "hadamard", "none"))
-    return Case(Method(layout, window, rotation, high, low), rng.randint(1, 8), rng.choice(dtypes), device)
+    return Case(Method(layout, window, rotation, *alphas), rng.randint(1, 8), rng.choice(dtypes), device)
 
 
 def random_length(rng: Random, page: int, pages: int = 4) -> int:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from leankv_kernels import HIGH, LOW, Tier
+from leankv_kernels import HIGH, LOW, MID, Tier
 
 Array = NDArray[np.float64]
 
@@ -70,6 +70,7 @@ class Rule:
     low: Tier
     rotation: str
     scale: float
+    mid: Tier | None = None
 
     def stored(self, x: Array, bits: int) -> Array:
         """Rows ``[..., D]`` as they come back from a record."""
@@ -79,23 +80,17 @@ class Rule:
         return reading(x @ matrix, bits) @ matrix
 
 
-class Views(NamedTuple):
-    """Every token of a sequence as each tier would give it back, ``[N, H, D]``."""
+class View(NamedTuple):
+    """Every token of a sequence as a tier would give it back, ``[N, H, D]``."""
 
-    key_high: Array
-    key_low: Array
-    value_high: Array
-    value_low: Array
+    key: Array
+    value: Array
 
 
-def views(k: Array, v: Array, rule: Rule) -> Views:
-    """Both readings of every token."""
-    return Views(
-        rule.stored(k, rule.high.key_bits),
-        rule.stored(k, rule.low.key_bits),
-        rule.stored(v, rule.high.value_bits),
-        rule.stored(v, rule.low.value_bits),
-    )
+def views(k: Array, v: Array, rule: Rule) -> dict[int, View]:
+    """The readings of every token, by tier; without a format of its own, mid is low."""
+    forms = {HIGH: rule.high, MID: rule.mid or rule.low, LOW: rule.low}
+    return {tier: View(rule.stored(k, form.key_bits), rule.stored(v, form.value_bits)) for tier, form in forms.items()}
 
 
 def softmax(scores: Array) -> Array:
@@ -126,9 +121,9 @@ def attention(q: Array, k: Array, v: Array, tiers: NDArray[np.uint8], rule: Rule
         far = np.arange(max(own - rule.window, 0) * rule.page)
         for h in range(heads):
             tier = tiers[:, h].reshape(-1)[far]
-            high, low = np.concatenate([far[tier == HIGH], near]), far[tier == LOW]
-            keys = np.concatenate([k[raw, h], seen.key_high[high, h], seen.key_low[low, h]])
-            values = np.concatenate([v[raw, h], seen.value_high[high, h], seen.value_low[low, h]])
+            read = {HIGH: np.concatenate([far[tier == HIGH], near]), MID: far[tier == MID], LOW: far[tier == LOW]}
+            keys = np.concatenate([k[raw, h], *(seen[name].key[at, h] for name, at in read.items())])
+            values = np.concatenate([v[raw, h], *(seen[name].value[at, h] for name, at in read.items())])
             queries = slice(h * group, (h + 1) * group)
             out[t, queries] = softmax(q[t, queries] @ keys.T * rule.scale) @ values
     return out

@@ -31,6 +31,7 @@ class Method:
     window: int = 1
     rotation: str = "hadamard"
     alpha_high: float = 1.0
+    alpha_mid: float = 0.8
     alpha_low: float = 0.0
 
 
@@ -134,11 +135,10 @@ class Driver:
         full, still = plan.full, plan.open
         if full.numel():
             significance = mean_attention(raw.scores[full], method.layout.num_kv_heads)
-            high, low = (
-                torch.full((method.layout.num_kv_heads,), a, dtype=torch.float64, device=self.device)
-                for a in (method.alpha_high, method.alpha_low)
-            )
-            tiers = choose_tiers(significance, high, low, plan.sequence_start)
+            chosen = [[method.alpha_high], [method.alpha_mid], [method.alpha_low]]
+            alphas = torch.tensor(chosen, dtype=torch.float64, device=self.device)
+            alphas = alphas.expand(3, method.layout.num_kv_heads)
+            tiers = choose_tiers(significance, alphas, plan.sequence_start)
             pages = plan.own_pages[full]
             ops.commit_pages(self.store, 0, pages, raw.key[full], raw.value[full], tiers, method.rotation)
         for kept, page in zip((self.open_key, self.open_value, self.open_scores), raw[:3], strict=True):

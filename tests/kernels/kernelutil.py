@@ -17,7 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leankv_kernels import HIGH, LOW, PRUNED, TIERS, Ops, RawPages, RecordLayout, Tier, available_backends, get_ops
+from leankv_kernels import HIGH, LOW, MID, PRUNED, TIERS, Ops, RawPages, RecordLayout, Tier, available_backends, get_ops
 from leankv_kernels.reference.record import encode
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
@@ -100,18 +100,25 @@ def random_layout(rng: Random, pair: tuple[Tier, Tier] | None = None, head_dim: 
         high,
         low,
         near=rng.random() < 0.7,
+        mid=rng.choice([None, *mids(high, low)]),
     )
+
+
+def mids(high: Tier, low: Tier) -> list[Tier]:
+    """The tiers that can lie between two."""
+    crossed = {Tier(high.key_bits, low.value_bits), Tier(low.key_bits, high.value_bits)}
+    return sorted(crossed - {high, low})
 
 
 def small_layout(pair: str = "k8v4,k4v2", **changes: int | bool) -> RecordLayout:
     """A layout whose records take few bytes yet several blocks."""
-    high, low = (TIERS[name] for name in pair.split(","))
+    high, *between, low = (TIERS[name] for name in pair.split(","))
     shape = {"page_size": 32, "num_kv_heads": 2, "head_dim": 64, "near": True} | changes
-    return RecordLayout(high=high, low=low, **shape)  # type: ignore[arg-type]
+    return RecordLayout(high=high, low=low, mid=between[0] if between else None, **shape)  # type: ignore[arg-type]
 
 
 def _random_tiers(shape: tuple[int, int], seed: int) -> Tensor:
-    return torch.randint(0, 3, shape, generator=generator(seed), dtype=torch.uint8)
+    return torch.randint(0, 4, shape, generator=generator(seed), dtype=torch.uint8)
 
 
 def _one_head_pruned(shape: tuple[int, int], seed: int) -> Tensor:
@@ -130,6 +137,7 @@ TIER_MAPS: dict[str, Callable[[tuple[int, int], int], Tensor]] = {
     "random": _random_tiers,
     "all pruned": lambda shape, _: torch.full(shape, PRUNED, dtype=torch.uint8),
     "all high": lambda shape, _: torch.full(shape, HIGH, dtype=torch.uint8),
+    "all mid": lambda shape, _: torch.full(shape, MID, dtype=torch.uint8),
     "all low": lambda shape, _: torch.full(shape, LOW, dtype=torch.uint8),
     "one head all pruned": _one_head_pruned,
     "one token high": _one_token_high,
@@ -142,9 +150,9 @@ def random_tier_maps(rng: Random, layout: RecordLayout, n: int = 2) -> Tensor:
     return torch.stack([rng.choice([*TIER_MAPS.values()])(shape, rng.getrandbits(32)) for _ in range(n)])
 
 
-def counts(tiers: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low tokens ``[n, H]`` of tiers ``[n, H, P]``."""
-    return (tiers == HIGH).sum(2), (tiers == LOW).sum(2)
+def formats(layout: RecordLayout) -> dict[int, Tier]:
+    """What each tier but the pruned keeps; without a format of its own, mid is low."""
+    return {HIGH: layout.high, MID: layout.mid or layout.low, LOW: layout.low}
 
 
 def wild_rows(shape: tuple[int, ...], seed: int) -> Tensor:

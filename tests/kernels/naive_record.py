@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from leankv_kernels import HIGH, LOW, PRUNED, RecordLayout
+from leankv_kernels import HIGH, LOW, MID, PRUNED, RecordLayout
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int64]
@@ -59,17 +59,24 @@ def runs(layout: RecordLayout, tiers: Bytes) -> list[Run]:
     whole = {"scale": Part(64, 0), "key": Part(high.key_bits, 0), "value": Part(high.value_bits, 0)}
     for section in range(3 if layout.near else 2):
         for head, row in enumerate(tiers):
-            of = {tier: np.flatnonzero(row == tier).tolist() for tier in (HIGH, LOW, PRUNED)}
+            of = {tier: np.flatnonzero(row == tier).tolist() for tier in (HIGH, MID, LOW, PRUNED)}
+            far = of[HIGH] + of[MID] + of[LOW]
+            fine_far = {"key": len(of[HIGH]), "value": len(of[HIGH])}
+            for kind in fine_far:
+                if layout.mid and fine[kind].bits and getattr(layout.mid, f"{kind}_bits") == sum(fine[kind]):
+                    fine_far[kind] += len(of[MID])
             groups = [
-                [(base, of[HIGH] + of[LOW], 0)],
-                [(fine, of[HIGH], 0)],
-                [(fine, of[LOW], len(of[HIGH])), (whole, of[PRUNED], 0)],
+                [(kind, part, far, 0) for kind, part in base.items()],
+                [(kind, part, far[: fine_far[kind]], 0) for kind, part in fine.items()],
+                [
+                    *((kind, part, far[fine_far[kind] :], fine_far[kind]) for kind, part in fine.items()),
+                    *((kind, part, of[PRUNED], 0) for kind, part in whole.items()),
+                ],
             ][section]
-            for parts, positions, first in groups:
-                for kind, part in parts.items():
-                    size = _size(kind, part, first, len(positions), layout.head_dim)
-                    found.append(Run(section, head, kind, part, positions, first, at, size))
-                    at += -(-size // 16) * 16
+            for kind, part, positions, first in groups:
+                size = _size(kind, part, first, len(positions), layout.head_dim)
+                found.append(Run(section, head, kind, part, positions, first, at, size))
+                at += -(-size // 16) * 16
     return found
 
 

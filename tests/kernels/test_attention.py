@@ -28,7 +28,7 @@ MINUS_INF = float("-inf")
 
 def rule_of(method: Method) -> dense.Rule:
     lay = method.layout
-    return dense.Rule(lay.page_size, method.window, lay.high, lay.low, method.rotation, lay.head_dim**-0.5)
+    return dense.Rule(lay.page_size, method.window, lay.high, lay.low, method.rotation, lay.head_dim**-0.5, lay.mid)
 
 
 def arrays(tokens: Tokens) -> tuple[dense.Array, dense.Array, dense.Array]:

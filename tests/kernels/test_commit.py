@@ -13,7 +13,7 @@ from hypothesis import given
 from kernelutil import dice, few, generator, raw_pages, small_layout, wild_rows
 from torch import Tensor
 
-from leankv_kernels import HIGH, LOW, PRUNED, Ops, Plan, RecordStore, build_plan
+from leankv_kernels import HIGH, LOW, MID, PRUNED, Ops, Plan, RecordStore, build_plan
 from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
 from leankv_kernels.reference.commit import SINK_TOKENS, choose_tiers, mean_attention
 from leankv_kernels.reference.record import View, decode, read_tiers
@@ -94,16 +94,27 @@ def test_scores_of_chunks_add_up_to_the_last_bit(ops: Ops, rng: Random) -> None:
 # Tiers
 
 
-def tiers_of(significance: list[float], high: float = 1.0, low: float = 0.5, start: bool = False) -> list[int]:
+INF = float("inf")
+
+
+def tiers_of(
+    significance: list[float], high: float = 1.0, low: float = 0.5, start: bool = False, mid: float = INF
+) -> list[int]:
     """Tiers of one head's tokens."""
-    alphas = (torch.tensor([a], dtype=torch.float64) for a in (high, low))
+    alphas = torch.tensor([[high], [mid], [low]], dtype=torch.float64)
     row = torch.tensor([[significance]], dtype=torch.float64)
-    return choose_tiers(row, *alphas, torch.tensor([start]))[0, 0].tolist()
+    return choose_tiers(row, alphas, torch.tensor([start]))[0, 0].tolist()
 
 
 def test_a_token_is_high_above_alpha_high_and_low_from_alpha_low_on() -> None:
     just_above, just_below = np.nextafter(1.0, 2.0), np.nextafter(0.5, 0.0)
     assert tiers_of([just_above, 1.0, 0.5, just_below, 0.0]) == [HIGH, LOW, LOW, PRUNED, PRUNED]
+
+
+def test_a_token_is_mid_between_alpha_mid_and_alpha_high() -> None:
+    just_above = np.nextafter(0.8, 1.0)
+    assert tiers_of([2.0, 1.0, just_above, 0.8, 0.1], mid=0.8) == [HIGH, MID, MID, LOW, PRUNED]
+    assert tiers_of([2.0, 0.4], mid=0.3, low=0.5) == [HIGH, MID]
 
 
 def test_alpha_low_of_zero_prunes_nothing() -> None:
@@ -123,9 +134,8 @@ def test_sinks_are_high_at_the_start_of_a_sequence_only() -> None:
 
 def test_every_page_and_head_has_its_own_thresholds_and_start() -> None:
     significance = torch.full((2, 2, 8), 0.7, dtype=torch.float64)
-    alpha_high = torch.tensor([0.6, 1.0], dtype=torch.float64)
-    alpha_low = torch.tensor([0.0, 0.8], dtype=torch.float64)
-    tiers = choose_tiers(significance, alpha_high, alpha_low, torch.tensor([False, True]))
+    alphas = torch.tensor([[0.6, 1.0], [INF, INF], [0.0, 0.8]], dtype=torch.float64)
+    tiers = choose_tiers(significance, alphas, torch.tensor([False, True]))
     assert tiers.dtype == torch.uint8
     assert tiers[0].tolist() == [[HIGH] * 8, [PRUNED] * 8]
     assert tiers[1].tolist() == [[HIGH] * 8, [HIGH] * 4 + [PRUNED] * 4]
@@ -134,12 +144,12 @@ def test_every_page_and_head_has_its_own_thresholds_and_start() -> None:
 def test_thresholds_per_page_are_those_of_the_pages_alone() -> None:
     rng = torch.Generator().manual_seed(1)
     significance = torch.rand(5, 2, 8, generator=rng, dtype=torch.float64)
-    low, high = torch.rand(2, 5, 2, generator=rng, dtype=torch.float64).sort(0).values
+    alphas = torch.rand(5, 3, 2, generator=rng, dtype=torch.float64).sort(1, descending=True).values
     start = torch.tensor([True, False, False, True, False])
-    tiers = choose_tiers(significance, high, low, start)
+    tiers = choose_tiers(significance, alphas, start)
     for i in range(5):
         one = slice(i, i + 1)
-        assert torch.equal(tiers[one], choose_tiers(significance[one], high[i], low[i], start[one]))
+        assert torch.equal(tiers[one], choose_tiers(significance[one], alphas[i], start[one]))
 
 
 # Bytes
@@ -147,7 +157,7 @@ def test_thresholds_per_page_are_those_of_the_pages_alone() -> None:
 
 def committed_store(ops: Ops, key: Tensor, value: Tensor, tiers: Tensor, groups: list[list[int]]) -> RecordStore:
     """Pages 1, 2, ... in layer 1, committed in these groups."""
-    layout = small_layout(page_size=key.shape[1], num_kv_heads=key.shape[2], head_dim=key.shape[3])
+    layout = small_layout("k8v4,k4v4,k4v2", page_size=key.shape[1], num_kv_heads=key.shape[2], head_dim=key.shape[3])
     store = RecordStore(layout, 2, len(key), "cpu")
     for group in groups:
         at = torch.tensor(group)
@@ -160,7 +170,7 @@ def some_pages(n: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Keys and values ``[n, P, H, D]`` in bfloat16, and tiers; some keys are degenerate."""
     key, value = (wild_rows((n, 32, 2, head_dim), seed).bfloat16() for seed in (1, 2))
     key[0, 3], key[0, 4], key[0, 5, :, 1:] = 0, key[0, 4, :, :1], 0  # zeros, a constant, a single channel
-    return key, value, torch.randint(0, 3, (n, 2, 32), generator=generator(3), dtype=torch.uint8)
+    return key, value, torch.randint(0, 4, (n, 2, 32), generator=generator(3), dtype=torch.uint8)
 
 
 def views_of(store: RecordStore, pages: int, near: bool) -> View:
@@ -173,17 +183,16 @@ def test_a_committed_page_reads_as_its_raw_tokens_do(ops: Ops, head_dim: int) ->
     key, value, tiers = some_pages(3, head_dim)
     store = committed_store(ops, key, value, tiers, [[0, 1, 2]])
     assert torch.equal(read_tiers(store.gather(1, torch.tensor([1, 2, 3])), store.layout), tiers)
-    rule = dense.Rule(32, window=1, high=store.layout.high, low=store.layout.low, rotation="hadamard", scale=1.0)
+    lay = store.layout
+    rule = dense.Rule(32, 1, lay.high, lay.low, rotation="hadamard", scale=1.0, mid=lay.mid)
     seen = dense.views(key.transpose(1, 2).double().numpy(), value.transpose(1, 2).double().numpy(), rule)
     far, near, matrix = (*(views_of(store, 3, near) for near in (False, True)), dense.hadamard(head_dim))
-    for view, tier, high, low in (
-        ("keys", tiers, seen.key_high, seen.key_low),
-        ("values", tiers, seen.value_high, seen.value_low),
-    ):
-        is_high, is_low = ((tier == t).numpy()[..., None] for t in (HIGH, LOW))
-        want = np.where(is_high, high, np.where(is_low, low, 0.0))
-        np.testing.assert_allclose(getattr(far, view)().numpy() @ matrix, want, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(getattr(near, view)().numpy() @ matrix, high, rtol=0, atol=1e-6)
+    for kind in ("key", "value"):
+        by_tier = {tier: getattr(view, kind) for tier, view in seen.items()}
+        where = {tier: (tiers == tier).numpy()[..., None] for tier in by_tier}
+        want = sum(by_tier[tier] * where[tier] for tier in by_tier)
+        np.testing.assert_allclose(getattr(far, f"{kind}s")().numpy() @ matrix, want, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(getattr(near, f"{kind}s")().numpy() @ matrix, by_tier[HIGH], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128])

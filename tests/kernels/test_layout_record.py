@@ -14,10 +14,10 @@ from kernelutil import (
     TIER_MAPS,
     Committed,
     commit,
-    counts,
     dice,
     every_sample,
     few,
+    formats,
     generator,
     pair_name,
     random_layout,
@@ -25,7 +25,7 @@ from kernelutil import (
 )
 from torch import Tensor
 
-from leankv_kernels import HIGH, LOW, PRUNED, TIERS, RecordLayout, Tier
+from leankv_kernels import HIGH, LOW, PRUNED, TIERS, RecordLayout, Tier, TierCounts
 from leankv_kernels import layout as L
 from leankv_kernels.reference.record import View, cut, decode, encode, read_header, read_tiers
 
@@ -55,9 +55,9 @@ def commit_again(page: Committed, tiers: Tensor) -> Committed:
 
 @every_sample
 def test_every_token_reads_within_half_a_bin_of_its_tier(page: Committed) -> None:
-    high, low = page.layout.high, page.layout.low
+    high = page.layout.high
     far = decode(page.records, page.layout, near=False)
-    for tier, (key_bits, value_bits) in ((HIGH, high), (LOW, low)):
+    for tier, (key_bits, value_bits) in formats(page.layout).items():
         check_reading(page.key, far.keys(), key_bits, page.tiers == tier)
         check_reading(page.value, far.values(), value_bits, page.tiers == tier)
     assert torch.equal(far.valid, page.tiers != PRUNED)
@@ -107,9 +107,9 @@ def test_tiers_decide_the_far_view_alone(pair: tuple[Tier, Tier]) -> None:
 @every_sample
 def test_header_tells_counts_offsets_and_tiers(page: Committed) -> None:
     layout, header = page.layout, read_header(page.records, page.layout)
-    n_high, n_low = counts(page.tiers)
-    assert torch.equal(header.high, n_high)
-    assert torch.equal(header.low, n_low)
+    counts = TierCounts.of(page.tiers)
+    for said, true in zip(header.counts, counts, strict=True):
+        assert torch.equal(said, true)
     assert torch.equal(header.nbytes.long(), page.nbytes)
     assert torch.equal(header.blocks.long() * layout.block_bytes >= page.nbytes, torch.tensor([True] * 3))
     assert torch.equal((header.blocks.long() - 1) * layout.block_bytes < page.nbytes, torch.tensor([True] * 3))
@@ -119,7 +119,7 @@ def test_header_tells_counts_offsets_and_tiers(page: Committed) -> None:
     words = page.records.view(torch.int32)
     assert words[:, L.W_MAGIC].tolist() == [L.MAGIC] * 3
     heads = words[:, layout.head_word :][:, : 4 * layout.num_kv_heads].unflatten(1, (-1, 4)).long()
-    sections = layout.sections(n_high, n_low)
+    sections = layout.sections(counts)
     assert torch.equal(heads[..., 1:], torch.stack([sections.base, sections.refine, sections.near], dim=-1))
 
 
@@ -148,9 +148,9 @@ def test_a_reader_of_the_first_block_finds_the_block_list_and_the_heads(rng: Ran
 @given(rng=dice)
 def test_no_tiers_make_a_record_longer_than_what_is_reserved(rng: Random) -> None:
     layout, g = random_layout(rng), generator(rng.getrandbits(32))
-    high = torch.randint(0, layout.page_size + 1, (64, layout.num_kv_heads), generator=g)
-    low = (torch.rand(high.shape, generator=g) * (layout.page_size - high + 1)).long()
-    assert int(layout.sections(high, low).end.max()) <= layout.record_bytes
+    cuts = torch.randint(0, layout.page_size + 1, (3, 64, layout.num_kv_heads), generator=g).sort(0).values
+    counts = TierCounts(cuts[0], cuts[1] - cuts[0], cuts[2] - cuts[1])
+    assert int(layout.sections(counts).end.max()) <= layout.record_bytes
 
 
 # Cuts
@@ -165,14 +165,14 @@ def test_a_trim_leaves_the_far_view_bit_identical(page: Committed) -> None:
 @every_sample
 def test_a_demotion_reads_every_far_token_as_if_committed_low(page: Committed) -> None:
     demoted = decode(cut(page.records, page.layout, L.LEVEL_BASE), page.layout, near=False)
-    low = commit_again(page, torch.where(page.tiers == HIGH, LOW, page.tiers))
+    low = commit_again(page, torch.where(page.tiers != PRUNED, LOW, page.tiers))
     assert_same_view(demoted, decode(low.records, low.layout, near=False))
 
 
 @every_sample
 def test_a_cut_frees_the_tail_and_touches_no_other_byte(page: Committed) -> None:
     layout, before = page.layout, page.records.clone()
-    sections = layout.sections(*counts(page.tiers))
+    sections = layout.sections(TierCounts.of(page.tiers))
     lengths = {L.LEVEL_BASE: sections.refine[:, 0], L.LEVEL_FAR: sections.near[:, 0], L.LEVEL_NEAR: sections.end}
     full = L.LEVEL_NEAR if layout.near else L.LEVEL_FAR
     for level, length in lengths.items():
@@ -244,6 +244,8 @@ def test_data_of_both_tiers_take_the_bytes_of_their_bits(pair: tuple[Tier, Tier]
         ({"num_kv_heads": 0}, "at least one KV head"),
         ({"high": TIERS["k4v2"], "low": TIERS["k8v4"]}, "tiers k4v2,k8v4: .* key of the high tier, not -4"),
         ({"high": TIERS["k8v8"], "low": TIERS["k4v2"]}, "tiers k8v8,k4v2: .* value of the high tier, not 6"),
+        ({"mid": TIERS["k4v2"]}, "tiers k8v4,k4v2,k4v2: the middle tier must have the keys of one"),
+        ({"mid": TIERS["k8v8"]}, "tiers k8v4,k8v8,k4v2: the middle tier must"),
     ],
 )
 def test_what_the_layout_cannot_hold_is_refused_by_name(changes: dict[str, int | Tier], says: str) -> None:

@@ -10,9 +10,9 @@ import naive_record
 import numpy as np
 import torch
 from hypothesis import given
-from kernelutil import Committed, counts, dice, every_sample, few, random_layout, random_tier_maps
+from kernelutil import Committed, dice, every_sample, few, formats, random_layout, random_tier_maps
 
-from leankv_kernels import HIGH, LOW, PRUNED, RecordLayout
+from leankv_kernels import HIGH, LOW, MID, PRUNED, RecordLayout, TierCounts
 from leankv_kernels import layout as L
 
 
@@ -35,8 +35,10 @@ def test_the_bytes_of_every_token_lie_where_the_layout_says(page: Committed) -> 
             read[run.kind][run.head, run.positions, run.part.below : run.part.below + run.part.bits] += 1
         # Every bit of every code that is kept is in one run and no other.
         tiers = page.tiers[n].numpy()
-        for kind, low in (("key", layout.low.key_bits), ("value", layout.low.value_bits)):
-            kept = np.where(tiers == HIGH, bits[kind], np.where(tiers == LOW, low, 0))
+        for kind in bits:
+            kept = np.zeros(tiers.shape, dtype=np.int64)
+            for tier, form in formats(layout).items():
+                kept[tiers == tier] = getattr(form, f"{kind}_bits")
             kept = np.full_like(kept, bits[kind]) if layout.near else kept
             np.testing.assert_array_equal(read[kind], np.arange(bits[kind]) < kept[..., None])
 
@@ -66,7 +68,7 @@ def test_places_name_every_bit_once(rng: Random) -> None:
     """No two tokens share a bit, and nothing lies in the header or behind the record's end."""
     layout = random_layout(rng)
     tiers = random_tier_maps(rng, layout, n=1)
-    end = int(layout.sections(*counts(tiers)).end[0])
+    end = int(layout.sections(TierCounts.of(tiers)).end[0])
     # Pairs of bits, the least that a token has to itself.
     taken = np.zeros(4 * layout.record_bytes, dtype=np.int64)
     for first, width in bit_pairs(layout, layout.places(tiers)):
@@ -75,10 +77,11 @@ def test_places_name_every_bit_once(rng: Random) -> None:
         taken += np.bincount(pairs, minlength=len(taken))
     assert taken.max(initial=0) <= 1
     kept = int((tiers != PRUNED).sum() if not layout.near else tiers.numel())
-    refined = int((tiers == HIGH).sum() if not layout.near else tiers.numel())
+    refined = [tiers.numel()] * 2 if layout.near else [int(x.sum()) for x in layout.refined(TierCounts.of(tiers))]
     size = layout.token_bytes
-    fine = size.key_refine + size.value_refine
-    assert taken.sum() == 4 * (kept * (sum(size) - fine) + refined * fine)
+    fine = (size.key_refine, size.value_refine)
+    base = sum(size) - sum(fine)
+    assert taken.sum() == 4 * (kept * base + sum(n * width for n, width in zip(refined, fine, strict=True)))
     assert end <= layout.record_bytes
 
 
@@ -101,19 +104,22 @@ def bit_pairs(layout: RecordLayout, places: L.Places) -> Iterator[tuple[np.ndarr
 @few(60)
 @given(rng=dice)
 def test_sections_hold_what_their_worth_says(rng: Random) -> None:
-    """Base codes of far tokens, then refinement of high ones, then the near part; each from its header's offset on."""
+    """Base codes of far tokens, then their refinement, then the near part; each from its header's offset on."""
     layout = random_layout(rng)
     tiers = random_tier_maps(rng, layout)
-    sections, places = layout.sections(*counts(tiers)), layout.places(tiers)
+    sections, places = layout.sections(TierCounts.of(tiers)), layout.places(tiers)
     starts = [sections.base[:, 0], sections.refine[:, 0], sections.near[:, 0], sections.end]
     assert bool((starts[0] == layout.header_bytes).all())
     key_base, value_base = layout.planes.key_base, layout.planes.value_base
     word = torch.zeros_like(places.token)
-    pieces = [(places.scale, True)]
-    pieces += [(s.key_word(places.token, word, layout.head_dim), i < key_base) for i, s in enumerate(places.key)]
-    pieces += [(s.value_byte(places.token, word, layout.head_dim), i < value_base) for i, s in enumerate(places.value)]
-    for at, is_base in pieces:
-        near_part = (tiers == PRUNED) | ((tiers == LOW) & (not is_base))
+    fine_mid = [(tiers == MID) & fine for fine in (layout.mid_keys_fine, layout.mid_values_fine)]
+    pieces = [(places.scale, True, fine_mid[0])]
+    for i, s in enumerate(places.key):
+        pieces.append((s.key_word(places.token, word, layout.head_dim), i < key_base, fine_mid[0]))
+    for i, s in enumerate(places.value):
+        pieces.append((s.value_byte(places.token, word, layout.head_dim), i < value_base, fine_mid[1]))
+    for at, is_base, fine in pieces:
+        near_part = (tiers == PRUNED) | ~((tiers == HIGH) | fine | is_base)
         section = torch.where(near_part, 2, 0 if is_base else 1)
         for n, i in np.ndindex(len(tiers), 3):
             inside = at[n][section[n] == i]
@@ -129,7 +135,7 @@ def test_runs_are_aligned_and_fill_the_sections_of_their_heads(rng: Random) -> N
     """From a multiple of 16 on, with less than 16 bytes between them; the header's offsets find each head's first."""
     layout = random_layout(rng)
     tiers = random_tier_maps(rng, layout, n=1)
-    sections = layout.sections(*counts(tiers))
+    sections = layout.sections(TierCounts.of(tiers))
     runs = naive_record.runs(layout, tiers[0].numpy())
     assert len(runs) == layout.num_kv_heads * (10 if layout.near else 5)
     assert all(run.start % 16 == 0 for run in runs)
@@ -143,12 +149,12 @@ def test_runs_are_aligned_and_fill_the_sections_of_their_heads(rng: Random) -> N
 @few(40)
 @given(rng=dice)
 def test_tokens_are_numbered_by_worth_and_position(rng: Random) -> None:
-    """Far ones high first, then low, pruned ones apart; each class in order of position."""
+    """Far ones high first, then mid, then low, pruned ones apart; each class in order of position."""
     layout = random_layout(rng)
     tiers = random_tier_maps(rng, layout, n=1)
     number = layout.places(tiers).token[0]
     for h, row in enumerate(tiers[0]):
-        positions = [row.eq(tier).nonzero().flatten() for tier in (HIGH, LOW, PRUNED)]
-        far = torch.cat(positions[:2])
+        positions = [row.eq(tier).nonzero().flatten() for tier in (HIGH, MID, LOW, PRUNED)]
+        far = torch.cat(positions[:3])
         assert number[h][far].tolist() == list(range(len(far)))
-        assert number[h][positions[2]].tolist() == list(range(len(positions[2])))
+        assert number[h][positions[3]].tolist() == list(range(len(positions[3])))

@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
 
 import pytest
 import torch
 from driver import without_place
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from kernelutil import PAIRS, TIER_MAPS, commit, few, generator, pair_name, small_layout
+from kernelutil import PAIRS, TIER_MAPS, commit, few, formats, generator, mids, pair_name, small_layout
 from torch import Tensor
 
-from leankv_kernels import HIGH, LOW, BlockRing, RecordLayout, RecordStore
+from leankv_kernels import HIGH, LOW, MID, PRUNED, TIERS, BlockRing, RecordLayout, RecordStore
 from leankv_kernels import layout as L
 from leankv_kernels.reference.record import cut, decode, read_header, read_tiers
 from leankv_kernels.store import Usage
 
 WIDTH = 5
+TRIPLES = [
+    ",".join((high.name, mid.name, low.name)) for high, low in PAIRS for mid in mids(high, low) if mid.name in TIERS
+]
 
 
 class RingModel(RuleBasedStateMachine):
@@ -87,24 +89,29 @@ LAYERS, PAGES = 2, 5
 
 def count_by_hand(layout: RecordLayout, tiers: Tensor, level: int, nbytes: int) -> Usage:
     """The usage of one record from its tiers, in words of the documentation."""
-    d, high, low = layout.head_dim, sum(layout.high), sum(layout.low)
-    n_high, n_low = int((tiers == HIGH).sum()), int((tiers == LOW).sum())
-    n_pruned = tiers.numel() - n_high - n_low
+    d, high = layout.head_dim, sum(layout.high)
+    n = {tier: int((tiers == tier).sum()) for tier in (HIGH, MID, LOW, PRUNED)}
+    bits = {tier: sum(form) for tier, form in formats(layout).items()}
+    kept = bits if level > L.LEVEL_BASE else dict.fromkeys(bits, bits[LOW])
+    held = {tier: n[tier] * (8 + d * kept[tier] // 8) for tier in bits}
+    missing = sum(n[tier] * d * (high - bits[tier]) // 8 for tier in bits)
+    near = missing + n[PRUNED] * (8 + d * high // 8) if level == L.LEVEL_NEAR else 0
     blocks = -(-nbytes // layout.block_bytes)
-    high_bytes = n_high * (8 + d * (high if level > L.LEVEL_BASE else low) // 8)
-    low_bytes = n_low * (8 + d * low // 8)
-    near = n_low * d * (high - low) // 8 + n_pruned * (8 + d * high // 8) if level == L.LEVEL_NEAR else 0
-    padding = blocks * layout.block_bytes - layout.header_bytes - high_bytes - low_bytes - near
+    padding = blocks * layout.block_bytes - layout.header_bytes - sum(held.values()) - near
     assert padding >= 0
-    return Usage(layout.header_bytes, high_bytes, low_bytes, near, padding, 1, blocks, n_high, n_low, n_pruned)
+    return Usage(layout.header_bytes, *held.values(), near, padding, 1, blocks, *n.values())
 
 
 class StoreModel(RuleBasedStateMachine):
     """The store is a dictionary from (layer, page) to a record."""
 
-    @initialize(pair=st.sampled_from(PAIRS), near=st.booleans(), page_size=st.sampled_from((16, 32)))
-    def create(self, pair: Any, near: bool, page_size: int) -> None:
-        self.layout = small_layout(pair_name(pair), near=near, page_size=page_size)
+    @initialize(
+        tiers=st.sampled_from([*map(pair_name, PAIRS), *TRIPLES]),
+        near=st.booleans(),
+        page_size=st.sampled_from((16, 32)),
+    )
+    def create(self, tiers: str, near: bool, page_size: int) -> None:
+        self.layout = small_layout(tiers, near=near, page_size=page_size)
         self.store = RecordStore(self.layout, LAYERS, PAGES, "cpu")
         # Memory that was never written may hold anything.
         self.store.blocks[1:] = torch.randint(0, 256, self.store.blocks[1:].shape, dtype=torch.uint8)
@@ -175,8 +182,10 @@ class StoreModel(RuleBasedStateMachine):
     def every_block_is_accounted_for(self) -> None:
         assert self.store.audit() == []
         usage = self.store.usage()
-        assert usage == Usage(*(sum(column) for column in zip(Usage(*[0] * 10), *self.counted.values(), strict=True)))
-        assert sum(usage[:5]) == usage.blocks * self.layout.block_bytes
+        assert usage == Usage(
+            *(sum(column) for column in zip(Usage(*[0] * len(Usage._fields)), *self.counted.values(), strict=True))
+        )
+        assert sum(usage[:6]) == usage.blocks * self.layout.block_bytes
         assert int(self.store.ring.free_blocks) == self.store.num_blocks - usage.blocks
 
     @invariant()

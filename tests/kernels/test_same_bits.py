@@ -60,7 +60,7 @@ def test_token_by_token_gives_the_same_bits(
     backend: Backend, head_dim: int, group: int, window: int, dtype: torch.dtype
 ) -> None:
     layout = small_layout(page_size=32, head_dim=head_dim, near=window > 0)
-    case = Case(Method(layout, window, alpha_high=1.2, alpha_low=0.4), group, dtype, backend.device)
+    case = Case(Method(layout, window, alpha_high=1.2, alpha_mid=0.8, alpha_low=0.4), group, dtype, backend.device)
     driver = case.driver(backend.ops)
     length = 40 if INTERPRETED else 100
     request = driver.admit(case.tokens(length, seed=head_dim), row=1)
@@ -108,7 +108,7 @@ def test_a_hit_in_the_tree_gives_the_bits_of_a_miss(backend: Backend, rng: Rando
 def test_what_was_never_written_is_never_read(backend: Backend, garbage: float) -> None:
     """Open pages behind a row's last token and other rows may hold anything."""
     layout = small_layout(page_size=32)
-    case = Case(Method(layout, alpha_high=1.2, alpha_low=0.4), 3, torch.bfloat16, backend.device)
+    case = Case(Method(layout, alpha_high=1.2, alpha_mid=0.8, alpha_low=0.4), 3, torch.bfloat16, backend.device)
     driver = case.driver(backend.ops, garbage)
     steps = (1, 30, 2, 2 if INTERPRETED else 42)
     one, other = (driver.admit(case.tokens(sum(steps), seed), row) for seed, row in ((1, 2), (2, 5)))
@@ -121,7 +121,7 @@ def test_what_was_never_written_is_never_read(backend: Backend, garbage: float) 
 
 def test_far_apart_scores_keep_their_bits_too(backend: Backend) -> None:
     """Attention so peaked that most weights vanish, as attention sinks make it."""
-    method = Method(small_layout(page_size=32), alpha_high=1.2, alpha_low=0.4)
+    method = Method(small_layout(page_size=32), alpha_high=1.2, alpha_mid=0.8, alpha_low=0.4)
     case = Case(method, 2, torch.bfloat16, backend.device)
     calm = case.tokens(80, seed=3)
     tokens = replace(calm, q=calm.q * 1000)

@@ -24,8 +24,8 @@ def two_stores(pair: tuple[str, str], near: bool, heads: int, dim: int, seed: in
     for layer in range(LAYERS):
         pages = torch.randperm(PAGES, generator=random)[: int(torch.randint(1, PAGES + 1, (), generator=random))] + 1
         key, value = (torch.randn(len(pages), heads, 32, dim, generator=random, dtype=torch.float64) for _ in "kv")
-        tiers = torch.randint(0, 3, (len(pages), heads, 32), generator=random, dtype=torch.uint8)
-        tiers[:, 0] = seed % 3
+        tiers = torch.randint(0, 4, (len(pages), heads, 32), generator=random, dtype=torch.uint8)
+        tiers[:, 0] = seed % 4
         for store in stores:
             store.blocks[1:].fill_(0) if layer == 0 else None
             store.write(layer, pages, *(x.clone() for x in encode(key, value, tiers, layout)))

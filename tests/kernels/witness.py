@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from leankv_kernels import HIGH, LOW, PRUNED, Ops, Plan, RawPages, RecordStore
+from leankv_kernels import HIGH, LOW, MID, PRUNED, Ops, Plan, RawPages, RecordStore
 from leankv_kernels.reference.record import decode, read_tiers
 
 QUERY_EPS = {"cpu": 2.0**-15, "triton": 2.0**-20}
@@ -89,7 +89,7 @@ class Witness:
     ) -> None:
         """Blocks, table, ring and usage, byte for byte."""
         self._count("commit_pages")
-        for tier, name in ((HIGH, "high"), (LOW, "low"), (PRUNED, "pruned")):
+        for tier, name in ((HIGH, "high"), (MID, "mid"), (LOW, "low"), (PRUNED, "pruned")):
             self.seen[name] = self.seen.get(name, 0) + int((tiers == tier).sum())
         if self._twin is None:
             self._twin = RecordStore(store.layout, store.num_layers, store.num_pages, store.blocks.device)
@@ -107,7 +107,9 @@ def largest_reading(store: RecordStore, layer: int, plan: Plan) -> tuple[float, 
         return 0.0, 0.0
     lay, records = store.layout, store.gather(layer, plan.pages)
     view = decode(records, lay, near=lay.near)
-    bits = torch.where((read_tiers(records, lay) == HIGH) | lay.near, lay.high.value_bits, lay.low.value_bits)
+    tiers = read_tiers(records, lay)
+    fine = (tiers == HIGH) | ((tiers == MID) & lay.mid_values_fine) | lay.near
+    bits = torch.where(fine, lay.high.value_bits, lay.low.value_bits)
     value = view.value_zero.abs() + view.value_scale * 2.0**bits
     return float(value[view.valid].max()) if view.valid.any() else 0.0, float(view.keys().norm(dim=-1).max())
 

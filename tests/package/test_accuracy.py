@@ -9,14 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentences import is_one_sentence
 
-from leankv_sglang.accuracy import NAMED, OWN, Accuracy, accuracy_of, resolve, salted
-from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.accuracy import BALANCED, Accuracy, accuracy_of, named, resolve, salted
+from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
 
 NAN, INF = float("nan"), float("inf")
 CONFIG = LeanKVConfig(alpha_high=1.0, alpha_low=0.1)
+NAMED = tuple(named(CONFIG))
 PER_HEAD = LeanKVConfig(alpha_high=((1.0, 2.0),), alpha_low=((0.0, 0.5),))
 NONE = LeanKVConfig(significance="none")
+POINTS = {
+    "lossless": Alphas(0.5, 0.2),
+    "balanced": Alphas(((1.0, 2.0),), 0.5),
+    "small": Alphas(INF, 1.0, ((0.0, 9.0),)),
+}
+PROFILED = LeanKVConfig(
+    *("k8v4", "k4v2", INF, ((0.0, 9.0),)),
+    alpha_mid=1.0,
+    mid="k4v4",
+    profile="a model's small",
+    points=tuple(POINTS.items()),
+)
 
 BAD: list[tuple[Any, str]] = [
     ("lossless", "leankv takes"),
@@ -60,23 +73,23 @@ def test_pruning_needs_significance() -> None:
 
 
 def test_the_named_ones() -> None:
-    lossless, own, small = (resolve({"profile": name}, CONFIG) for name in ("lossless", OWN, "small"))
+    lossless, own, small = (resolve({"profile": name}, CONFIG) for name in ("lossless", BALANCED, "small"))
     # Below every significance: a token without any attention is high as well.
-    assert lossless.high < 0 == lossless.low
-    assert (own.high, own.low) == (1.0, 0.1)
-    assert (small.high, small.low) == (INF, 0.0)
+    assert lossless.alphas == Alphas(-1.0, INF, 0.0)
+    assert own.alphas == Alphas(1.0, INF, 0.1)
+    assert small.alphas == Alphas(INF, INF, 0.0)
     assert [a.describe() for a in (lossless, own, small)] == [{"profile": name} for name in NAMED]
 
 
 @pytest.mark.parametrize(
     "field",
-    [None, {"profile": OWN}, {"alpha_high": 1}, {"alpha_low": 0.1}, {"alpha_high": 1.0, "alpha_low": 0.1}],
+    [None, {"profile": BALANCED}, {"alpha_high": 1}, {"alpha_low": 0.1}, {"alpha_high": 1.0, "alpha_low": 0.1}],
     ids=str,
 )
 def test_the_servers_own_adds_nothing_to_the_key(field: Any) -> None:
     accuracy = resolve(field, CONFIG)
     assert accuracy.is_own
-    assert accuracy.describe() == {"profile": OWN}
+    assert accuracy.describe() == {"profile": BALANCED}
     for salt in (None, "", "mine", ["mine", "yours"]):
         assert salted(accuracy, salt) == salt
 
@@ -99,10 +112,29 @@ def test_without_significance_thresholds_tell_nothing_apart() -> None:
 
 def test_thresholds_per_head_stay_where_none_are_given() -> None:
     half = resolve({"alpha_high": 3}, PER_HEAD)
-    assert (half.high, half.low) == (3.0, PER_HEAD.alpha_low)
+    assert half.alphas == PER_HEAD.alphas._replace(high=3.0)
     assert half.describe() == {"alpha_high": 3.0}
     assert accuracy_of(salted(half, None), PER_HEAD) == half
     assert resolve({"profile": "balanced"}, PER_HEAD).is_own
+
+
+def test_a_profiles_points_are_the_names() -> None:
+    for name, alphas in POINTS.items():
+        accuracy = resolve({"profile": name}, PROFILED)
+        assert accuracy.alphas == alphas
+        assert accuracy.describe() == {"profile": name}
+        assert accuracy.is_own == (name == "small")
+        assert accuracy_of(salted(accuracy, "mine"), PROFILED) == accuracy
+    with pytest.raises(LeanKVError, match="takes lossless, balanced, small, not 'tiny'"):
+        resolve({"profile": "tiny"}, PROFILED)
+
+
+def test_a_middle_threshold_needs_a_middle_tier() -> None:
+    assert resolve({"alpha_mid": 0.3}, PROFILED).alphas == PROFILED.alphas._replace(mid=0.3)
+    with pytest.raises(
+        LeanKVError, match=r"leankv\.alpha_mid needs a server with a middle tier; this one has k8v4,k4v2"
+    ):
+        resolve({"alpha_mid": 0.3}, CONFIG)
 
 
 numbers = st.floats(0, 1e300, allow_nan=False)
@@ -143,10 +175,10 @@ def test_a_list_of_salts_is_one_per_prompt() -> None:
 @pytest.mark.parametrize(
     "salt",
     [
-        *("leankv:", "leankv:;x", "leankv:tiny;", "leankv:1;", "leankv:1,2,3;", "leankv:nan,0;", "leankv:-1,0.0;"),
-        *("leankv:0,5;", "leankv:a,b;", "leankv:1,inf;", "other", "", None),
+        *("leankv:", "leankv:;x", "leankv:tiny;", "leankv:1;", "leankv:1,2;", "leankv:nan,,0;", "leankv:-1,,0.0;"),
+        *("leankv:0,,5;", "leankv:a,b,c;", "leankv:1,,inf;", "other", "", None),
     ],
 )
 def test_a_salt_that_nobody_made_is_the_servers_own(salt: str | None) -> None:
     """Other fronts (gRPC) hand a client's salt on as it is."""
-    assert accuracy_of(salt, CONFIG) == Accuracy("", 1.0, 0.1)
+    assert accuracy_of(salt, CONFIG) == Accuracy("", Alphas(1.0, INF, 0.1), BALANCED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +15,14 @@ from sentences import is_one_sentence
 
 from leankv_kernels import available_backends
 from leankv_sglang.cli import add_flags, config_from_args, split_args
-from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
 
 
 def config_of(*argv: str) -> LeanKVConfig:
     ours, rest = split_args(argv)
     assert rest == []
-    config, profile = config_from_args(ours)
+    config, profile = config_from_args(ours, "nowhere")
     assert profile is None
     return config
 
@@ -37,6 +38,10 @@ FLAGS: list[tuple[list[str], dict[str, Any]]] = [
     (["--leankv-alpha-high", "inf"], {"alpha_high": float("inf")}),
     (["--leankv-alpha-high", "0"], {"alpha_high": 0.0}),
     (["--leankv-alpha-low", "0.2"], {"alpha_low": 0.2}),
+    (
+        ["--leankv-tiers", "k8v4,k4v4,k4v2", "--leankv-alpha-mid", "0.4"],
+        {"alpha_mid": 0.4, "high": "k8v4", "mid": "k4v4", "low": "k4v2"},
+    ),
     (["--leankv-demote"], {"demote": True}),
     (["--leankv-match", "relaxed", "--leankv-demote"], {"match": "relaxed", "demote": True}),
     (["--leankv-rotation", "none"], {"rotation": "none"}),
@@ -57,7 +62,8 @@ def test_every_flag_but_the_profile_is_tried_above() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     add_flags(parser)
     options = {option for action in parser._actions for option in action.option_strings}
-    assert options - {argv[0].split("=")[0] for argv, _ in FLAGS} == {"--leankv-profile"}
+    tried = {arg.split("=")[0] for argv, _ in FLAGS for arg in argv}
+    assert options - tried == {"--leankv-profile"}
     assert all(option.startswith("--leankv-") for option in options)
 
 
@@ -65,7 +71,7 @@ def test_the_help_tells_the_defaults_of_the_configuration() -> None:
     config, parser = LeanKVConfig(), argparse.ArgumentParser(add_help=False)
     add_flags(parser)
     helps = {action.dest.removeprefix("leankv_"): action.help or "" for action in parser._actions}
-    defaults = {name: getattr(config, name) for name in helps if name != "profile"}
+    defaults = {name: getattr(config, name) for name in helps if name not in ("profile", "alpha_mid")}
     for name, default in defaults.items():
         said = "off" if default is False else f"{default:g}" if isinstance(default, float) else default
         assert re.search(rf"\(default: {said}[,)]", helps[name])
@@ -87,6 +93,10 @@ def test_a_flag_that_does_not_exist_is_refused_by_name(flag: str) -> None:
 
 BAD: list[list[str]] = [
     ["--leankv-tiers", "k1v1"],
+    ["--leankv-tiers", "k8v4,k8v4,k4v2"],
+    ["--leankv-tiers", "k8v4,k8v8,k4v2"],
+    ["--leankv-tiers", "k8v8,k8v4,k4v4,k4v2"],
+    ["--leankv-alpha-mid", "2.5"],
     ["--leankv-rotation", "fourier"],
     ["--leankv-significance", "magic"],
     ["--leankv-window", "-1"],
@@ -94,6 +104,7 @@ BAD: list[list[str]] = [
     ["--leankv-alpha-low", "inf"],
     ["--leankv-kernels", "fpga"],
     ["--leankv-profile", "no/such/file.json"],
+    ["--leankv-profile", "small"],
 ]
 
 
@@ -128,17 +139,23 @@ def profile_file(tmp_path: Path) -> Callable[..., str]:
     model = {"num_layers": 1, "num_kv_heads": 2, "head_dim": 64}
     fields = {"tiers": "k8v8", "rotation": "none", "significance": "attention", "window": 2}
     thresholds = {"alpha_high": [[1, 2]], "alpha_low": 0.5}
-    path.write_text(json.dumps({"leankv_profile": 1, "model": model} | fields | thresholds))
+    fields |= {"leankv_profile": 2, "model": model, "page_size": 64, "points": {"balanced": thresholds}}
+    path.write_text(json.dumps(fields))
     return str(path)
 
 
 def test_a_profile_decides_everything_but_the_backend(profile_file: str) -> None:
     ours, _ = split_args(["--leankv-profile", profile_file, "--leankv-kernels", "reference"])
-    config, profile = config_from_args(ours)
+    config, profile = config_from_args(ours, "nowhere")
     assert profile is not None
     assert config is profile.config
     assert config == LeanKVConfig(
-        *("k8v8", "k8v8", ((1.0, 2.0),), 0.5, "none", "attention"), window=2, kernels="reference", profile="small"
+        *("k8v8", "k8v8", ((1.0, 2.0),), 0.5),
+        rotation="none",
+        window=2,
+        kernels="reference",
+        profile="small balanced",
+        points=(("balanced", Alphas(((1.0, 2.0),), math.inf, 0.5)),),
     )
 
 
@@ -151,5 +168,5 @@ METHOD_FLAGS = [
 def test_a_profile_and_a_flag_it_decides_are_refused_together(profile_file: str, argv: list[str]) -> None:
     ours, _ = split_args(["--leankv-profile", profile_file, *argv])
     with pytest.raises(LeanKVError) as refusal:
-        config_from_args(ours)
-    assert str(refusal.value).startswith(f"--leankv-profile decides {argv[0].split('=')[0]} too;")
+        config_from_args(ours, "nowhere")
+    assert str(refusal.value).startswith(f"--leankv-profile decides {argv[0].split('=')[0]}")

@@ -102,21 +102,23 @@ def test_the_configuration_cannot_be_changed() -> None:
 
 
 VALID_TIERS = {
-    "k8v4,k4v2": ("k8v4", "k4v2"),
-    "k8v4": ("k8v4", "k8v4"),
-    " K8V8 , k4v4 ": ("k8v8", "k4v4"),
-    "k8v8,k8v4": ("k8v8", "k8v4"),
-    "k8v4,k4v4": ("k8v4", "k4v4"),
-    "k4v4,k4v2": ("k4v4", "k4v2"),
-    "k4v2": ("k4v2", "k4v2"),
+    "k8v4,k4v2": ("k8v4", None, "k4v2"),
+    "k8v4": ("k8v4", None, "k8v4"),
+    " K8V8 , k4v4 ": ("k8v8", None, "k4v4"),
+    "k8v8,k8v4": ("k8v8", None, "k8v4"),
+    "k8v4,k4v4": ("k8v4", None, "k4v4"),
+    "k4v4,k4v2": ("k4v4", None, "k4v2"),
+    "k4v2": ("k4v2", None, "k4v2"),
+    "k8v4,k4v4,k4v2": ("k8v4", "k4v4", "k4v2"),
+    "k8v8, k8v4 ,k4v4": ("k8v8", "k8v4", "k4v4"),
 }
 
 
 @pytest.mark.parametrize("text", VALID_TIERS)
 def test_valid_tiers(text: str) -> None:
-    high, low = parse_tiers(text)
-    assert (high, low) == VALID_TIERS[text]
-    assert parse_tiers(LeanKVConfig(high=high, low=low).tiers) == (high, low)
+    high, mid, low = parse_tiers(text)
+    assert (high, mid, low) == VALID_TIERS[text]
+    assert parse_tiers(LeanKVConfig(high=high, mid=mid, low=low).tiers) == (high, mid, low)
 
 
 @pytest.mark.parametrize(

@@ -8,25 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from sentences import is_one_sentence
 
+from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.profile import Shape, load_profile
+from leankv_sglang.fingerprint import fingerprint
+from leankv_sglang.profile import Shape, find_profile, load_profile
 
 NAN, INF = float("nan"), float("inf")
 SHAPE = Shape(num_layers=2, num_kv_heads=3, head_dim=64)
 TABLE = [[1.0, 0.5, 2.0], [1.5, 1.5, INF]]
 VALID: dict[str, Any] = {
-    "leankv_profile": 1,
-    "name": "balanced",
-    "model": {"num_layers": 2, "num_kv_heads": 3, "head_dim": 64},
-    "tiers": "k8v4,k4v2",
+    "leankv_profile": 2,
+    "model": {"name": "tiny", "num_layers": 2, "num_kv_heads": 3, "head_dim": 64},
+    "page_size": 128,
+    "tiers": "k8v4,k4v4,k4v2",
     "rotation": "hadamard",
     "significance": "attention",
     "window": 1,
-    "alpha_high": TABLE,
-    "alpha_low": 0.1,
+    "points": {
+        "lossless": {"alpha_high": 0, "alpha_low": 0},
+        "balanced": {"alpha_high": TABLE, "alpha_mid": 0.5, "alpha_low": 0.1},
+    },
 }
+
+
+def with_point(**changes: Any) -> dict[str, Any]:
+    """The fields of a profile whose balanced point has some changed, or left out where None is given."""
+    point = {k: v for k, v in (VALID["points"]["balanced"] | changes).items() if v is not None}
+    return {"points": {"balanced": point}}
 
 
 @pytest.fixture
@@ -47,25 +59,68 @@ def test_a_profile_with_thresholds_per_head_loads(write: Callable[..., str]) -> 
     config = profile.config
     assert profile.shape == SHAPE
     assert config.alpha_high == ((1.0, 0.5, 2.0), (1.5, 1.5, INF))
-    assert config.alpha_low == 0.1
+    assert (config.alpha_mid, config.alpha_low) == (0.5, 0.1)
     assert (config.tiers, config.rotation, config.significance, config.window) == (
-        *("k8v4,k4v2", "hadamard", "attention"),
+        *("k8v4,k4v4,k4v2", "hadamard", "attention"),
         1,
     )
-    assert (config.kernels, config.profile) == ("reference", "balanced")
+    assert (config.kernels, config.profile) == ("reference", "tiny balanced")
+    assert dict(config.points) == {"lossless": Alphas(0.0, INF, 0.0), "balanced": config.alphas}
     profile.check_model(SHAPE)
+    assert LeanKVConfig.from_json(config.to_json()) == config
+
+
+def test_a_point_is_chosen_by_name(write: Callable[..., str]) -> None:
+    path = write()
+    for text in (f"{path}:lossless", path):
+        profile = find_profile(text, "nowhere")
+        assert profile.config.profile == f"tiny {'lossless' if ':' in text else 'balanced'}"
+    assert find_profile(f"{path}:lossless", "nowhere").config.alphas == Alphas(0.0, INF, 0.0)
+    with pytest.raises(LeanKVError, match="has no point 'small', it has lossless, balanced"):
+        find_profile(f"{path}:small", "nowhere")
+
+
+def test_a_name_without_a_shipped_profile_says_how_to_calibrate() -> None:
+    with pytest.raises(
+        LeanKVError, match=r"neither a file nor .* python -m leankv_sglang\.calibrate --model nowhere\.$"
+    ):
+        find_profile("small", "nowhere")
+
+
+def test_other_weights_of_the_same_shape_are_refused(write: Callable[..., str], tmp_path: Path) -> None:
+    for folder, fill in (("one", 1.0), ("two", 2.0)):
+        weights = {"model.layers.0.self_attn.k_proj.weight": torch.full((4, 4), fill), "norm": torch.ones(4)}
+        (tmp_path / folder).mkdir()
+        save_file(weights, str(tmp_path / folder / "model.safetensors"))
+    one, two, neither = (str(tmp_path / name) for name in ("one", "two", "."))
+    mark = fingerprint(one)
+    assert mark is not None
+    assert mark == fingerprint(one) != fingerprint(two)
+    assert fingerprint(neither) is None
+    profile = load_profile(write(with_model(fingerprint=mark)))
+    profile.check_model(SHAPE, one)
+    profile.check_model(SHAPE, neither)
+    with pytest.raises(LeanKVError, match="made for other weights of the same shape"):
+        profile.check_model(SHAPE, two)
+
+
+def test_another_page_size_is_refused(write: Callable[..., str]) -> None:
+    profile = load_profile(write())
+    profile.check_page_size(128)
+    with pytest.raises(LeanKVError, match=r"made for --page-size 128, not 64"):
+        profile.check_page_size(64)
 
 
 @pytest.mark.parametrize("number", [0, 2, 0.75])
 def test_a_profile_with_one_number_for_all_heads_loads(write: Callable[..., str], number: float) -> None:
-    config = load_profile(write({"alpha_high": number, "alpha_low": 0})).config
+    config = load_profile(write(with_point(alpha_high=number, alpha_low=0))).config
     assert config.alpha_high == number
     assert isinstance(config.alpha_high, float)
     assert config.alpha_low == 0
 
 
 def test_a_profile_without_a_name_goes_by_its_file(write: Callable[..., str]) -> None:
-    assert load_profile(write({"name": None})).config.profile == "my-profile"
+    assert load_profile(write(with_model(name=None))).config.profile == "my-profile balanced"
 
 
 def check_refused(path: str, says: str) -> None:
@@ -83,28 +138,32 @@ def with_model(**changes: Any) -> dict[str, Any]:
 
 
 BROKEN: list[tuple[str, dict[str, Any], str]] = [
-    ("no version", {"leankv_profile": None}, "not a LeanKV profile of version 1"),
-    ("another version", {"leankv_profile": 2}, "not a LeanKV profile of version 1"),
+    ("no version", {"leankv_profile": None}, "not a LeanKV profile of version 2"),
+    ("another version", {"leankv_profile": 1}, "not a LeanKV profile of version 2"),
     ("unknown fields", {"alpha": 1, "beta": 2}, "unknown fields: alpha, beta"),
-    *((f"no {name}", {name: None}, f"lacks the fields {name}") for name in sorted(VALID) if name[:2] not in "lena"),
+    *((f"no {name}", {name: None}, f"lacks the fields {name}") for name in sorted(VALID) if name[:2] != "le"),
     ("a model without heads", with_model(num_kv_heads=None), "num_layers, num_kv_heads, head_dim"),
     ("a model of no layers", with_model(num_layers=0), "positive whole numbers"),
     ("a model of a part of a head", with_model(num_kv_heads=1.5), "positive whole numbers"),
     ("a model of true layers", with_model(num_layers=True), "positive whole numbers"),
     ("a model that is a name", {"model": "Llama"}, "positive whole numbers"),
-    ("too few layers", {"alpha_high": TABLE[:1]}, '"alpha_high" must be 2 layers of 3 KV heads'),
-    ("too many layers", {"alpha_low": [[0, 0, 0]] * 3}, '"alpha_low" must be 2 layers of 3 KV heads'),
-    ("too few heads", {"alpha_high": [[1, 1, 1], [1, 1]]}, '"alpha_high" must be 2 layers of 3 KV heads'),
-    ("no layers", {"alpha_high": []}, '"alpha_high" must be 2 layers of 3 KV heads'),
-    ("a flat list", {"alpha_high": [1, 1, 1]}, '"alpha_high" must be a number or a list per layer'),
-    ("a list too deep", {"alpha_high": [[[1]] * 3] * 2}, '"alpha_high" must be a number or a list per layer'),
-    ("words for thresholds", {"alpha_high": "one"}, '"alpha_high" must be a number or a list per layer'),
-    ("a hole in the table", {"alpha_high": [[1, 1, 1], [1, None, 1]]}, '"alpha_high" must be a number or a list'),
-    ("a negative threshold", {"alpha_high": -1}, '"alpha_high" must hold numbers of at least 0'),
-    ("a negative head", {"alpha_low": [[0, 0, 0], [0, -0.5, 0]]}, '"alpha_low" must hold numbers of at least 0'),
-    ("not a number", {"alpha_high": NAN}, '"alpha_high" must hold numbers of at least 0'),
-    ("not a number in a head", {"alpha_low": [[0, NAN, 0], [0, 0, 0]]}, '"alpha_low" must hold numbers'),
-    ("an infinite alpha_low", {"alpha_low": INF}, "--leankv-alpha-low"),
+    ("too few layers", with_point(alpha_high=TABLE[:1]), '"alpha_high" must be 2 layers of 3 KV heads'),
+    ("too many layers", with_point(alpha_low=[[0, 0, 0]] * 3), '"alpha_low" must be 2 layers of 3 KV heads'),
+    ("too few heads", with_point(alpha_high=[[1, 1, 1], [1, 1]]), '"alpha_high" must be 2 layers of 3 KV heads'),
+    ("no layers", with_point(alpha_high=[]), '"alpha_high" must be 2 layers of 3 KV heads'),
+    ("a flat list", with_point(alpha_high=[1, 1, 1]), '"alpha_high" must be a number or a list per layer'),
+    ("a list too deep", with_point(alpha_high=[[[1]] * 3] * 2), '"alpha_high" must be a number or a list per layer'),
+    ("words for thresholds", with_point(alpha_high="one"), '"alpha_high" must be a number or a list per layer'),
+    (
+        "a hole in the table",
+        with_point(alpha_high=[[1, 1, 1], [1, None, 1]]),
+        '"alpha_high" must be a number or a list',
+    ),
+    ("a negative threshold", with_point(alpha_high=-1), '"alpha_high" must hold numbers of at least 0'),
+    ("a negative head", with_point(alpha_low=[[0, 0, 0], [0, -0.5, 0]]), '"alpha_low" must hold numbers of at least 0'),
+    ("not a number", with_point(alpha_high=NAN), '"alpha_high" must hold numbers of at least 0'),
+    ("not a number in a head", with_point(alpha_low=[[0, NAN, 0], [0, 0, 0]]), '"alpha_low" must hold numbers'),
+    ("an infinite alpha_low", with_point(alpha_low=INF), "--leankv-alpha-low"),
     ("unknown tiers", {"tiers": "k3v3"}, "--leankv-tiers"),
     ("tiers that are no pair", {"tiers": "k4v2,k8v4"}, "--leankv-tiers"),
     ("tiers in a list", {"tiers": ["k8v4", "k4v2"]}, "--leankv-tiers"),
@@ -114,6 +173,12 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("half a window", {"window": 1.5}, '"window" must be a whole number of pages'),
     ("a true window", {"window": True}, '"window" must be a whole number of pages'),
     ("a window too long", {"window": 1000}, "--leankv-window"),
+    ("pages of another size", {"page_size": 100}, '"page_size" must be one of 64, 128, 256'),
+    ("points that are none", {"points": []}, '"points" must give thresholds by name'),
+    ("no points", {"points": {}}, '"points" must give thresholds by name'),
+    ("a point with a strange name", {"points": {"a;b": {}}}, '"points" must give thresholds by name'),
+    ("a point without thresholds", {"points": {"small": {"alpha_high": 1}}}, "point small lacks alpha_low"),
+    ("a middle threshold without a middle tier", {"tiers": "k8v4,k4v2"}, "--leankv-alpha-mid"),
 ]
 
 
@@ -134,7 +199,7 @@ NO_NUMBERS = {
 
 @pytest.mark.parametrize("what", NO_NUMBERS)
 def test_thresholds_that_only_look_like_numbers_are_refused(write: Callable[..., str], what: str) -> None:
-    check_refused(write({"alpha_high": NO_NUMBERS[what]}), '"alpha_high"')
+    check_refused(write(with_point(alpha_high=NO_NUMBERS[what])), '"alpha_high"')
 
 
 @pytest.mark.parametrize("text", ["", "alpha: 1", "[1, 2", "\x00"])
@@ -148,7 +213,7 @@ def test_what_is_not_json_is_refused(tmp_path: Path, text: str) -> None:
 def test_json_that_is_no_profile_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(text)
-    check_refused(str(path), "is not a LeanKV profile of version 1")
+    check_refused(str(path), "is not a LeanKV profile of version 2")
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
@@ -166,7 +231,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     "shape", [Shape(3, 3, 64), Shape(2, 4, 64), Shape(2, 3, 128)], ids=["layers", "KV heads", "head_dim"]
 )
 def test_another_model_is_refused_with_both_shapes(write: Callable[..., str], shape: Shape) -> None:
-    profile = load_profile(write({"name": None}))
+    profile = load_profile(write(with_model(name=None)))
     with pytest.raises(LeanKVError) as refusal:
         profile.check_model(shape)
     text = str(refusal.value)

@@ -41,8 +41,8 @@ def test_attention_is_the_mean_attention() -> None:
 def test_none_keeps_all_but_the_sinks_low() -> None:
     """With the default thresholds, whatever the scores are."""
     config = LeanKVConfig(significance="none")
-    alphas = (torch.full((2,), float(a), dtype=torch.float64) for a in (config.alpha_high, config.alpha_low))
+    alphas = torch.tensor(config.alphas, dtype=torch.float64)[:, None].expand(3, 2)
     start = torch.tensor([True, False, False])
-    tiers = choose_tiers(STRATEGIES["none"]()(scores(), 2), *alphas, start)
+    tiers = choose_tiers(STRATEGIES["none"]()(scores(), 2), alphas, start)
     assert tiers[0].tolist() == [[HIGH] * 4 + [LOW] * 60] * 2
     assert bool((tiers[1:] == LOW).all())

@@ -34,7 +34,8 @@ LEANKV_INLINE void put_values(const uint8_t (*codes)[kMaxDim], int dim, int shif
 }
 
 struct HeadPlan {
-    int high, low, base, refine, near, end;
+    Counts counts;
+    int base, refine, near, end;
 };
 
 // A record being written, through its blocks.
@@ -59,19 +60,17 @@ static void open_record(const CommitArgs& a, int64_t n, int32_t* list, HeadPlan*
     const RecordShape& shape = a.shape;
     const int heads = int(shape.heads), page = int(shape.page_size), words = int(shape.header_bytes / 4);
     const uint8_t* tiers = a.tiers + n * heads * page;
-    int all_high = 0, all_low = 0;
+    Counts all{};
     for (int h = 0; h < heads; h++) {
-        plans[h].high = plans[h].low = 0;
-        for (int t = 0; t < page; t++) {
-            plans[h].high += tiers[h * page + t] == 2;
-            plans[h].low += tiers[h * page + t] == 1;
-        }
-        all_high += plans[h].high, all_low += plans[h].low;
+        int of[4] = {};
+        for (int t = 0; t < page; t++) of[tiers[h * page + t]]++;
+        plans[h].counts = {of[kHigh], of[kMid], of[kLow]};
+        all.high += of[kHigh], all.mid += of[kMid], all.low += of[kLow];
     }
     int end = int(shape.header_bytes);
-    for (int h = 0; h < heads; h++) plans[h].base = end, end += sizes_of(shape, plans[h].high, plans[h].low).base;
-    for (int h = 0; h < heads; h++) plans[h].refine = end, end += sizes_of(shape, plans[h].high, plans[h].low).refine;
-    for (int h = 0; h < heads; h++) plans[h].near = end, end += sizes_of(shape, plans[h].high, plans[h].low).near;
+    for (int h = 0; h < heads; h++) plans[h].base = end, end += sizes_of(shape, plans[h].counts).base;
+    for (int h = 0; h < heads; h++) plans[h].refine = end, end += sizes_of(shape, plans[h].counts).refine;
+    for (int h = 0; h < heads; h++) plans[h].near = end, end += sizes_of(shape, plans[h].counts).near;
     const int count = int((end + shape.block_bytes - 1) >> shape.block_shift);
     for (int i = 0; i < count; i++) list[i] = a.ring[(*a.ring_head + i) % a.num_blocks];
     *a.ring_head = (*a.ring_head + count) % a.num_blocks;
@@ -86,7 +85,7 @@ static void open_record(const CommitArgs& a, int64_t n, int32_t* list, HeadPlan*
     std::memcpy(header + shape.list_word, list, 4 * size_t(shape.max_blocks));
     for (int h = 0; h < heads; h++) {
         const HeadPlan& p = plans[h];
-        const int32_t head[4] = {int32_t(p.high | uint32_t(p.low) << 16), p.base, p.refine, p.near};
+        const int32_t head[4] = {p.counts.word(), p.base, p.refine, p.near};
         std::memcpy(header + shape.head_word + 4 * h, head, sizeof(head));
     }
     uint8_t* maps = reinterpret_cast<uint8_t*>(header) + shape.tier_map_start;
@@ -104,7 +103,7 @@ static void open_record(const CommitArgs& a, int64_t n, int32_t* list, HeadPlan*
         free(zeros);
     }
     a.page_table[a.pages[n]] = list[0];
-    count_usage(shape, a.usage, all_high, all_low, level, count, 1);
+    count_usage(shape, a.usage, all.high, all.mid, all.low, level, count, 1);
 }
 
 static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list, const HeadPlan& plan) {
@@ -113,10 +112,13 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
     const int heads = int(shape.heads), page = int(shape.page_size), dim = int(shape.head_dim);
     const int key_base = int(shape.key_base), value_base = int(shape.value_base);
     const int key_planes = key_base + int(shape.key_refine), value_planes = value_base + int(shape.value_refine);
-    const int high = plan.high, low = plan.low, far = high + low, pruned = page - far;
-    const Sizes sizes = sizes_of(shape, high, low);
+    const Counts& counts = plan.counts;
+    const int far = counts.far(), pruned = page - far, fine_keys = counts.keys(shape),
+              fine_values = counts.values(shape);
+    const Sizes sizes = sizes_of(shape, counts);
     const uint8_t* tiers = a.tiers + (n * heads + h) * page;
-    int at[3] = {far, high, 0};  // pruned, low, high
+    int at[4];
+    at[kHigh] = 0, at[kMid] = counts.high, at[kLow] = counts.high + counts.mid, at[kPruned] = far;
     for (int t = 0; t < page; t++) s.order[at[tiers[t]]++] = t;
     uint8_t *base = s.section[0], *refine = s.section[1], *near = s.section[2];
     std::memset(base, 0, size_t(sizes.base));
@@ -135,10 +137,11 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
     };
     auto shift_of = [](int bits, int plane) { return 8 - bits * (plane + 1); };
 
-    const int quads = (far + 3) / 4, high_quads = (high + 3) / 4, low_quads = quads - high / 4;
+    const int quads = (far + 3) / 4, fine_quads = (fine_values + 3) / 4, low_quads = quads - fine_values / 4;
     for (int t = 0; t < far; t += kPanel) {
-        const int m = far - t < kPanel ? far - t : kPanel, in_high = clamp(high - t, 0, m), in_low = m - in_high;
-        const size_t group = size_t(t) * dim / 2, low_group = size_t(t < high ? 0 : t - high) * dim / 2;
+        const int m = far - t < kPanel ? far - t : kPanel, in_keys = clamp(fine_keys - t, 0, m);
+        const int in_values = clamp(fine_values - t, 0, m);
+        const size_t group = size_t(t) * dim / 2, low_group = size_t(t < fine_keys ? 0 : t - fine_keys) * dim / 2;
         read(t, m);
         put_scales(base, far, t, m);
         for (int p = 0; p < key_planes; p++) {
@@ -147,9 +150,10 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
                 put_keys(s.key, dim, shift, 0, m, base + sizes.base_scales + size_t(p) * far * dim / 2 + group);
                 continue;
             }
-            if (in_high) put_keys(s.key, dim, shift, 0, in_high, refine + size_t(fine) * high * dim / 2 + group);
-            if (in_low && shape.near)
-                put_keys(s.key, dim, shift, in_high, in_low, near + size_t(fine) * low * dim / 2 + low_group);
+            if (in_keys) put_keys(s.key, dim, shift, 0, in_keys, refine + size_t(fine) * fine_keys * dim / 2 + group);
+            if (in_keys < m && shape.near)
+                put_keys(s.key, dim, shift, in_keys, m - in_keys,
+                         near + size_t(fine) * (far - fine_keys) * dim / 2 + low_group);
         }
         for (int p = 0; p < value_planes; p++) {
             const int shift = shift_of(2, p), fine = p - value_base;
@@ -158,13 +162,13 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
                 put_values(s.value, dim, shift, 0, m, to);
                 continue;
             }
-            if (in_high) {
-                uint8_t* to = refine + sizes.refine_keys + (size_t(fine) * high_quads + t / 4) * dim;
-                put_values(s.value, dim, shift, 0, in_high, to);
+            if (in_values) {
+                uint8_t* to = refine + sizes.refine_keys + (size_t(fine) * fine_quads + t / 4) * dim;
+                put_values(s.value, dim, shift, 0, in_values, to);
             }
-            if (in_low && shape.near) {
-                uint8_t* to = near + sizes.low_keys + (ptrdiff_t(fine) * low_quads + t / 4 - high / 4) * dim;
-                put_values(s.value, dim, shift, in_high, in_low, to);
+            if (in_values < m && shape.near) {
+                uint8_t* to = near + sizes.low_keys + (ptrdiff_t(fine) * low_quads + t / 4 - fine_values / 4) * dim;
+                put_values(s.value, dim, shift, in_values, m - in_values, to);
             }
         }
     }

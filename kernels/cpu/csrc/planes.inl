@@ -6,7 +6,9 @@ namespace {
 constexpr int kMaxGroups = 18;  // a page of 256 in two runs
 constexpr int kMaxTokens = kMaxGroups * kPanel;
 constexpr int kMaxDim = 256;
+constexpr int kPruned = 0, kLow = 1, kHigh = 2, kMid = 3;  // tiers
 constexpr int kLevelFar = 2, kLevelNear = 3;
+constexpr int kCountBits = 10, kCountMask = (1 << kCountBits) - 1;
 constexpr int32_t kMagic = 0x564B4C31;
 
 LEANKV_INLINE int round_up(int n, int to) { return (n + to - 1) / to * to; }

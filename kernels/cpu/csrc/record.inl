@@ -33,8 +33,23 @@ struct Sizes {
     int base_scales, base_keys, base, refine_keys, refine, low_keys, low, pruned_scales, pruned_keys, near;
 };
 
-LEANKV_INLINE Sizes sizes_of(const RecordShape& shape, int high, int low) {
-    const int dim = int(shape.head_dim), far = high + low, pruned = int(shape.page_size) - far;
+// Tokens of each tier but the pruned, as a KV head's first header word has them.
+struct Counts {
+    int high, mid, low;
+
+    LEANKV_MEMBER static Counts of(int32_t word) {
+        return {word & kCountMask, word >> kCountBits & kCountMask, word >> 2 * kCountBits};
+    }
+    LEANKV_MEMBER int32_t word() const { return high | mid << kCountBits | low << 2 * kCountBits; }
+    LEANKV_MEMBER int far() const { return high + mid + low; }
+    // How many keys and values of the far tokens, in their order, have refinement.
+    LEANKV_MEMBER int keys(const RecordShape& shape) const { return high + mid * int(shape.mid_keys_fine); }
+    LEANKV_MEMBER int values(const RecordShape& shape) const { return high + mid * int(shape.mid_values_fine); }
+};
+
+LEANKV_INLINE Sizes sizes_of(const RecordShape& shape, const Counts& counts) {
+    const int fine_keys = counts.keys(shape), fine_values = counts.values(shape);
+    const int dim = int(shape.head_dim), far = counts.far(), pruned = int(shape.page_size) - far;
     const int key_base = int(shape.key_base), key_refine = int(shape.key_refine);
     const int value_base = int(shape.value_base), value_refine = int(shape.value_refine);
     auto keys = [&](int planes, int n) { return round_up(planes * n * dim / 2, 16); };
@@ -45,11 +60,11 @@ LEANKV_INLINE Sizes sizes_of(const RecordShape& shape, int high, int low) {
     s.base_scales = round_up(8 * far, 16);
     s.base_keys = keys(key_base, far);
     s.base = s.base_scales + s.base_keys + values(value_base, 0, far);
-    s.refine_keys = keys(key_refine, high);
-    s.refine = s.refine_keys + values(value_refine, 0, high);
+    s.refine_keys = keys(key_refine, fine_keys);
+    s.refine = s.refine_keys + values(value_refine, 0, fine_values);
     if (!shape.near) return s;
-    s.low_keys = keys(key_refine, low);
-    s.low = s.low_keys + values(value_refine, high, far);
+    s.low_keys = keys(key_refine, far - fine_keys);
+    s.low = s.low_keys + values(value_refine, fine_values, far);
     s.pruned_scales = round_up(8 * pruned, 16);
     s.pruned_keys = keys(key_base + key_refine, pruned);
     s.near = s.low + s.pruned_scales + s.pruned_keys + values(value_base + value_refine, 0, pruned);
@@ -90,29 +105,33 @@ struct Record {
 };
 
 // Adds `sign` times what a record of so many blocks holds at a level to the running usage (see store.py).
-static void count_usage(const RecordShape& shape, int64_t* usage, int64_t high, int64_t low, int level, int64_t blocks,
-                        int sign) {
+static void count_usage(const RecordShape& shape, int64_t* usage, int64_t high, int64_t mid, int64_t low, int level,
+                        int64_t blocks, int sign) {
     const int64_t base = 8 + (4 * shape.key_base + 2 * shape.value_base) * shape.head_dim / 8;
-    const int64_t refine = (4 * shape.key_refine + 2 * shape.value_refine) * shape.head_dim / 8;
-    const int64_t pruned = shape.heads * shape.page_size - high - low;
-    const int64_t high_bytes = high * (base + (level >= kLevelFar ? refine : 0)), low_bytes = low * base;
-    const int64_t near = level >= kLevelNear ? low * refine + pruned * (base + refine) : 0;
-    const int64_t padding = blocks * shape.block_bytes - shape.header_bytes - high_bytes - low_bytes - near;
-    const int64_t parts[10] = {shape.header_bytes, high_bytes, low_bytes, near, padding, 1, blocks, high, low, pruned};
-    for (int i = 0; i < 10; i++) usage[i] += sign * parts[i];
+    const int64_t fine_key = 4 * shape.key_refine * shape.head_dim / 8;
+    const int64_t fine_value = 2 * shape.value_refine * shape.head_dim / 8, refine = fine_key + fine_value;
+    const int64_t fine_mid = fine_key * shape.mid_keys_fine + fine_value * shape.mid_values_fine;
+    const int64_t pruned = shape.heads * shape.page_size - high - mid - low, far = level >= kLevelFar;
+    const int64_t near = level >= kLevelNear ? low * refine + mid * (refine - fine_mid) + pruned * (base + refine) : 0;
+    const int64_t held[5] = {shape.header_bytes, high * (base + far * refine), mid * (base + far * fine_mid),
+                             low * base, near};
+    int64_t padding = blocks * shape.block_bytes;
+    for (const int64_t bytes : held) padding -= bytes;
+    const int64_t parts[12] = {held[0], held[1], held[2], held[3], held[4], padding, 1, blocks, high, mid, low, pruned};
+    for (int i = 0; i < 12; i++) usage[i] += sign * parts[i];
 }
 
 // Where a head's far sections lie, if in one piece each.
 struct HeadPlace {
-    int high, low;
+    Counts counts;
     Sizes sizes;
     const uint8_t *base, *refine;
 };
 
 LEANKV_INLINE HeadPlace find_head(const Record& record, int h) {
     const int32_t* head = record.head(h);
-    HeadPlace place{head[0] & 0xffff, int(uint32_t(head[0]) >> 16), {}, nullptr, nullptr};
-    place.sizes = sizes_of(record.shape, place.high, place.low);
+    HeadPlace place{Counts::of(head[0]), {}, nullptr, nullptr};
+    place.sizes = sizes_of(record.shape, place.counts);
     auto find = [&](int offset, int bytes) {
         return bytes && record.in_one_piece(offset, bytes) ? record.at(offset) : nullptr;
     };
@@ -142,9 +161,9 @@ LEANKV_INLINE double value_middle(const RecordShape& shape) {
     return ((1 << (2 * (shape.value_base + shape.value_refine))) - 1) * 0.5;
 }
 
-// Scales of a run's tokens, of which the first `refined` are read at the high tier's bin centres.
-LEANKV_INLINE void decode_scales(const uint8_t* staged, int tokens, int refined, const RecordShape& shape,
-                                 HeadView& view, int first) {
+// Scales of a run's tokens, of which the first few keys and values are read at the high tier's bin centres.
+LEANKV_INLINE void decode_scales(const uint8_t* staged, int tokens, int fine_keys, int fine_values,
+                                 const RecordShape& shape, HeadView& view, int first) {
     const uint16_t* halves = reinterpret_cast<const uint16_t*>(staged);
     const float value_step = float(shape.value_step);
     const double middle = shape.value_step * value_middle(shape);
@@ -153,19 +172,19 @@ LEANKV_INLINE void decode_scales(const uint8_t* staged, int tokens, int refined,
                 value_low = float(shape.value_centre_low + middle);
     auto vector = [&]<bool WHOLE>(int t) {
         const vi lane = lane_ids() + t;
-        const vi valid = lane < tokens, high = lane < refined;
+        const vi valid = lane < tokens, fine_key = lane < fine_keys, fine_value = lane < fine_values;
         auto array = [&](int which) {
             const vf x = half_to_float(halves + which * tokens + t);
             return WHOLE ? x : as_float(as_int(x) & valid);
         };
         const vf key_scale = array(0), key_zero = array(1), zero = array(3), scale = array(2),
-                 fine = scale * value_step;
+                 step = scale * value_step;
         const int at = first + t;
         store(view.key_scale + at, key_scale);
-        store(view.key_zero + at, fma(key_scale, high ? splat(key_high) : splat(key_low), key_zero));
-        store(view.value_scale + at, fine * float(kWeightOne));
-        store(view.value_middle + at, fma(scale, high ? splat(value_high) : splat(value_low), zero));
-        store(view.lift + at, max(exponent(fine) + 1.0f, splat(-40.0f)));
+        store(view.key_zero + at, fma(key_scale, fine_key ? splat(key_high) : splat(key_low), key_zero));
+        store(view.value_scale + at, step * float(kWeightOne));
+        store(view.value_middle + at, fma(scale, fine_value ? splat(value_high) : splat(value_low), zero));
+        store(view.lift + at, max(exponent(step) + 1.0f, splat(-40.0f)));
         store(view.bias + at, WHOLE ? vf{} : valid ? vf{} : splat(-__builtin_inff()));
     };
     int t = 0;
@@ -192,9 +211,9 @@ static void decode_panels(HeadView& view, const RecordShape& shape, bool keys) {
 static inline void read_head(const Record& record, int h, const HeadPlace& place, bool near, HeadView& view) {
     const RecordShape& shape = record.shape;
     const int32_t* head = record.head(h);
-    const int n_high = place.high, n_low = place.low, far = n_high + n_low;
-    const int pruned = near ? int(shape.page_size) - far : 0, level = record.level();
-    const int refined = near ? far : level >= kLevelFar ? n_high : 0;
+    const int far = place.counts.far(), fine_keys = place.counts.keys(shape), fine_values = place.counts.values(shape);
+    const int pruned = near ? int(shape.page_size) - far : 0;
+    const bool fine = near || record.level() >= kLevelFar;
     const int dim = int(shape.head_dim), key_base = int(shape.key_base), value_base = int(shape.value_base);
     const int key_refine = int(shape.key_refine), value_refine = int(shape.value_refine);
     const int far_groups = (far + kPanel - 1) / kPanel, quads = (far + 3) / 4;
@@ -212,26 +231,26 @@ static inline void read_head(const Record& record, int h, const HeadPlace& place
     };
     if (far) {
         const uint8_t* base = fetch(place.base, head[1], sizes.base);
-        KeySource key{base + sizes.base_scales, nullptr, nullptr, nullptr, far, n_high};
+        KeySource key{base + sizes.base_scales, nullptr, nullptr, nullptr, far, fine_keys};
         if (key_base == 2) key.second = key.top + size_t(far) * dim / 2;
         ValueSource value{
             base + sizes.base_scales + sizes.base_keys, nullptr, nullptr, quads, 0, size_t(quads) * dim, 0, 0, 0};
-        if (refined && n_high && key_refine + value_refine) {
-            const int high_quads = (n_high + 3) / 4;
+        if (fine && sizes.refine) {
+            const int fine_quads = (fine_values + 3) / 4;
             const uint8_t* refine = fetch(near ? nullptr : place.refine, head[2], sizes.refine);
-            if (key_refine) key.first_part = refine;
+            if (sizes.refine_keys) key.first_part = refine;
             value.first_part = refine + sizes.refine_keys;
-            value.first_stride = size_t(high_quads) * dim;
-            value.split = value.refined = high_quads;
+            value.first_stride = size_t(fine_quads) * dim;
+            value.split = value.refined = fine_quads;
         }
-        if (near && n_low && key_refine + value_refine) {
-            const int low_quads = quads - n_high / 4;
+        if (near && sizes.low) {
             const uint8_t* low = fetch(nullptr, head[3], sizes.low);
-            if (key_refine) key.rest = low;
+            if (sizes.low_keys) key.rest = low;
             value.rest = low + sizes.low_keys;
-            value.rest_stride = size_t(low_quads) * dim;
+            value.rest_stride = size_t(quads - fine_values / 4) * dim;
             value.refined = quads;
-            if (n_high % 4) {  // the quad that both parts share; what is staged is ours to change
+            if (fine_values % 4 &&
+                fine_values < far) {  // the quad that both parts share; what is staged is ours to change
                 uint8_t* shared = const_cast<uint8_t*>(value.first_part) + size_t(value.split - 1) * dim;
                 for (int p = 0; p < value_refine; p++)
                     for (int c = 0; c < dim; c++)
@@ -239,14 +258,21 @@ static inline void read_head(const Record& record, int h, const HeadPlace& place
                 value.rest += dim;
             }
         }
-        decode_scales(base, far, refined, shape, view, 0);
+        decode_scales(base, far,
+                      near   ? far
+                      : fine ? fine_keys
+                             : 0,
+                      near   ? far
+                      : fine ? fine_values
+                             : 0,
+                      shape, view, 0);
         view.run[view.runs++] = {key, value, value_base, 0};
     }
     if (pruned) {
         const int key_planes = key_base + key_refine, value_planes = value_base + value_refine;
         const int pruned_quads = (pruned + 3) / 4;
         const uint8_t* all = fetch(nullptr, head[3] + sizes.low, sizes.near - sizes.low);
-        decode_scales(all, pruned, pruned, shape, view, far_groups * kPanel);
+        decode_scales(all, pruned, pruned, pruned, shape, view, far_groups * kPanel);
         KeySource key{all + sizes.pruned_scales, nullptr, nullptr, nullptr, pruned, pruned};
         if (key_planes == 2) key.second = key.top + size_t(pruned) * dim / 2;
         const size_t stride = size_t(pruned_quads) * dim;

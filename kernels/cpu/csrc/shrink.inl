@@ -31,13 +31,12 @@ LEANKV_INLINE int64_t bytes_at(const RecordShape& shape, const int32_t* words, i
 
 // Takes a record that is cut to a level, with so many blocks, into the running usage, or out of it (`sign`).
 static void count_record(const ShrinkArgs& a, const int32_t* words, int level, int64_t blocks, int sign) {
-    int64_t high = 0, low = 0;
+    int64_t high = 0, mid = 0, low = 0;
     for (int h = 0; h < a.shape.heads; h++) {
-        const int32_t counts = words[a.shape.head_word + 4 * h];
-        high += counts & 0xFFFF;
-        low += counts >> 16;
+        const Counts counts = Counts::of(words[a.shape.head_word + 4 * h]);
+        high += counts.high, mid += counts.mid, low += counts.low;
     }
-    count_usage(a.shape, a.usage, high, low, level, blocks, sign);
+    count_usage(a.shape, a.usage, high, mid, low, level, blocks, sign);
 }
 
 LEANKV_INLINE void give_back(const ShrinkArgs& a, const int32_t* list, int64_t begin, int64_t end) {
