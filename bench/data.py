@@ -23,10 +23,23 @@ def data_dir() -> Path:
     return folder
 
 
-def wikitext() -> str:
-    """The WikiText-2 test text; unknown words read "the", as in the first measurements (docs/design.md)."""
-    text = (data_dir() / "wikitext-2" / "wiki.test.raw").read_text()
-    return text.replace("<unk>", "the")
+def wikitext(part: str | None = None) -> str:
+    """The WikiText-2 test text; unknown words read "the", as in the first measurements (docs/design.md).
+
+    Args:
+        part: ``calibration``, the lines of the first half, or ``heldout``, the rest, which calibration never sees;
+            None for all.
+
+    Raises:
+        ValueError: for another part.
+    """
+    text = (data_dir() / "wikitext-2" / "wiki.test.raw").read_text().replace("<unk>", "the")
+    if part is None:
+        return text
+    if part not in ("calibration", "heldout"):
+        raise ValueError(f"WikiText has the parts calibration and heldout, not {part!r}")
+    middle = text.index("\n", len(text) // 2) + 1
+    return text[:middle] if part == "calibration" else text[middle:]
 
 
 def mt_bench() -> list[list[str]]:
