@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -47,6 +48,25 @@ def mt_bench() -> list[list[str]]:
     lines = (data_dir() / "mt-bench" / "question.jsonl").read_text().splitlines()
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     return [row["turns"] for row in rows]
+
+
+def gsm8k() -> list[tuple[str, str]]:
+    """Question and final number of each GSM8K test problem."""
+    lines = (data_dir() / "gsm8k" / "test.jsonl").read_text().splitlines()
+    rows: list[dict[str, str]] = [json.loads(line) for line in lines]
+    return [(row["question"], row["answer"].rpartition("####")[2].strip()) for row in rows]
+
+
+def babilong(which: str, length: int) -> list[dict[str, str]]:
+    """Rows (input, question, target) of a BABILong set, ``qa1`` or ``qa2``, at ``length`` thousand tokens."""
+    with gzip.open(data_dir() / "babilong" / f"{which}_{length}k.jsonl.gz", "rt") as lines:
+        return [json.loads(line) for line in lines]
+
+
+@cache
+def ruler_words(kind: str) -> list[str]:
+    """RULER's words of a kind: ``noun``, ``adjective`` or ``verb``."""
+    return (data_dir() / "ruler-words" / f"{kind}list.txt").read_text().split()
 
 
 @cache

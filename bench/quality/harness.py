@@ -10,6 +10,7 @@ from bench.data import wikitext
 from bench.quality.items import ItemStore, code_digest, digest_of
 from bench.quality.packed import PackedModel
 from bench.quality.systems import RAW, System
+from leankv_kernels import get_ops
 
 CONTEXT = 4096
 """Tokens of the context whose physical bytes every row's ratio is about."""
@@ -80,6 +81,7 @@ class Bench:
         what |= {"system": RAW, "code": code_digest(system is not None)}
         if system is not None:
             what |= {"system": system.digest, "page_size": self.page_size}
+            what["kernels"] = get_ops("cpu", system.config.kernels).describe()
         return what
 
     def ratio(self, system: System | None) -> float:
