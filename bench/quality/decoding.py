@@ -92,13 +92,15 @@ def answer(
                 rows, free = rows - len(jobs[index].questions), free - costs[index]
                 taken.append(_Open(index, costs[index]))
         if taken:
-            running += _start(model, cache, [(one, jobs[one.job]) for one in taken], progress)
+            chosen = _start(model, cache, [(one, jobs[one.job]) for one in taken], progress)
+            running += chosen
         else:
-            out = model.extend(cache, [(one.state, [one.token]) for one in running])
-            progress(len(running))
-            for one, token in zip(running, model.logits(out).argmax(-1).tolist(), strict=True):
+            chosen = list(running)
+            out = model.extend(cache, [(one.state, [one.token]) for one in chosen])
+            progress(len(chosen))
+            for one, token in zip(chosen, model.logits(out).argmax(-1).tolist(), strict=True):
                 one.token = token
-        for one in list(running):
+        for one in chosen:
             if _take(one, model.stop_ids):
                 continue
             running.remove(one)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tinymodel import PAGE, tiny_model, tokens
 from torch import Tensor
 
 from bench.quality.caches import LeanCache
@@ -13,32 +14,12 @@ from bench.quality.packed import PackedModel
 from bench.quality.systems import system
 from leankv_kernels.layout import LEVEL_FAR
 
-PAGE = 64
 SYSTEMS = (None, "balanced", "a_h 1, a_l 0.3 (pruned)", "all k4v2")
 
 
 @pytest.fixture(scope="module")
 def model() -> PackedModel:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=192,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=32,
-        initializer_range=0.2,
-    )
-    return PackedModel(LlamaForCausalLM(config).to(torch.bfloat16), "tiny")
-
-
-def tokens(count: int, seed: int) -> list[int]:
-    drawn = torch.randint(512, (count,), generator=torch.Generator().manual_seed(seed))
-    ids: list[int] = drawn.tolist()
-    return ids
+    return tiny_model()
 
 
 def open_cache(model: PackedModel, name: str | None) -> Any:
