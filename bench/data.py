@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -23,10 +24,23 @@ def data_dir() -> Path:
     return folder
 
 
-def wikitext() -> str:
-    """The WikiText-2 test text; unknown words read "the", as in the first measurements (docs/design.md)."""
-    text = (data_dir() / "wikitext-2" / "wiki.test.raw").read_text()
-    return text.replace("<unk>", "the")
+def wikitext(part: str | None = None) -> str:
+    """The WikiText-2 test text; unknown words read "the", as in the first measurements (docs/design.md).
+
+    Args:
+        part: ``calibration``, the lines of the first half, or ``heldout``, the rest, which calibration never sees;
+            None for all.
+
+    Raises:
+        ValueError: for another part.
+    """
+    text = (data_dir() / "wikitext-2" / "wiki.test.raw").read_text().replace("<unk>", "the")
+    if part is None:
+        return text
+    if part not in ("calibration", "heldout"):
+        raise ValueError(f"WikiText has the parts calibration and heldout, not {part!r}")
+    middle = text.index("\n", len(text) // 2) + 1
+    return text[:middle] if part == "calibration" else text[middle:]
 
 
 def mt_bench() -> list[list[str]]:
@@ -34,6 +48,25 @@ def mt_bench() -> list[list[str]]:
     lines = (data_dir() / "mt-bench" / "question.jsonl").read_text().splitlines()
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     return [row["turns"] for row in rows]
+
+
+def gsm8k() -> list[tuple[str, str]]:
+    """Question and final number of each GSM8K test problem."""
+    lines = (data_dir() / "gsm8k" / "test.jsonl").read_text().splitlines()
+    rows: list[dict[str, str]] = [json.loads(line) for line in lines]
+    return [(row["question"], row["answer"].rpartition("####")[2].strip()) for row in rows]
+
+
+def babilong(which: str, length: int) -> list[dict[str, str]]:
+    """Rows (input, question, target) of a BABILong set, ``qa1`` or ``qa2``, at ``length`` thousand tokens."""
+    with gzip.open(data_dir() / "babilong" / f"{which}_{length}k.jsonl.gz", "rt") as lines:
+        return [json.loads(line) for line in lines]
+
+
+@cache
+def ruler_words(kind: str) -> list[str]:
+    """RULER's words of a kind: ``noun``, ``adjective`` or ``verb``."""
+    return (data_dir() / "ruler-words" / f"{kind}list.txt").read_text().split()
 
 
 @cache

@@ -1,0 +1,102 @@
+"""Quality of a compressed KV cache next to its physical bytes: text, retrieval, arithmetic, code and chat.
+
+Every task runs over the exact 16-bit cache and over each system, in one program with one set of prompts; questions
+about a context are asked after it was compressed. Finished items are kept, so a run that was stopped goes on where it
+was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from bench.quality.harness import CONTEXT, Bench, Limits, Row
+from bench.quality.items import ItemStore
+from bench.quality.packed import PackedModel
+from bench.quality.report import plot, print_rows, read_rows
+from bench.quality.systems import ALL_FORMS, systems
+from bench.quality.tasks import TASKS, task
+from bench.table import write_json
+from leankv_sglang.errors import LeanKVError
+from leankv_sglang.models import ModelError
+
+ITEMS = Path(__file__).resolve().parents[2] / "build" / "quality"
+QUICK = Limits(items=2, windows=1, lengths=(2048,), max_new=96)
+QUICK_SYSTEMS = ("all k8v4", "balanced", "small")
+QUICK_TASKS = ("text",)
+NONE = "none"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="catalog name or folder (default: SmolLM2)")
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        metavar="NAME",
+        help="names, profile files (.json), or forms for all forms (the default)",
+    )
+    parser.add_argument(
+        "--profile", action="append", default=[], metavar="FILE", help="one more system, a profile file"
+    )
+    parser.add_argument("--tasks", nargs="+", choices=[*TASKS, "all", NONE], help="default: text")
+    parser.add_argument("--limit", type=int, metavar="N", help="items per task")
+    parser.add_argument("--length", type=int, default=CONTEXT, help="tokens of a window of text")
+    parser.add_argument("--windows", type=int, help="windows of text (default 4)")
+    parser.add_argument("--lengths", type=int, nargs="+", metavar="N", help="context lengths of retrieval tasks")
+    parser.add_argument("--max-new", type=int, metavar="N", help="cap on the tokens of an answer")
+    parser.add_argument("--batch", type=int, default=Limits.batch, help="answers decoded together")
+    parser.add_argument("--page-size", type=int, default=128, choices=(64, 128, 256))
+    parser.add_argument("--window", type=int, help="pages of near view, instead of each system's own")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=1, help="seeds of tasks that are drawn at random")
+    parser.add_argument("--text", metavar="FILE", help="instead of the held-out half of WikiText-2")
+    parser.add_argument("--quick", action="store_true", help="a subset for a first look, minutes with SmolLM2")
+    parser.add_argument("--resume", default=str(ITEMS), metavar="DIR", help="where finished items are kept")
+    parser.add_argument("--rival-json", nargs="+", default=[], metavar="FILE", help="rows of other systems to merge")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--plot", metavar="FILE", help="PNG or SVG")
+    return parser
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    limits = QUICK if args.quick else Limits()
+    given = {"items": args.limit, "windows": args.windows, "max_new": args.max_new}
+    given |= {"lengths": tuple(args.lengths) if args.lengths else None}
+    asked = {name: value for name, value in given.items() if value is not None}
+    return replace(limits, **asked, length=args.length, batch=args.batch, repeats=args.repeats)
+
+
+def evaluate(args: argparse.Namespace, names: list[str]) -> list[Row]:
+    """Run the tasks of parsed arguments; rows."""
+    asked = args.systems or (QUICK_SYSTEMS if args.quick else [ALL_FORMS])
+    model, tokenizer = PackedModel.load(args.model)
+    chosen = systems([*asked, *args.profile], model.profile_shape, args.window)
+    text = Path(args.text).read_text() if args.text else None
+    bench = Bench(model, tokenizer, chosen, ItemStore(Path(args.resume)), args.page_size, text)
+    rows: list[Row] = []
+    for name in names:
+        rows += task(name).run(bench, _limits(args), args.seed)
+        print_rows([row for row in rows if row["task"].split(" ")[0] == name])
+        write_json(args.json, rows)
+    return rows
+
+
+def main() -> None:
+    """Command line."""
+    parser = _parser()
+    args = parser.parse_args()
+    names = list(args.tasks or (QUICK_TASKS if args.quick else ["text"]))
+    names = [name for name in (TASKS if "all" in names else names) if name != NONE]
+    try:
+        rivals = read_rows(args.rival_json)
+        rows = evaluate(args, names) if names else []
+    except (LeanKVError, ModelError, OSError, ValueError) as error:
+        parser.exit(2, f"{error}\n")
+    if rivals:
+        rows += rivals
+        print_rows(rows)
+    write_json(args.json, rows)
+    if args.plot:
+        plot(rows, args.plot)

@@ -1,0 +1,147 @@
+"""A Hugging Face model over packed sequences: one forward over new tokens of several, attention by a cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.quality.caches import Cache, LeanCache, ModelShape, RawCache, State
+from bench.quality.systems import System
+from leankv_sglang.models import resolve_model_path
+from leankv_sglang.profile import Shape
+
+CHUNK = 2048
+"""Tokens of a prefill forward."""
+_NAME = "packed"
+
+
+class PackedModel:
+    """A causal language model whose attention is given to a cache, sequence by sequence.
+
+    Everything but attention works token by token, so a forward over ``[1, sum T]`` tokens of any sequences with their
+    positions is what each would have alone.
+
+    Args:
+        model: a Hugging Face model of Llama's or Qwen2's architecture.
+        name: for rows.
+    """
+
+    def __init__(self, model: Any, name: str) -> None:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        self.model, self.name = model.eval(), name
+        config = model.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads = (config.num_attention_heads, config.num_key_value_heads)
+        self.shape = ModelShape(config.num_hidden_layers, *heads, head_dim)
+        self.digest = ""
+        self._cache: Cache[Any] | None = None
+        # One name per model: the registry is the library's, for all models of the process.
+        key = f"{_NAME}_{id(self)}"
+        ALL_ATTENTION_FUNCTIONS.register(key, self._attend)
+        model.set_attn_implementation(key)
+
+    @classmethod
+    def load(cls, name: str | None) -> tuple[PackedModel, Any]:
+        """The model in bfloat16 and its tokenizer, by catalog name or folder.
+
+        Raises:
+            ModelError: when it cannot be fetched.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path = Path(resolve_model_path(name))
+        packed = cls(AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16), path.name)
+        packed.digest = _folder_digest(path)
+        return packed, AutoTokenizer.from_pretrained(path)
+
+    @property
+    def profile_shape(self) -> Shape:
+        """What a profile is made for."""
+        return Shape(self.shape.layers, self.shape.kv_heads, self.shape.head_dim)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ids = self.model.generation_config.eos_token_id
+        return frozenset([ids] if isinstance(ids, int) else ids or [])
+
+    def cache(self, system: System | None, page_size: int, rows: int, tokens: int) -> Cache[Any]:
+        """An empty cache for so many sequences and tokens at a time; None is the exact one."""
+        if system is None:
+            return RawCache(self.shape, self.model.dtype)
+        return LeanCache(self.shape, system, page_size, rows, tokens, self.model.dtype)
+
+    @torch.inference_mode()
+    def extend(self, cache: Cache[Any], batch: Sequence[tuple[State, Sequence[int]]]) -> Tensor:
+        """One forward over new tokens of sequences; returns the last layer's output after its norm ``[sum T, C]``."""
+        ids = torch.tensor([token for _, tokens in batch for token in tokens])
+        positions = torch.cat([torch.arange(s.length, s.length + len(tokens)) for s, tokens in batch])
+        cache.begin([(state, len(tokens)) for state, tokens in batch])
+        count = len(ids)
+        if count == 1:
+            # A lone row takes another path through the matrix library, with other last bits: see patches/single_row.
+            ids, positions = ids.expand(2), positions.expand(2)
+        self._cache = cache
+        hidden = self.model.base_model(input_ids=ids[None], position_ids=positions[None], use_cache=False)
+        cache.end()
+        out: Tensor = hidden.last_hidden_state[0, :count]
+        return out
+
+    def prefill(
+        self, cache: Cache[Any], batch: Sequence[tuple[State, Sequence[int]]], chunk: int = CHUNK
+    ) -> list[Tensor]:
+        """Extend sequences in forwards of at most ``chunk`` tokens; returns each one's outputs ``[T, C]``."""
+        parts: list[list[Tensor]] = [[] for _ in batch]
+        done, now, room = [0] * len(batch), 0, 0
+        while now < len(batch):
+            work, room, first = [], chunk, now
+            while now < len(batch) and room:
+                state, tokens = batch[now]
+                take = tokens[done[now] : done[now] + room]
+                work.append((state, take))
+                room -= len(take)
+                done[now] += len(take)
+                if done[now] < len(tokens):
+                    break
+                now += 1
+            out = self.extend(cache, work)
+            for i, part in enumerate(out.split([len(tokens) for _, tokens in work])):
+                parts[first + i].append(part)
+        return [torch.cat(part) for part in parts]
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits ``[n, V]`` of outputs ``[n, C]``, computed in the model's dtype as a server does."""
+        rows = hidden if len(hidden) > 1 else hidden.expand(2, -1)
+        out: Tensor = self.model.lm_head(rows)[: len(hidden)].float()
+        return out
+
+    def _attend(
+        self, module: Any, q: Tensor, k: Tensor, v: Tensor, _mask: Any, scaling: float, **_kwargs: Any
+    ) -> tuple[Tensor, None]:
+        cache = self._cache
+        assert cache is not None
+        count, total = cache.tokens, q.shape[2]
+        query, key, value = (x[0].transpose(0, 1)[:count] for x in (q, k, v))
+        out = cache.attend(module.layer_idx, query, key, value, scaling)
+        if total > count:
+            out = torch.cat([out, out.new_zeros(total - count, *out.shape[1:])])
+        return out[None], None
+
+
+def _folder_digest(folder: Path) -> str:
+    """Hash of a model folder: its configuration, and names, sizes and beginnings of its weights."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{file.name} {file.stat().st_size} ".encode())
+        with open(file, "rb") as data:
+            digest.update(data.read(1 << 20))
+            data.seek(max(file.stat().st_size - (1 << 20), 0))
+            digest.update(data.read())
+    return digest.hexdigest()[:16]
