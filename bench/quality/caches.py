@@ -200,7 +200,7 @@ class LeanCache(Cache[LeanState]):
         self.store = RecordStore(self.layout, shape.layers, pages, "cpu")
         thresholds = system.thresholds(shape.layers, shape.kv_heads)
         significance = STRATEGIES[config.significance]()
-        self.compressor = Compressor(self.ops, self.store, config.rotation, significance, *thresholds)
+        self.compressor = Compressor(self.ops, self.store, config.rotation, significance, thresholds)
         open_shape = (shape.layers, rows, page_size, shape.kv_heads, shape.head_dim)
         self.key, self.value = torch.zeros(open_shape, dtype=dtype), torch.zeros(open_shape, dtype=dtype)
         self.scores = torch.zeros(shape.layers, rows, shape.heads, page_size, dtype=torch.int32)

@@ -19,7 +19,7 @@ from bench.quality.systems import ALL_FORMS, systems
 from bench.quality.tasks import TASKS, task
 from bench.table import write_json
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.models import ModelError
+from leankv_sglang.models import ModelError, resolve_model_path
 
 ITEMS = Path(__file__).resolve().parents[2] / "build" / "quality"
 QUICK = Limits(items=2, windows=1, lengths=(2048,), max_new=96)
@@ -72,7 +72,7 @@ def evaluate(args: argparse.Namespace, names: list[str]) -> list[Row]:
     """Run the tasks of parsed arguments; rows."""
     asked = args.systems or (QUICK_SYSTEMS if args.quick else [ALL_FORMS])
     model, tokenizer = PackedModel.load(args.model)
-    chosen = systems([*asked, *args.profile], model.profile_shape, args.window)
+    chosen = systems([*asked, *args.profile], model.profile_shape, args.window, resolve_model_path(args.model))
     text = Path(args.text).read_text() if args.text else None
     bench = Bench(model, tokenizer, chosen, ItemStore(Path(args.resume)), args.page_size, text)
     rows: list[Row] = []

@@ -6,15 +6,14 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from leankv_sglang.accuracy import NAMED
-from leankv_sglang.config import LeanKVConfig, Thresholds
+from leankv_sglang.accuracy import named
+from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.profile import Shape, load_profile
+from leankv_sglang.profile import Shape, find_profile, shipped_profile
 
 FORMS: dict[str, LeanKVConfig] = {
     "all k8v4": LeanKVConfig("k8v4", "k8v4"),
@@ -28,7 +27,7 @@ FORMS: dict[str, LeanKVConfig] = {
 RAW = "raw"
 ALL_FORMS = "forms"
 # Neither changes what is computed.
-_NOT_CONTENT = ("kernels", "profile", "demote", "match")
+_NOT_CONTENT = ("kernels", "profile", "demote", "match", "points", *(f"alpha_{tier}" for tier in Alphas._fields))
 
 
 @dataclass(frozen=True)
@@ -38,63 +37,62 @@ class System:
     Args:
         name: as it was asked for.
         config: its formats, window, rotation and significance.
-        high, low: thresholds; they stand in for the configuration's, since an accuracy may lie outside what its flags
+        alphas: thresholds; they stand in for the configuration's, since an accuracy may lie outside what its flags
             take.
         profile: name of the profile, or empty.
     """
 
     name: str
     config: LeanKVConfig
-    high: Thresholds
-    low: Thresholds
+    alphas: Alphas
     profile: str = ""
 
     @property
     def digest(self) -> str:
         """Hash of everything that decides what is computed; not of names."""
         fields = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in _NOT_CONTENT}
-        text = json.dumps({**fields, "alpha_high": self.high, "alpha_low": self.low}, sort_keys=True)
+        text = json.dumps({**fields, "alphas": self.alphas}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def thresholds(self, layers: int, heads: int) -> tuple[Tensor, Tensor]:
-        """High and low thresholds, float64 ``[layers, heads]``."""
-        both = (torch.as_tensor(value, dtype=torch.float64) for value in (self.high, self.low))
-        high, low = (value.expand(layers, heads).contiguous() for value in both)
-        return high, low
+    def thresholds(self, layers: int, heads: int) -> Tensor:
+        """Thresholds, float64 ``[layers, 3, heads]``."""
+        tables = (torch.as_tensor(value, dtype=torch.float64) for value in self.alphas)
+        return torch.stack([table.expand(layers, heads) for table in tables], dim=1)
 
 
-def system(name: str, shape: Shape | None = None, window: int | None = None) -> System:
-    """The system of a name: a form, a profile file (``.json``), or an accuracy a request can name.
+def system(name: str, shape: Shape | None = None, window: int | None = None, model: str = "") -> System:
+    """The system of a name: a form, a point of the profile shipped for the model, a profile file (``FILE`` or
+    ``FILE:POINT``), or an accuracy a request can name.
 
     Args:
         shape: of the model; a profile made for another one is refused.
         window: pages of near view instead of the system's own.
+        model: the model's folder, for what is shipped for it.
 
     Raises:
         LeanKVError: for a name that stands for nothing, or a profile that cannot be.
     """
+    plain, profile = named(LeanKVConfig()), ""
     if name in FORMS:
-        config, profile = FORMS[name], ""
-        high, low = config.alpha_high, config.alpha_low
-    elif name.endswith(".json"):
-        loaded = load_profile(name)
+        config, alphas = FORMS[name], FORMS[name].alphas
+    elif ".json" in name or model and shipped_profile(model):
+        loaded = find_profile(name, model)
         if shape is not None:
-            loaded.check_model(shape)
-        config, profile = loaded.config, loaded.config.profile or Path(name).stem
-        high, low = config.alpha_high, config.alpha_low
-    elif name in NAMED:
-        config, profile = LeanKVConfig(), name
-        own = (config.alpha_high, config.alpha_low)
-        high, low = (mine if asked is None else asked for asked, mine in zip(NAMED[name], own, strict=True))
+            loaded.check_model(shape, model)
+        config, alphas, profile = loaded.config, loaded.config.alphas, loaded.config.profile or name
+    elif name in plain:
+        config, alphas, profile = LeanKVConfig(), plain[name], name
     else:
-        known = ", ".join([RAW, ALL_FORMS, *NAMED, *(repr(form) for form in FORMS)])
+        known = ", ".join([RAW, ALL_FORMS, *plain, *(repr(form) for form in FORMS)])
         raise LeanKVError(f"--systems takes {known} or the path of a profile (.json), not {name!r}.")
     if window is not None:
         config = replace(config, window=window)
-    return System(name, config, high, low, profile)
+    return System(name, config, alphas, profile)
 
 
-def systems(names: list[str], shape: Shape | None = None, window: int | None = None) -> list[System]:
+def systems(
+    names: list[str], shape: Shape | None = None, window: int | None = None, model: str = ""
+) -> list[System]:
     """The systems of several names, ``forms`` standing for every form and ``raw`` for none: it always runs."""
     spread = [one for name in names for one in (FORMS if name == ALL_FORMS else [name]) if one != RAW]
-    return [system(name, shape, window) for name in dict.fromkeys(spread)]
+    return [system(name, shape, window, model) for name in dict.fromkeys(spread)]

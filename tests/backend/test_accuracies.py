@@ -141,10 +141,10 @@ def test_lossless_is_all_high_and_small_all_low(significance: str, configure) ->
     requests.run()
     layout = requests.runner.token_to_kv_pool.layout
     high, low = (read_header(requests.records(i), layout) for i in range(2))
-    assert (high.high == PAGE).all()
+    assert (high.counts.high == PAGE).all()
     # Four sinks at the start stay high.
-    assert low.high.sum(0).tolist() == [4] * KV_HEADS
-    assert (low.low.sum(0) == LENGTH // PAGE * PAGE - 4).all()
+    assert low.counts.high.sum(0).tolist() == [4] * KV_HEADS
+    assert (low.counts.low.sum(0) == LENGTH // PAGE * PAGE - 4).all()
     assert {HIGH, LOW, PRUNED} == {0, 1, 2}
 
 

@@ -102,7 +102,7 @@ def test_the_field_becomes_a_salt_and_nothing_else_changes(path: str, body: dict
     assert reaches(path, {**body, "leankv": None}) == body
     assert reaches(path, {**body, "leankv": {"profile": "balanced"}}) == body
     thresholds = reaches(path, {**body, "leankv": {"alpha_high": 2, "alpha_low": 0.5}})
-    assert thresholds == {**body, "cache_salt": "leankv:2.0,0.5;"}
+    assert thresholds == {**body, "cache_salt": "leankv:2.0,inf,0.5;"}
 
 
 def test_one_salt_per_prompt() -> None:
