@@ -22,9 +22,9 @@ from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models import ModelError, resolve_model_path
 
 ITEMS = Path(__file__).resolve().parents[2] / "build" / "quality"
-QUICK = Limits(items=2, windows=1, lengths=(2048,), max_new=96)
+QUICK = Limits(items=3, windows=1, lengths=(2048,), max_new=96)
 QUICK_SYSTEMS = ("all k8v4", "balanced", "small")
-QUICK_TASKS = ("text",)
+QUICK_TASKS = ("text", "needle", "chat")
 NONE = "none"
 
 

@@ -44,11 +44,16 @@ class ItemStore:
         if task not in self._known:
             known = self._known[task] = {}
             if self._file(task).exists():
-                for line in self._file(task).read_text().splitlines():
+                text = self._file(task).read_text()
+                if text and not text.endswith("\n"):
+                    # A run was killed while it wrote; what comes next must not be joined to that line.
+                    with open(self._file(task), "a") as out:
+                        out.write("\n")
+                for line in text.splitlines():
                     try:
                         entry = json.loads(line)
                     except ValueError:
-                        continue  # the last line of a run that was killed
+                        continue
                     known[entry["hash"]] = entry["value"]
         return self._known[task]
 

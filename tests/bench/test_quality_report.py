@@ -1,0 +1,94 @@
+"""Rows of others are merged by their keys, tables leave out what nobody measured, plots are drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.quality import cli
+from bench.quality.items import ItemStore
+from bench.quality.report import plot, print_rows, read_rows
+from bench.quality.systems import FORMS, system, systems
+from leankv_sglang.errors import LeanKVError
+from leankv_sglang.profile import Shape
+
+OURS = {"kind": "leankv", "system": "small", "task": "text", "ratio": 3.8, "kl": 0.01, "kl_tail": 0.02, "model": "M"}
+SCORED = {"kind": "leankv", "system": "small", "task": "needle", "ratio": 3.8, "score": 0.5, "score_raw": 0.75}
+RIVAL = {"system": "int4", "task": "text", "ratio": 3.5, "kl_tail": 0.3, "model": "M"}
+
+
+def test_rival_rows_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = tmp_path / "a.json", tmp_path / "b.jsonl"
+    one.write_text(json.dumps([RIVAL]))
+    two.write_text(json.dumps({**RIVAL, "system": "int8", "kind": "rival"}) + "\n")
+    rows = read_rows([str(one), str(two)])
+    assert [(row["system"], row["kind"], row["kl"]) for row in rows] == [
+        ("int4", "int4", None),
+        ("int8", "rival", None),
+    ]
+    print_rows([OURS, SCORED, *rows])
+    out = capsys.readouterr().out
+    assert "M: text" in out
+    assert out.index("int4") < out.index("small")
+    assert "score_raw" not in out[: out.index("needle")]
+    for ending in ("png", "svg"):
+        plot([OURS, SCORED, *rows], str(tmp_path / f"p.{ending}"))
+        assert (tmp_path / f"p.{ending}").stat().st_size > 1000
+
+
+def test_a_row_that_cannot_be_placed_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('[{"system": "x"}]')
+    with pytest.raises(ValueError, match=r"a\.json lacks task, ratio"):
+        read_rows([str(file)])
+
+
+def test_the_command_merges_without_running_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "a.json", tmp_path / "o.json"
+    file.write_text(json.dumps([RIVAL]))
+    monkeypatch.setattr("sys.argv", ["x", "--tasks", "none", "--rival-json", str(file), "--json", str(out)])
+    cli.main()
+    assert json.loads(out.read_text())[0]["kl_tail"] == 0.3
+    assert "int4" in capsys.readouterr().out
+
+
+def test_systems_by_name(tmp_path: Path) -> None:
+    assert [one.name for one in systems(["raw", "forms", "small", "small"])] == [*FORMS, "small"]
+    assert system("lossless").thresholds(2, 3)[0].tolist() == [[-1.0] * 3] * 2
+    assert system("small", window=3).config.window == 3
+    with pytest.raises(LeanKVError, match="not 'tiny'"):
+        system("tiny")
+    profile = {
+        "leankv_profile": 1,
+        "model": {"num_layers": 1, "num_kv_heads": 2, "head_dim": 64},
+        **{"tiers": "k8v4,k4v2", "rotation": "hadamard", "significance": "attention", "window": 1},
+        **{"alpha_high": [[1.0, 2.0]], "alpha_low": 0.1},
+    }
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(profile))
+    mine = system(str(file), Shape(1, 2, 64))
+    assert mine.profile == "mine"
+    assert mine.thresholds(1, 2)[0].tolist() == [[1.0, 2.0]]
+    file.write_text(json.dumps({**profile, "name": "other"}))
+    assert system(str(file)).digest == mine.digest
+    file.write_text(json.dumps({**profile, "alpha_low": 0.2}))
+    assert system(str(file)).digest != mine.digest
+    with pytest.raises(LeanKVError, match="was made for a model of"):
+        system(str(file), Shape(3, 2, 64))
+
+
+def test_items_survive_a_run_that_was_killed(tmp_path: Path) -> None:
+    store = ItemStore(tmp_path)
+    store.put("t", {"a": 1}, {"v": 1})
+    with open(tmp_path / "t.jsonl", "a") as out:
+        out.write('{"hash": "half')
+    after = ItemStore(tmp_path)
+    assert after.get("t", {"a": 1}) == {"v": 1}
+    assert after.get("t", {"a": 2}) is None
+    after.put("t", {"a": 2}, {"v": 2})
+    last = ItemStore(tmp_path)
+    assert [last.get("t", {"a": i}) for i in (1, 2)] == [{"v": 1}, {"v": 2}]
