@@ -11,7 +11,7 @@ from tqdm import tqdm
 from bench.quality.decoding import Job, Question, answer
 from bench.quality.harness import Bench, Limits, Row, mean_and_error
 from bench.quality.items import digest_of
-from bench.quality.systems import RAW, System
+from bench.quality.systems import RAW, System, cache_of
 
 LONG = 1024
 """Tokens from which on a context's own bytes say something: the open page is most of a shorter one."""
@@ -85,7 +85,7 @@ def _answered(
             seen += count
             bar.set_postfix(tokens=seen, refresh=False)
 
-        open_cache = partial(bench.model.cache, system, bench.page_size)
+        open_cache = partial(cache_of, bench.model, system, bench.page_size)
         for done in answer(bench.model, open_cache, jobs, limits.batch, limits.tokens, progress):
             at, job = missing[done.job], jobs[done.job]
             texts = [bench.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in done.tokens]

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from bench.quality.harness import CONTEXT, Bench, Limits, Row
 from bench.quality.items import ItemStore
-from bench.quality.packed import PackedModel
 from bench.quality.report import plot, print_rows, read_rows
 from bench.quality.systems import ALL_FORMS, systems
 from bench.quality.tasks import TASKS, task
 from bench.table import write_json
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models import ModelError, resolve_model_path
+from leankv_sglang.offline.packed import PackedModel
 
 ITEMS = Path(__file__).resolve().parents[2] / "build" / "quality"
 QUICK = Limits(items=3, windows=1, lengths=(2048,), max_new=96)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bench.quality.caches import Cache, State
-from bench.quality.packed import PackedModel
+from leankv_sglang.offline.caches import Cache, State
+from leankv_sglang.offline.packed import PackedModel
 
 READ_BY = 4
 """New jobs wait until this share of the batch is free: their weights are read once for several."""

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from bench.data import wikitext
 from bench.quality.items import ItemStore, code_digest, digest_of
-from bench.quality.packed import PackedModel
-from bench.quality.systems import RAW, System
+from bench.quality.systems import RAW, System, cache_of
 from leankv_kernels import get_ops
+from leankv_sglang.offline.packed import PackedModel
 
 CONTEXT = 4096
 """Tokens of the context whose physical bytes every row's ratio is about."""
@@ -97,7 +97,7 @@ class Bench:
         for index in windows:
             if self._bytes(system, index) is None:
                 ids = self.window(index, CONTEXT)
-                cache = self.model.cache(system, self.page_size, 1, CONTEXT)
+                cache = cache_of(self.model, system, self.page_size, 1, CONTEXT)
                 state = cache.new(CONTEXT)
                 self.model.prefill(cache, [(state, ids)])
                 self.keep_bytes(system, index, cache.context_bytes(state))

@@ -6,13 +6,15 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from leankv_sglang.accuracy import named
 from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.offline.caches import Cache, threshold_table
+from leankv_sglang.offline.packed import PackedModel
 from leankv_sglang.profile import Shape, find_profile, shipped_profile
 
 FORMS: dict[str, LeanKVConfig] = {
@@ -56,8 +58,7 @@ class System:
 
     def thresholds(self, layers: int, heads: int) -> Tensor:
         """Thresholds, float64 ``[layers, 3, heads]``."""
-        tables = (torch.as_tensor(value, dtype=torch.float64) for value in self.alphas)
-        return torch.stack([table.expand(layers, heads) for table in tables], dim=1)
+        return threshold_table(self.alphas, layers, heads)
 
 
 def system(name: str, shape: Shape | None = None, window: int | None = None, model: str = "") -> System:
@@ -75,7 +76,7 @@ def system(name: str, shape: Shape | None = None, window: int | None = None, mod
     plain, profile = named(LeanKVConfig()), ""
     if name in FORMS:
         config, alphas = FORMS[name], FORMS[name].alphas
-    elif ".json" in name or model and shipped_profile(model):
+    elif ".json" in name or (model and shipped_profile(model)):
         loaded = find_profile(name, model)
         if shape is not None:
             loaded.check_model(shape, model)
@@ -90,9 +91,15 @@ def system(name: str, shape: Shape | None = None, window: int | None = None, mod
     return System(name, config, alphas, profile)
 
 
-def systems(
-    names: list[str], shape: Shape | None = None, window: int | None = None, model: str = ""
-) -> list[System]:
+def systems(names: list[str], shape: Shape | None = None, window: int | None = None, model: str = "") -> list[System]:
     """The systems of several names, ``forms`` standing for every form and ``raw`` for none: it always runs."""
     spread = [one for name in names for one in (FORMS if name == ALL_FORMS else [name]) if one != RAW]
     return [system(name, shape, window, model) for name in dict.fromkeys(spread)]
+
+
+def cache_of(model: PackedModel, system: System | None, page_size: int, rows: int, tokens: int) -> Cache[Any]:
+    """An empty cache of a system, see ``PackedModel.cache``; None is the exact one."""
+    if system is None:
+        return model.cache(None, page_size, rows, tokens)
+    alphas = system.thresholds(model.shape.layers, model.shape.kv_heads)
+    return model.cache(system.config, page_size, rows, tokens, alphas)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tinymodel import PAGE, tiny_model, tokens
 
-from bench.quality.caches import Cache, LeanCache
 from bench.quality.decoding import Job, Question, answer
-from bench.quality.packed import PackedModel
-from bench.quality.systems import system
+from bench.quality.systems import cache_of, system
+from leankv_sglang.offline.caches import Cache, LeanCache
+from leankv_sglang.offline.packed import PackedModel
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ JOBS = [
 
 def _lags(model: PackedModel, name: str | None, ids: list[int], out: list[int]) -> list[float]:
     """By how much each token of an answer falls behind the likeliest one, all read in one prefill with no company."""
-    cache = model.cache(system(name) if name else None, PAGE, 1, 1024)
+    cache = cache_of(model, system(name) if name else None, PAGE, 1, 1024)
     whole = ids + out[:-1]
     logits = model.logits(model.prefill(cache, [(cache.new(1024), whole)])[0][len(ids) - 1 :])
     chosen = logits.gather(1, torch.tensor(out)[:, None])[:, 0]
@@ -45,7 +45,7 @@ def test_every_answer_is_that_of_the_question_alone(
     caches: list[Cache] = []
 
     def open_cache(rows: int, held: int) -> Cache:
-        caches.append(model.cache(system(name) if name else None, PAGE, rows, held))
+        caches.append(cache_of(model, system(name) if name else None, PAGE, rows, held))
         return caches[-1]
 
     fed: list[int] = []
@@ -69,11 +69,11 @@ def test_every_answer_is_that_of_the_question_alone(
 
 def test_a_stop_token_ends_an_answer_and_is_left_out(model: PackedModel) -> None:
     jobs = JOBS[1:2]
-    (whole,) = answer(model, partial(model.cache, None, PAGE), jobs, 4, 1024)
+    (whole,) = answer(model, partial(cache_of, model, None, PAGE), jobs, 4, 1024)
     stop = whole.tokens[0][2]
     model.model.generation_config.eos_token_id = stop
     try:
-        (cut,) = answer(model, partial(model.cache, None, PAGE), jobs, 4, 1024)
+        (cut,) = answer(model, partial(cache_of, model, None, PAGE), jobs, 4, 1024)
     finally:
         model.model.generation_config.eos_token_id = None
     assert cut.tokens[0] == whole.tokens[0][: whole.tokens[0].index(stop)]
@@ -94,7 +94,7 @@ def test_contexts_are_read_once(model: PackedModel, monkeypatch: pytest.MonkeyPa
         model, "extend", lambda cache, batch: (seen.append(sum(len(ids) for _, ids in batch)), extend(cache, batch))[1]
     )
     job = Job(tokens(200, 9), [Question(tokens(4, i), 1) for i in range(3)])
-    (done,) = answer(model, partial(model.cache, system("balanced"), PAGE), [job], 4, 4096)
+    (done,) = answer(model, partial(cache_of, model, system("balanced"), PAGE), [job], 4, 4096)
     assert seen == [200, 12]
     assert all(len(out) == 1 for out in done.tokens)
     assert torch.tensor(done.tokens).shape == (3, 1)

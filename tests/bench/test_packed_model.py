@@ -9,10 +9,10 @@ import torch
 from tinymodel import PAGE, tiny_model, tokens
 from torch import Tensor
 
-from bench.quality.caches import LeanCache
-from bench.quality.packed import PackedModel
-from bench.quality.systems import system
+from bench.quality.systems import cache_of, system
 from leankv_kernels.layout import LEVEL_FAR
+from leankv_sglang.offline.caches import LeanCache
+from leankv_sglang.offline.packed import PackedModel
 
 SYSTEMS = (None, "balanced", "a_h 1, a_l 0.3 (pruned)", "all k4v2")
 
@@ -23,7 +23,7 @@ def model() -> PackedModel:
 
 
 def open_cache(model: PackedModel, name: str | None) -> Any:
-    return model.cache(system(name) if name else None, PAGE, 6, 2048)
+    return cache_of(model, system(name) if name else None, PAGE, 6, 2048)
 
 
 def alone(model: PackedModel, name: str | None, ids: list[int]) -> Tensor:
@@ -119,7 +119,7 @@ def test_raw_is_the_models_own_attention(model: PackedModel) -> None:
 
 @pytest.mark.parametrize(("name", "window"), [("small", 1), ("small", 2), ("all k8v4", 1), ("balanced", 0)])
 def test_bytes_are_those_of_trimmed_records(model: PackedModel, name: str, window: int) -> None:
-    cache = model.cache(system(name, window=window), PAGE, 2, 1024)
+    cache = cache_of(model, system(name, window=window), PAGE, 2, 1024)
     assert isinstance(cache, LeanCache)
     state = cache.new(600)
     model.prefill(cache, [(state, tokens(5 * PAGE + 9, 8))])

@@ -58,24 +58,25 @@ def test_the_command_merges_without_running_anything(
 
 def test_systems_by_name(tmp_path: Path) -> None:
     assert [one.name for one in systems(["raw", "forms", "small", "small"])] == [*FORMS, "small"]
-    assert system("lossless").thresholds(2, 3)[0].tolist() == [[-1.0] * 3] * 2
+    assert system("lossless").thresholds(2, 3)[:, 0].tolist() == [[-1.0] * 3] * 2
     assert system("small", window=3).config.window == 3
     with pytest.raises(LeanKVError, match="not 'tiny'"):
         system("tiny")
     profile = {
-        "leankv_profile": 1,
+        "leankv_profile": 2,
+        "page_size": 128,
         "model": {"num_layers": 1, "num_kv_heads": 2, "head_dim": 64},
         **{"tiers": "k8v4,k4v2", "rotation": "hadamard", "significance": "attention", "window": 1},
-        **{"alpha_high": [[1.0, 2.0]], "alpha_low": 0.1},
+        "points": {"balanced": {"alpha_high": [[1.0, 2.0]], "alpha_low": 0.1}},
     }
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(profile))
     mine = system(str(file), Shape(1, 2, 64))
-    assert mine.profile == "mine"
-    assert mine.thresholds(1, 2)[0].tolist() == [[1.0, 2.0]]
-    file.write_text(json.dumps({**profile, "name": "other"}))
+    assert mine.profile == "mine balanced"
+    assert mine.thresholds(1, 2)[:, 0].tolist() == [[1.0, 2.0]]
+    file.write_text(json.dumps({**profile, "calibration": "other"}))
     assert system(str(file)).digest == mine.digest
-    file.write_text(json.dumps({**profile, "alpha_low": 0.2}))
+    file.write_text(json.dumps({**profile, "points": {"balanced": {"alpha_high": 1.0, "alpha_low": 0.2}}}))
     assert system(str(file)).digest != mine.digest
     with pytest.raises(LeanKVError, match="was made for a model of"):
         system(str(file), Shape(3, 2, 64))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.quality.packed import PackedModel
+from leankv_sglang.offline.packed import PackedModel
 
 PAGE = 64
 VOCABULARY = 512

@@ -17,9 +17,9 @@ from tiny_model import make_tiny_model
 from transformers import AutoModelForCausalLM
 
 from bench.quality.decoding import Job, Question, answer
-from bench.quality.packed import PackedModel
-from bench.quality.systems import System
+from bench.quality.systems import System, cache_of
 from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.offline.packed import PackedModel
 
 CONFIG = LeanKVConfig(alpha_high=1.5, alpha_low=0.4)
 NEW = 48
@@ -56,7 +56,7 @@ def test_log_probabilities_are_the_engines(tmp_path: Path) -> None:
     model.model.generation_config.eos_token_id = None
     # A context and a question behind it, in one batch with others, are what the engine had as one prompt.
     jobs = [Job(prompt[:150], [Question(prompt[150:], NEW)]) for prompt in prompts]
-    done = {one.job: one.tokens[0] for one in answer(model, partial(model.cache, ours, 128), jobs, 3, 4096)}
+    done = {one.job: one.tokens[0] for one in answer(model, partial(cache_of, model, ours, 128), jobs, 3, 4096)}
     assert [done[i] for i in range(len(jobs))] == [[token for _, token in pairs] for pairs in served]
 
 
@@ -68,7 +68,7 @@ def _worst(
     for prompt, pairs in zip(prompts, served, strict=True):
         told, out = torch.tensor([p for p, _ in pairs]), torch.tensor([token for _, token in pairs])
         ids = prompt + out.tolist()
-        cache = model.cache(system, 128, 1, len(ids))
+        cache = cache_of(model, system, 128, 1, len(ids))
         hidden = model.prefill(cache, [(cache.new(len(ids)), ids)])[0]
         mine = model.logits(hidden[len(prompt) - 1 : -1]).log_softmax(-1).gather(1, out[:, None])[:, 0]
         worst = max(worst, float((mine - told).abs().max()))

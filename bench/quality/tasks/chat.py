@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from bench.data import mt_bench
 from bench.quality.answers import Ask, Item, raw_answers
-from bench.quality.compare import compare
 from bench.quality.harness import Bench, Limits, Row, mean_and_error
 from bench.quality.items import digest_of
 from bench.quality.prompts import chat, next_turn
-from bench.quality.systems import System
+from bench.quality.systems import System, cache_of
+from leankv_sglang.offline.compare import compare
 
 name = "chat"
 ITEMS = 24
@@ -70,7 +70,7 @@ def _losses(bench: Bench, ids: list[int], spans: list[Span]) -> list[dict[str, f
         targets = torch.cat([torch.arange(*span) for span in spans])
         outs = []
         for system in [None, *(bench.systems[i] for i in missing)]:
-            cache = bench.model.cache(system, bench.page_size, 1, len(ids))
+            cache = cache_of(bench.model, system, bench.page_size, 1, len(ids))
             outs.append(bench.model.prefill(cache, [(cache.new(len(ids)), ids)])[0][targets - 1])
         nll, losses = compare(bench.model, outs[0], outs[1:], torch.tensor(ids)[targets])
         for i, loss in zip(missing, losses, strict=True):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bench.quality.compare import Loss, compare
 from bench.quality.harness import CONTEXT, Bench, Limits, Row, mean_and_error
 from bench.quality.items import digest_of
-from bench.quality.systems import System
+from bench.quality.systems import System, cache_of
+from leankv_sglang.offline.compare import Loss, compare
 
 name = "text"
 SKIP = 512
@@ -63,7 +63,7 @@ def _window(bench: Bench, index: int, length: int) -> list[dict[str, Any]]:
 
 
 def _outputs(bench: Bench, system: System | None, index: int, ids: list[int]) -> Tensor:
-    cache = bench.model.cache(system, bench.page_size, 1, len(ids))
+    cache = cache_of(bench.model, system, bench.page_size, 1, len(ids))
     state = cache.new(len(ids))
     out = bench.model.prefill(cache, [(state, ids)])[0]
     if system is not None and len(ids) == CONTEXT:

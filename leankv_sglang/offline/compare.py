@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.quality.packed import PackedModel
+from leankv_sglang.offline.packed import PackedModel
 
 SLICE = 128
 """Tokens whose logits are held at a time."""

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.quality.caches import Cache, LeanCache, ModelShape, RawCache, State
-from bench.quality.systems import System
+from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.models import resolve_model_path
+from leankv_sglang.offline.caches import Cache, LeanCache, ModelShape, RawCache, State
 from leankv_sglang.profile import Shape
 
 CHUNK = 2048
@@ -71,11 +71,17 @@ class PackedModel:
         ids = self.model.generation_config.eos_token_id
         return frozenset([ids] if isinstance(ids, int) else ids or [])
 
-    def cache(self, system: System | None, page_size: int, rows: int, tokens: int) -> Cache[Any]:
-        """An empty cache for so many sequences and tokens at a time; None is the exact one."""
-        if system is None:
+    def cache(
+        self, config: LeanKVConfig | None, page_size: int, rows: int, tokens: int, alphas: Tensor | None = None
+    ) -> Cache[Any]:
+        """An empty cache for so many sequences and tokens at a time; without a configuration the exact one.
+
+        Args:
+            alphas: thresholds other than the configuration's, see :class:`LeanCache`.
+        """
+        if config is None:
             return RawCache(self.shape, self.model.dtype)
-        return LeanCache(self.shape, system, page_size, rows, tokens, self.model.dtype)
+        return LeanCache(self.shape, config, page_size, rows, tokens, self.model.dtype, alphas)
 
     @torch.inference_mode()
     def extend(self, cache: Cache[Any], batch: Sequence[tuple[State, Sequence[int]]]) -> Tensor:

@@ -14,9 +14,9 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from bench.quality.systems import System
 from leankv_kernels import Plan, RawPages, RecordLayout, RecordStore, build_plan, get_ops
 from leankv_kernels.layout import LEVEL_FAR
+from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.read_rule import Compressor
 from leankv_sglang.significance import STRATEGIES
 from leankv_sglang.sizing import PAGE_TABLE_ENTRY, make_layout
@@ -163,6 +163,12 @@ def _exact(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return out.permute(2, 0, 1, 3).reshape(count, -1, dim)
 
 
+def threshold_table(alphas: Alphas, layers: int, heads: int) -> Tensor:
+    """Thresholds of every layer and KV head, float64 ``[layers, 3, heads]``."""
+    tables = (torch.as_tensor(value, dtype=torch.float64) for value in alphas)
+    return torch.stack([table.expand(layers, heads) for table in tables], dim=1)
+
+
 @dataclass(eq=False)
 class LeanState(State):
     """A row of open pages, and the logical ids of all pages, the open one last."""
@@ -176,7 +182,8 @@ class LeanCache(Cache[LeanState]):
 
     Args:
         shape: the model's.
-        system: formats and thresholds.
+        config: formats, window, rotation, significance.
+        alphas: thresholds, float64 ``[layers, 3, H]``; the configuration's by default.
         page_size: tokens of a page.
         rows: sequences at a time.
         tokens: tokens at a time over all sequences, shared ones once; memory is touched only as it fills.
@@ -186,21 +193,22 @@ class LeanCache(Cache[LeanState]):
     def __init__(
         self,
         shape: ModelShape,
-        system: System,
+        config: LeanKVConfig,
         page_size: int,
         rows: int,
         tokens: int,
         dtype: torch.dtype = torch.bfloat16,
+        alphas: Tensor | None = None,
     ) -> None:
-        config = system.config
         self.shape, self.page_size, self.window = shape, page_size, config.window
         self.layout: RecordLayout = make_layout(config, page_size, shape.kv_heads, shape.head_dim)
         pages = -(-tokens // page_size) + rows
         self.ops = get_ops("cpu", config.kernels)
         self.store = RecordStore(self.layout, shape.layers, pages, "cpu")
-        thresholds = system.thresholds(shape.layers, shape.kv_heads)
+        if alphas is None:
+            alphas = threshold_table(config.alphas, shape.layers, shape.kv_heads)
         significance = STRATEGIES[config.significance]()
-        self.compressor = Compressor(self.ops, self.store, config.rotation, significance, thresholds)
+        self.compressor = Compressor(self.ops, self.store, config.rotation, significance, alphas)
         open_shape = (shape.layers, rows, page_size, shape.kv_heads, shape.head_dim)
         self.key, self.value = torch.zeros(open_shape, dtype=dtype), torch.zeros(open_shape, dtype=dtype)
         self.scores = torch.zeros(shape.layers, rows, shape.heads, page_size, dtype=torch.int32)
