@@ -177,4 +177,6 @@ def test_programs_are_put_together_and_run() -> None:
         assert humaneval.passes(humaneval.program_of(problem, answer))
     assert not humaneval.passes(humaneval.program_of(problem, "    return 1\n"))
     assert not humaneval.passes("while True: pass", seconds=1)
+    assert not humaneval.passes("raise SystemExit(0)")
+    assert humaneval.passes("if __name__ == '__main__':\n    raise SystemExit(1)")
     assert not humaneval.passes("x = bytearray(4 << 30)")
