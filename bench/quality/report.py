@@ -47,7 +47,7 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 
 def plot(rows: Sequence[Row], file: str) -> None:
-    """Quality against bytes, one series per kind of system: KL on the left, scores against the exact cache's right.
+    """Quality against bytes, one series per kind of system: KL of text, and scores against the exact cache's.
 
     KL is of the last 512 tokens where some system has no other.
     """
@@ -56,12 +56,12 @@ def plot(rows: Sequence[Row], file: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    texts = [
-        row for row in rows if (row.get("kl") is not None or row.get("kl_tail") is not None) and row["kind"] != "raw"
-    ]
+    ours = [row for row in rows if row["kind"] != "raw"]
+    texts = [row for row in ours if row["task"] == "text" and any(row.get(k) is not None for k in ("kl", "kl_tail"))]
     tail = any(row.get("kl") is None for row in texts)
-    scores = [row for row in rows if row.get("score") is not None and row.get("score_raw") is not None]
-    scores = [row for row in scores if row["kind"] != "raw"]
+    # Groups of a task have a space in their name; a chat's score is its agreement, not an accuracy.
+    whole = [row for row in ours if " " not in row["task"] and row["task"] != "chat"]
+    scores = [row for row in whole if row.get("score") is not None and row.get("score_raw") is not None]
     kinds = list(dict.fromkeys(row["kind"] for row in [*texts, *scores]))
     panels = [p for p in ("kl", "score") if (texts if p == "kl" else scores)]
     if not panels:
@@ -92,8 +92,8 @@ def _series(ax: Any, rows: Sequence[Row], kinds: Sequence[str], y: str, label: s
         mine = sorted((row for row in rows if row["kind"] == kind), key=lambda row: row["ratio"])
         if not mine:
             continue
-        line = "-" if label == "system" and len(mine) > 1 else ""
+        line = ":" if label == "system" else "None"
         points = [row["ratio"] for row in mine], [row[y] for row in mine]
-        ax.plot(*points, line, marker=_MARKS[i % len(_MARKS)], label=kind, alpha=0.8)
+        ax.plot(*points, linestyle=line, marker=_MARKS[i % len(_MARKS)], label=kind, alpha=0.8)
         for row in mine:
-            ax.annotate(row[label], (row["ratio"], row[y]), textcoords="offset points", xytext=(5, 4), fontsize=7)
+            ax.annotate(f"{row[label]}", (row["ratio"], row[y]), textcoords="offset points", xytext=(5, 4), fontsize=7)

@@ -9,17 +9,20 @@ import tempfile
 SECONDS = 10
 MEMORY = 2 << 30
 FILE_BYTES = 1 << 20
+PASSED = 97
+"""Exit status of a program that ran to its end; one that exits by itself has not."""
 # Set by the process itself: a hook between fork and exec may deadlock beside torch's threads.
 _RUN = f"""
-import resource, sys
+import os, resource, sys
 for what, most in (("CPU", {SECONDS}), ("AS", {MEMORY}), ("FSIZE", {FILE_BYTES}), ("CORE", 0)):
     resource.setrlimit(getattr(resource, "RLIMIT_" + what), (most, most))
-exec(compile(sys.stdin.read(), "answer", "exec"), {{"__name__": "__main__"}})
+exec(compile(sys.stdin.read(), "answer", "exec"), {{"__name__": "answer"}})
+os._exit({PASSED})
 """
 
 
 def passes(program: str, seconds: int = SECONDS) -> bool:
-    """Whether a Python program ends without an error within its limits.
+    """Whether a Python program runs to its end, as a module, within its limits.
 
     It runs without this environment's packages and variables, in an empty folder, with no input and its output dropped.
     That bounds accidents; it is no defence against a program that means harm.
@@ -39,4 +42,4 @@ def passes(program: str, seconds: int = SECONDS) -> bool:
             )
         except subprocess.TimeoutExpired:
             return False
-    return done.returncode == 0
+    return done.returncode == PASSED

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.data import wikitext
 from bench.quality import cli
 from bench.quality.items import ItemStore
 from bench.quality.report import plot, print_rows, read_rows
@@ -24,10 +25,8 @@ def test_rival_rows_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str
     one.write_text(json.dumps([RIVAL]))
     two.write_text(json.dumps({**RIVAL, "system": "int8", "kind": "rival"}) + "\n")
     rows = read_rows([str(one), str(two)])
-    assert [(row["system"], row["kind"], row["kl"]) for row in rows] == [
-        ("int4", "int4", None),
-        ("int8", "rival", None),
-    ]
+    assert [(row["system"], row["kind"]) for row in rows] == [("int4", "int4"), ("int8", "rival")]
+    assert all(row["kl"] is None for row in rows)
     print_rows([OURS, SCORED, *rows])
     out = capsys.readouterr().out
     assert "M: text" in out
@@ -80,6 +79,19 @@ def test_systems_by_name(tmp_path: Path) -> None:
     assert system(str(file)).digest != mine.digest
     with pytest.raises(LeanKVError, match="was made for a model of"):
         system(str(file), Shape(3, 2, 64))
+
+
+def test_calibration_never_sees_what_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wikitext-2").mkdir()
+    whole = "".join(f"line {i} <unk> .\n" for i in range(101))
+    (tmp_path / "wikitext-2" / "wiki.test.raw").write_text(whole)
+    monkeypatch.setenv("LEANKV_DATA", str(tmp_path))
+    first, second = wikitext("calibration"), wikitext("heldout")
+    assert first + second == wikitext() == whole.replace("<unk>", "the")
+    assert first.endswith("\n")
+    assert abs(len(first) - len(second)) < 40
+    with pytest.raises(ValueError, match="not 'train'"):
+        wikitext("train")
 
 
 def test_items_survive_a_run_that_was_killed(tmp_path: Path) -> None:

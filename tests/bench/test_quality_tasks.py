@@ -13,7 +13,7 @@ import pytest
 from tinymodel import tiny_model
 
 from bench.quality import harness
-from bench.quality.harness import Bench, Limits, Row
+from bench.quality.harness import Bench, Limits
 from bench.quality.items import ItemStore
 from bench.quality.systems import system, systems
 from bench.quality.tasks import TASKS, babilong, gsm8k, humaneval, needle, ruler, task
@@ -61,7 +61,8 @@ def _data(folder: Path) -> Path:
         (folder / "ruler-words" / f"{kind}list.txt").write_text("\n".join(many))
     (folder / "wikitext-2" / "wiki.test.raw").write_text("A line .\n" * 100)
     (folder / "gsm8k" / "test.jsonl").write_text('{"question": "1 and 1?", "answer": "so\\n#### 1,002"}\n' * 3)
-    (folder / "mt-bench" / "question.jsonl").write_text('{"turns": ["Who are you?", "And why?"]}\n' * 3)
+    talk = json.dumps({"turns": ["Who are you? " * 60, "And why? " * 30]})
+    (folder / "mt-bench" / "question.jsonl").write_text((talk + "\n") * 3)
     row = json.dumps({"input": "Mary went to the garden. " * 9, "question": "Where is Mary? ", "target": "garden"})
     for name in ("qa1_2k", "qa2_2k"):
         with gzip.open(folder / "babilong" / f"{name}.jsonl.gz", "wt") as out:
@@ -114,12 +115,12 @@ def test_text_scores_what_lies_behind_the_skip(bench: Bench) -> None:
     # Windows of 640 begin to score at half of them, and the last token has no target.
     assert rows[1]["n"] == 2 * (640 - 320 - 1)
     assert rows[1]["spread_blocks"] > 0
-    ratios: list[Row] = [row for row in rows if row["system"] == "balanced"]
-    assert ratios[0]["kl_windows"] == pytest.approx(ratios[0]["kl_windows"])
+    assert sum(rows[1]["kl_windows"]) / 2 == pytest.approx(rows[1]["kl"])
+    # Less than the tail's 512 tokens are scored of such a window.
+    assert rows[1]["kl_tail"] == pytest.approx(rows[1]["kl"])
 
 
 def test_needles_lie_at_their_depths(bench: Bench) -> None:
-    limits = Limits(lengths=(700, 1000))
     seen = []
     for depth in needle.DEPTHS:
         item = needle._item(bench, 1000, depth, Random(1))
@@ -132,7 +133,6 @@ def test_needles_lie_at_their_depths(bench: Bench) -> None:
         assert all(re.search(r"[.\n] ?$", text[: m.start()]) for m in re.finditer(r" The pass key of", text))
         seen.append(first)
     assert seen == sorted(seen)
-    assert limits.lengths == (700, 1000)
 
 
 def test_ruler_hides_what_it_asks_for(bench: Bench) -> None:
@@ -177,4 +177,6 @@ def test_programs_are_put_together_and_run() -> None:
         assert humaneval.passes(humaneval.program_of(problem, answer))
     assert not humaneval.passes(humaneval.program_of(problem, "    return 1\n"))
     assert not humaneval.passes("while True: pass", seconds=1)
+    assert not humaneval.passes("raise SystemExit(0)")
+    assert humaneval.passes("if __name__ == '__main__':\n    raise SystemExit(1)")
     assert not humaneval.passes("x = bytearray(4 << 30)")
