@@ -8,10 +8,11 @@ trimming and demoting ever do::
 
 Header (int32 words): page, layer, blocks, bytes, level, magic, 2 spare (zero) | block list | per KV head {counts of
 high, mid and low tokens in 10 bits each, base, refine, near offsets} | per KV head the 2-bit tier map (token t in byte
-t % (P/4), bits 2 * (t // (P/4))).
+t % (P/4), bits 2 * (t // (P/4))) | from a multiple of 64 on, per KV head the centre of the page's keys, D fp16.
 
 Every code is the top ``b`` bits of one 8-bit master code over the token's [min, max], read at the centre of its bin,
-so a low token is a high token with its tail cut off and one scale and zero serve every tier. Codes are stored as
+so a low token is a high token with its tail cut off and one scale and zero serve every tier. Keys are coded less the
+centre of their page, so that what all have in common costs no precision. Codes are stored as
 planes, top bits first: keys in planes of 4 bits, values in planes of 2 bits; a tier is a number of planes. Inside a
 section each KV head owns one run per kind of data; runs start at multiples of 16 bytes. Far tokens come high first,
 then mid, then low, each in order of position; the tier map gives true positions back. A mid token has the keys of one
@@ -289,9 +290,15 @@ class RecordLayout:
         parts = self._section_bytes(TierCounts(high, mid, low))
         return self.num_kv_heads * int(torch.stack(parts).sum(0).max())
 
+    @property
+    def centre_bytes(self) -> int:
+        """Bytes of the centre of one KV head's keys."""
+        return 2 * self.head_dim
+
     def _header_bytes(self, blocks: int) -> int:
         words = 4 * (HEADER_WORDS + blocks + HEAD_WORDS * self.num_kv_heads)
-        return align_up(words + self.num_kv_heads * self.tier_map_bytes, HEADER_ALIGN)
+        centres = align_up(words + self.num_kv_heads * self.tier_map_bytes, HEADER_ALIGN)
+        return align_up(centres + self.num_kv_heads * self.centre_bytes, HEADER_ALIGN)
 
     @cached_property
     def block_bytes(self) -> int:
@@ -339,6 +346,11 @@ class RecordLayout:
     def tier_map_start(self) -> int:
         """Byte offset of the first KV head's tier map."""
         return 4 * (self.head_word + HEAD_WORDS * self.num_kv_heads)
+
+    @property
+    def centre_start(self) -> int:
+        """Byte offset of the first KV head's centre."""
+        return align_up(self.tier_map_start + self.num_kv_heads * self.tier_map_bytes, HEADER_ALIGN)
 
     def _runs(self, counts: TierCounts) -> list[_Run]:
         """Every run of a KV head in the order they are stored in; all that knows this order asks here."""

@@ -53,7 +53,7 @@ def _shape(layout: RecordLayout) -> Tensor:
         *(planes.key_base, planes.value_base, planes.key_refine, planes.value_refine),
         *(layout.near, layout.mid_keys_fine, layout.mid_values_fine),
         *(layout.block_bytes, layout.block_bytes.bit_length() - 1, layout.max_blocks, layout.header_bytes),
-        *(layout.list_word, layout.head_word, layout.tier_map_start),
+        *(layout.list_word, layout.head_word, layout.tier_map_start, layout.centre_start),
     ]
     for high, low in ((layout.high.key_bits, layout.low.key_bits), (layout.high.value_bits, layout.low.value_bits)):
         fields += [1 << (MASTER_BITS - high), bin_centre(high)[1], bin_centre(low)[1]]

@@ -143,6 +143,7 @@ def _attend_views(q: Tensor, views: list[View]) -> tuple[Tensor, Tensor]:
     for view in views:
         dots = rows @ view.key.transpose(2, 3)  # [n, H, Q * g, P]
         dots.mul_(view.key_scale[:, :, None]).add_(row_sum * view.key_zero[:, :, None])
+        dots.add_(rows @ view.key_centre[..., None])
         scores.append(dots.masked_fill_(~view.valid[:, :, None], float("-inf")))
     page = scores[0].shape[-1]
     flat = torch.cat(scores).permute(1, 2, 0, 3).flatten(2)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 MASTER_BITS = 8
 _FP16_MAX = 65504.0
+_CENTRE_STEPS = 65536.0
 
 
 def _half_floor(x: Tensor) -> Tensor:
@@ -39,6 +40,25 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     step = scale.to(x.dtype)[..., None]
     codes = (from_zero / torch.where(step > 0, step, torch.ones_like(step))).round()
     return codes.to(torch.uint8), scale, zero
+
+
+def centre_of(keys: Tensor, rotation: str) -> Tensor:
+    """What the keys of a page have in common: their mean, rotated, in float16.
+
+    Models with biased or very uneven key channels have keys that differ little from each other; coded as they are, four
+    bits break them. Summed in steps of 2^-16, so that the order of the sum does not matter.
+
+    Args:
+        keys: not rotated, ``[..., P, D]``, clamped to float16's range.
+        rotation: see :func:`rotate`.
+
+    Returns:
+        float16 ``[..., D]``.
+    """
+    steps = (keys.to(torch.float64).clamp(-_FP16_MAX, _FP16_MAX) * _CENTRE_STEPS).round().to(torch.int64)
+    mean = steps.sum(-2).to(torch.float64) / (_CENTRE_STEPS * keys.shape[-2])
+    # Halves are rounded from float32, as every backend can, and have one zero.
+    return rotate(mean, rotation).clamp(-_FP16_MAX, _FP16_MAX).to(torch.float32).to(torch.float16) + 0.0
 
 
 def bin_centre(bits: int) -> tuple[int, float]:

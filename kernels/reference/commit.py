@@ -9,7 +9,7 @@ from torch import Tensor
 
 from leankv_kernels.layout import HIGH, LOW, MID, PRUNED
 from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
-from leankv_kernels.reference.codec import rotate
+from leankv_kernels.reference.codec import centre_of, rotate
 from leankv_kernels.reference.record import encode
 from leankv_kernels.store import RecordStore
 
@@ -74,5 +74,6 @@ def commit_pages(
         rotation: ``hadamard`` or ``none``.
     """
     by_head = [rotate(x, rotation).transpose(1, 2) for x in (key, value)]
-    records, nbytes = encode(by_head[0], by_head[1], tiers, store.layout)
+    centre = centre_of(key.transpose(1, 2), rotation)
+    records, nbytes = encode(by_head[0], by_head[1], tiers, store.layout, centre)
     store.write(layer, pages, records, nbytes)

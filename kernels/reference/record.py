@@ -9,7 +9,7 @@ from torch import Tensor
 
 from leankv_kernels import layout as L
 from leankv_kernels.layout import HIGH, MID, PRUNED, Places, RecordLayout, Span, TierCounts
-from leankv_kernels.reference.codec import MASTER_BITS, bin_centre, pack, quantize, unpack
+from leankv_kernels.reference.codec import MASTER_BITS, bin_centre, centre_of, pack, quantize, unpack
 
 
 class Header(NamedTuple):
@@ -25,7 +25,8 @@ class Header(NamedTuple):
 
 
 class View(NamedTuple):
-    """What n records say at every position: a channel is ``code * scale + zero``; nothing is read where not valid."""
+    """What n records say at every position: a channel is ``code * scale + zero``, of a key plus its centre; nothing is
+    read where not valid."""
 
     key: Tensor  # uint8 [n, H, P, D], top bits of the master code
     key_scale: Tensor  # float64 [n, H, P]
@@ -34,10 +35,12 @@ class View(NamedTuple):
     value_scale: Tensor
     value_zero: Tensor
     valid: Tensor  # bool [n, H, P], False where pruned
+    key_centre: Tensor  # float64 [n, H, D]
 
     def keys(self) -> Tensor:
         """Dequantized (still rotated) keys, float64 ``[n, H, P, D]``, zero where pruned."""
-        return _dequantize(self.key, self.key_scale, self.key_zero, self.valid)
+        keys = _dequantize(self.key, self.key_scale, self.key_zero, self.valid)
+        return keys + self.key_centre[:, :, None] * self.valid[..., None]
 
     def values(self) -> Tensor:
         """Dequantized (still rotated) values, float64 ``[n, H, P, D]``, zero where pruned."""
@@ -75,18 +78,23 @@ def _scale_halves(places: Places) -> Tensor:
     return (places.scale[..., None] + places.scale_stride[..., None] * torch.arange(4, device=places.scale.device)) // 2
 
 
-def encode(key: Tensor, value: Tensor, tiers: Tensor, layout: RecordLayout) -> tuple[Tensor, Tensor]:
+def encode(
+    key: Tensor, value: Tensor, tiers: Tensor, layout: RecordLayout, centre: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Records of n pages, complete but for page, layer and block list (the store writes those).
 
     Args:
         key, value: rotated, float64 ``[n, H, P, D]``.
         tiers: integers ``[n, H, P]``.
+        centre: of the keys, float16 ``[n, H, D]``; by default what ``centre_of`` makes of them as they are.
 
     Returns:
         bytes uint8 ``[n, record_bytes]`` and their lengths int64 ``[n]``.
     """
     n = key.shape[0]
-    k_code, k_scale, k_zero = quantize(key)
+    if centre is None:
+        centre = centre_of(key, "none")
+    k_code, k_scale, k_zero = quantize(key - centre.to(torch.float64)[:, :, None])
     v_code, v_scale, v_zero = quantize(value)
     # Spare bytes behind the record take the writes of what is not kept.
     out = torch.zeros(n, layout.record_bytes + 16, dtype=torch.uint8, device=key.device)
@@ -106,6 +114,8 @@ def encode(key: Tensor, value: Tensor, tiers: Tensor, layout: RecordLayout) -> t
     for span, codes in zip(places.value, _planes(v_code, layout.high.value_bits, L.VALUE_PLANE), strict=True):
         put(out, _value_bytes(span, places.token, layout), codes << shift.to(torch.uint8), 1)
     out = out[:, : layout.record_bytes].contiguous()
+    centres = centre.contiguous().view(torch.uint8).flatten(1)
+    out[:, layout.centre_start : layout.centre_start + centres.shape[1]] = centres
     return out, _write_header(out, tiers, layout)
 
 
@@ -146,6 +156,13 @@ def read_tiers(records: Tensor, layout: RecordLayout) -> Tensor:
     size = layout.num_kv_heads * layout.tier_map_bytes
     maps = records[:, layout.tier_map_start : layout.tier_map_start + size]
     return unpack(maps.unflatten(1, (layout.num_kv_heads, layout.tier_map_bytes)), 2, layout.page_size)
+
+
+def read_centres(records: Tensor, layout: RecordLayout) -> Tensor:
+    """Centres of the keys, float64 ``[n, H, D]``."""
+    end = layout.centre_start + layout.num_kv_heads * layout.centre_bytes
+    halves = records[:, layout.centre_start : end].contiguous().view(torch.float16)
+    return halves.unflatten(1, (layout.num_kv_heads, -1)).to(torch.float64)
 
 
 def decode(records: Tensor, layout: RecordLayout, near: Tensor | bool) -> View:
@@ -213,7 +230,8 @@ def decode(records: Tensor, layout: RecordLayout, near: Tensor | bool) -> View:
         layout.high.value_bits,
         fine_value,
     )
-    return View(key, ks * k_step, kz + ks * k_centre, value, vs * v_step, vz + vs * v_centre, valid)
+    centres = read_centres(records, layout)
+    return View(key, ks * k_step, kz + ks * k_centre, value, vs * v_step, vz + vs * v_centre, valid, centres)
 
 
 def cut(records: Tensor, layout: RecordLayout, level: int) -> Tensor:

@@ -44,6 +44,7 @@ ENOUGH_PROGRAMS, PARTIAL_BYTES = 4096, 1 << 27
 """From so many tiles on, or where partial results would take more, a program goes through all splits of its rows."""
 _SPLIT = tl.constexpr(SPLIT_PAGES)
 _LIFT = tl.constexpr(64.0)  # on scales of values: as far from fp16's smallest numbers as its largest allows
+_WIDTH = tl.constexpr(16)  # the least that a matrix product takes
 _LN2 = tl.constexpr(0.6931471805599453)
 _LOG2_E = 1.4426950408889634
 
@@ -77,6 +78,9 @@ def _attend_page(q, above, total, peak, acc, sums, zeros, words, block, head, ne
     blocks, kept_keys, kept_values, far, level, base, fine, near_at = rec.open_head(words, block, head, S)
     far_keys, far_values, high_values = rec.far_runs(base, fine, kept_keys, far, S)
     low_values, pruned_scales, pruned_keys, pruned_values = rec.near_runs(near_at, kept_keys, kept_values, far, S)
+    centre = read.load_centre(words, blocks, head, S, _WIDTH)
+    common = unstacked(product(q, centre, tl.full((2 * total.shape[0], _WIDTH), 0.0, tl.float32)))
+    common = tl.max(common, 1) * above
     pruned = S.page - far
     far_steps = (far + (N - 1)) // N
     for step in range(0, far_steps + tl.where(near, (pruned + (N - 1)) // N, 0)):
@@ -101,7 +105,7 @@ def _attend_page(q, above, total, peak, acc, sums, zeros, words, block, head, ne
         )
         zero = tl.fma(ks, tl.where(token < fine_keys, S.key_centre, S.key_centre_low) - 256.0, kz)
         s = unstacked(product(q, keys, tl.full((2 * total.shape[0], N), 0.0, tl.float32)))
-        s = tl.fma(ks[None, :] * 256.0, s, zero[None, :] * total[:, None]) * above[:, None]
+        s = tl.fma(ks[None, :] * 256.0, s, zero[None, :] * total[:, None]) * above[:, None] + common[:, None]
         s = tl.where(inside[None, :], s, -float("inf"))
 
         top = tl.maximum(peak, tl.max(s, 1))

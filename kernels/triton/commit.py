@@ -16,6 +16,7 @@ from torch import Tensor
 
 from leankv_kernels import layout as L
 from leankv_kernels.layout import HIGH, LOW, MID, PRUNED, TierCounts
+from leankv_kernels.reference.codec import centre_of
 from leankv_kernels.store import RecordStore
 from leankv_kernels.triton import record as rec
 from leankv_kernels.triton.config import Launch, launch
@@ -67,12 +68,13 @@ def _rotated(raw, at, channel, inside, LOG: tl.constexpr, NORM: tl.constexpr, DI
 
 @triton.jit
 def pack_pages(
-    key, value, order, counts, starts, records, record_words, page_stride, token_stride, head_stride,
+    key, value, centres, order, counts, starts, records, record_words, page_stride, token_stride, head_stride,
     HEADS: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, NORM: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """N tokens of one page and KV head, far ones or pruned ones, into its record.
 
     Args:
+        centres: fp16 ``[n, H, D]``, of the keys.
         order: int64 ``[n, H, P]``, positions high first, then mid, low, pruned.
         counts: int64 ``[n, H, 4]``, keys and values with refinement in the far section, far tokens, the header's word.
         starts: int64 ``[n, H, 3]``, bytes where the head's sections start.
@@ -94,7 +96,9 @@ def pack_pages(
     position = tl.load(order + pair * S.page + tl.where(is_far, 0, far) + token, mask=inside, other=0)
     at = page * page_stride + position * token_stride + head * head_stride
     channel = tl.arange(0, S.pad)
-    keys, key_scale, key_zero = quantize(_rotated(key, at, channel, inside, LOG, NORM, S.dim), inside, S.dim)
+    centre = tl.load(centres + pair * S.dim + channel, mask=channel < S.dim, other=0.0).to(tl.float32).to(tl.float64)
+    moved = _rotated(key, at, channel, inside, LOG, NORM, S.dim) - centre[None, :]
+    keys, key_scale, key_zero = quantize(moved, inside, S.dim)
     values, value_scale, value_zero = quantize(_rotated(value, at, channel, inside, LOG, NORM, S.dim), inside, S.dim)
 
     record = records + page * record_words
@@ -156,14 +160,17 @@ def commit_pages(
         return
     shape, log = shape_of(layout), rotation_log(dim, rotation)
     key, value, tiers = key.contiguous(), value.contiguous(), tiers.contiguous()
+    centres = centre_of(key.transpose(1, 2), rotation).contiguous()
     by_tier = TierCounts.of(tiers)
     sections = layout.sections(by_tier)
     counts = torch.stack([*layout.refined(by_tier), by_tier.far, by_tier.word()], dim=2)
     starts, lengths = torch.stack(sections[:3], dim=2), sections.end.contiguous()
     order = torch.as_tensor(_RANK, device=tiers.device)[tiers.long()].argsort(dim=2, stable=True)
     records = torch.zeros(n, layout.record_bytes, dtype=torch.uint8, device=key.device)
+    halves = centres.view(torch.uint8).flatten(1)
+    records[:, layout.centre_start : layout.centre_start + halves.shape[1]] = halves
     words, record_words = records.view(torch.int32), layout.record_bytes // 4
-    args = (key, value, order, counts, starts, words, record_words, *key.stride()[:3])
+    args = (key, value, centres, order, counts, starts, words, record_words, *key.stride()[:3])
     # A constant of the kernel, for a float argument would be float32.
     norm = 1 / math.sqrt(1 << log)
     launch(pack_pages, (n * heads, page // TOKENS + 1), (*args, heads, shape, log, norm, TOKENS), TILE.options)

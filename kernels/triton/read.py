@@ -52,6 +52,15 @@ def load_scales(words, blocks, start, count, token, mask, S: tl.constexpr):
 
 
 @triton.jit
+def load_centre(words, blocks, head, S: tl.constexpr, N: tl.constexpr):
+    """The centre of a KV head's keys ``[pad, N]`` in fp16, N times, in the order of :func:`key_place_of`."""
+    place = tl.arange(0, S.pad)
+    channel = place // 8 * 8 + place % 8 // 2 + place % 2 * 4
+    centre = _half(words, blocks, S.centre_half + head * S.dim + channel, channel < S.dim, S).to(tl.float16)
+    return tl.broadcast_to(centre[:, None], (S.pad, N))
+
+
+@triton.jit
 def _key_words(words, blocks, start, first, stop, token, mask, S: tl.constexpr):
     word = tl.arange(0, S.pad // 8)[:, None]
     offset, step = key_place(start, first, stop, token, S)

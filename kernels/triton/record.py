@@ -44,6 +44,7 @@ class RecordShape:
     list_word: int
     head_word: int
     tier_map_word: int
+    centre_half: int
     # A code is read at its bin's centre, this far above the code with its missing bits zero.
     key_centre: float
     key_centre_low: float
@@ -70,6 +71,7 @@ def shape_of(layout: RecordLayout) -> RecordShape:
         layout.list_word,
         layout.head_word,
         layout.tier_map_start // 4,
+        layout.centre_start // 2,
         bin_centre(layout.high.key_bits)[1],
         bin_centre(layout.low.key_bits)[1],
         bin_centre(layout.high.value_bits)[1],

@@ -74,10 +74,24 @@ class Rule:
 
     def stored(self, x: Array, bits: int) -> Array:
         """Rows ``[..., D]`` as they come back from a record."""
-        if self.rotation == "none":
-            return reading(x, bits)
-        matrix = hadamard(x.shape[-1])
+        matrix = np.eye(x.shape[-1]) if self.rotation == "none" else hadamard(x.shape[-1])
         return reading(x @ matrix, bits) @ matrix
+
+    def stored_keys(self, k: Array, bits: int) -> Array:
+        """Keys ``[N, H, D]`` as they come back: each page is coded less the mean of its keys, rounded to float16."""
+        matrix = np.eye(k.shape[-1]) if self.rotation == "none" else hadamard(k.shape[-1])
+        out = np.zeros_like(k)
+        for start in range(0, len(k) - self.page + 1, self.page):
+            page = k[start : start + self.page]
+            centre = centre_of(page) @ matrix
+            half = centre.astype(np.float32).astype(np.float16).astype(np.float64)
+            out[start : start + self.page] = (reading(page @ matrix - half, bits) + half) @ matrix
+        return out
+
+
+def centre_of(keys: Array) -> Array:
+    """The mean of keys ``[P, ..., D]``, in steps of 2^-16."""
+    return np.rint(keys * 2**16).sum(0) / (2**16 * len(keys))
 
 
 class View(NamedTuple):
@@ -90,7 +104,9 @@ class View(NamedTuple):
 def views(k: Array, v: Array, rule: Rule) -> dict[int, View]:
     """The readings of every token, by tier; without a format of its own, mid is low."""
     forms = {HIGH: rule.high, MID: rule.mid or rule.low, LOW: rule.low}
-    return {tier: View(rule.stored(k, form.key_bits), rule.stored(v, form.value_bits)) for tier, form in forms.items()}
+    return {
+        tier: View(rule.stored_keys(k, form.key_bits), rule.stored(v, form.value_bits)) for tier, form in forms.items()
+    }
 
 
 def softmax(scores: Array) -> Array:

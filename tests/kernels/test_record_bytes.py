@@ -14,13 +14,20 @@ from kernelutil import Committed, dice, every_sample, few, formats, random_layou
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, RecordLayout, TierCounts
 from leankv_kernels import layout as L
+from leankv_kernels.reference.record import decode
 
 
 @every_sample
 def test_the_bytes_of_every_token_lie_where_the_layout_says(page: Committed) -> None:
     """Read whole records from the documentation alone, as a kernel author would; each kind of run is met somewhere."""
     layout, bits = page.layout, {"key": page.layout.high.key_bits, "value": page.layout.high.value_bits}
-    master = {"key": dense.master_codes(page.key.numpy()), "value": dense.master_codes(page.value.numpy())}
+    centre = decode(page.records, layout, near=False).key_centre
+    wanted = page.key - centre[:, :, None]
+    assert torch.equal(
+        centre,
+        torch.from_numpy(dense.centre_of(page.key.transpose(0, 2).numpy())).transpose(0, 1).float().half().double(),
+    )
+    master = {"key": dense.master_codes(wanted.numpy()), "value": dense.master_codes(page.value.numpy())}
     for n, record in enumerate(page.records.numpy()):
         read = {kind: np.zeros((*page.tiers.shape[1:], bits[kind]), dtype=np.int64) for kind in bits}
         for run in naive_record.runs(layout, page.tiers[n].numpy()):

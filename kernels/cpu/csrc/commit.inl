@@ -6,6 +6,8 @@ namespace {
 
 struct CommitScratch {
     alignas(64) uint8_t key[kPanel][kMaxDim], value[kPanel][kMaxDim];
+    alignas(64) double centre[kMaxDim];
+    uint16_t centre_halves[kMaxDim];
     uint16_t scales[4][kPanel];
     int order[kMaxPage];
     alignas(64) uint8_t section[3][kMaxPage * (2 * kMaxDim + 8) + 8192];
@@ -125,11 +127,12 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
     std::memset(refine, 0, size_t(sizes.refine));
     std::memset(near, 0, size_t(sizes.near));
 
+    find_centre(a, n, h, s.centre_halves, s.centre);
     auto read = [&](int first, int tokens) {
         for (int i = 0; i < tokens; i++) {
             const size_t row = ((size_t(n) * page + s.order[first + i]) * heads + h) * dim;
-            quantize(a, a.key, row, s.key[i], s.scales[0][i], s.scales[1][i]);
-            quantize(a, a.value, row, s.value[i], s.scales[2][i], s.scales[3][i]);
+            quantize(a, a.key, row, s.centre, s.key[i], s.scales[0][i], s.scales[1][i]);
+            quantize(a, a.value, row, nullptr, s.value[i], s.scales[2][i], s.scales[3][i]);
         }
     };
     auto put_scales = [&](uint8_t* run, int count, int first, int tokens) {
@@ -184,6 +187,8 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
                        run + sizes.pruned_scales + sizes.pruned_keys + (size_t(p) * ((pruned + 3) / 4) + t / 4) * dim);
     }
     const Writer writer{shape, a.blocks, list};
+    const uint8_t* halves = reinterpret_cast<const uint8_t*>(s.centre_halves);
+    writer.put(int(shape.centre_start) + 2 * dim * h, halves, 2 * dim);
     writer.put(plan.base, base, sizes.base);
     writer.put(plan.refine, refine, sizes.refine);
     writer.put(plan.near, near, sizes.near);

@@ -76,9 +76,11 @@ static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch
                      kMaxTokens);
         else
             multiply_keys_of(s.view, a.shape, count, s.queries + r, s.dots[0], ahead);
+        float centre[kTileRows];
+        for (int i = 0; i < count; i++) centre[i] = centre_score(s.queries[r + i], s.view.centre, dim);
         PageWeights page_weights;
         with_rows(count, [&]<int ROWS>() {
-            weigh<ROWS>(s.view, s.dots, s.query_scale + r, s.query_sum + r, middle, s.scores, s.weight_quads,
+            weigh<ROWS>(s.view, s.dots, s.query_scale + r, s.query_sum + r, centre, middle, s.scores, s.weight_quads,
                         page_weights, s.split + r, ahead);
         });
         if (panels)
@@ -93,7 +95,7 @@ static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch
 // Folds pages `begin` to `end`, all of one split, into the rows' states of that split.
 static void read_pages(const AttendCommittedArgs& a, const Task& task, int64_t begin, int64_t end, Scratch& s) {
     const Unit unit = unit_at(a.units, task.readers.unit);
-    const int channels = channel_vectors(int(a.shape.head_dim)) * W;
+    const int dim = int(a.shape.head_dim), channels = channel_vectors(dim) * W;
     auto record_of = [&](int64_t page) {
         return Record(a.shape, a.blocks, a.page_table[a.pages[unit.first_page + page]]);
     };
@@ -108,6 +110,9 @@ static void read_pages(const AttendCommittedArgs& a, const Task& task, int64_t b
             const Record later = record_of(page + 2);
             for (int i = 0; i < a.shape.tier_map_start; i += 64)
                 __builtin_prefetch(reinterpret_cast<const char*>(later.words) + i, 0, 3);
+            for (int h = task.head; h < task.head + task.heads; h++)
+                for (int i = 0; i < 2 * dim; i += 64)
+                    __builtin_prefetch(later.at(int(a.shape.centre_start) + 2 * dim * h + i), 0, 3);
         }
         if (!record.held()) {
             placed = false;

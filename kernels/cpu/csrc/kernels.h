@@ -11,7 +11,7 @@ struct RecordShape {
     int64_t page_size, heads, head_dim;
     int64_t key_base, value_base, key_refine, value_refine;  // planes
     int64_t near, mid_keys_fine, mid_values_fine;
-    int64_t block_bytes, block_shift, max_blocks, header_bytes, list_word, head_word, tier_map_start;
+    int64_t block_bytes, block_shift, max_blocks, header_bytes, list_word, head_word, tier_map_start, centre_start;
     double key_step, key_centre_high, key_centre_low;  // of a code, in steps of the master code
     double value_step, value_centre_high, value_centre_low;
 };

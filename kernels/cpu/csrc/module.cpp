@@ -68,7 +68,7 @@ leankv::RecordShape shape_at(uintptr_t address) {
     const double* v = at<const double>(address);
     auto i = [&](int n) { return int64_t(v[n]); };
     return {i(0),  i(1),  i(2),  i(3),  i(4),  i(5),  i(6),  i(7),  i(8),  i(9),  i(10), i(11),
-            i(12), i(13), i(14), i(15), i(16), v[17], v[18], v[19], v[20], v[21], v[22]};
+            i(12), i(13), i(14), i(15), i(16), i(17), v[18], v[19], v[20], v[21], v[22], v[23]};
 }
 
 // Only benches call it, with nothing in between that would check.

@@ -59,9 +59,45 @@ LEANKV_INLINE bool round_codes(const double* x, int dim, double zero, double ste
     return largest < 0.4999999;
 }
 
-// Quantizes one row to 8-bit codes.
-static void quantize(const CommitArgs& a, const void* raw, size_t row, uint8_t* codes, uint16_t& scale,
-                     uint16_t& zero) {
+// The half nearest to x, ties to even; |x| <= 65504.
+LEANKV_INLINE uint16_t half_nearest(float x) {
+    const uint16_t below = half_floor(x);
+    const double at = half_value(below), off = double(x) - at;
+    if (off == 0.0) return below & 0x7fff ? below : 0;
+    const uint16_t above = below == 0x8001 ? 0 : uint16_t(below & 0x8000 ? below - 1 : below + 1);
+    const double rest = half_value(above) - double(x);
+    return off < rest || (off == rest && !(below & 1)) ? below : above;
+}
+
+// The centre of a page's keys of one head (see reference/codec.py): as halves, and what those say.
+static void find_centre(const CommitArgs& a, int64_t n, int h, uint16_t* halves, double* centre) {
+    const int dim = int(a.shape.head_dim), block = a.rotated ? dim & -dim : 0;
+    const int64_t page = a.shape.page_size, heads = a.shape.heads;
+    constexpr double kSteps = 65536.0, magic = 6755399441055744.0;  // 1.5 * 2^52
+    int64_t sum[kMaxDim] = {};
+    alignas(64) float narrow[kMaxDim];
+    for (int64_t t = 0; t < page; t++) {
+        const size_t row = ((size_t(n) * page + t) * heads + h) * dim;
+        for (int c = 0; c < dim; c += W) store(narrow + c, load_as_float(a.key, row + c, a.dtype));
+        for (int c = 0; c < dim; c++) {
+            double x = narrow[c];
+            x = x > kHalfMax ? kHalfMax : x < -kHalfMax ? -kHalfMax : x;
+            sum[c] += int64_t((x * kSteps + magic) - magic);
+        }
+    }
+    for (int c = 0; c < dim; c++) centre[c] = double(sum[c]) / (kSteps * double(page));
+    for (int c = 0; block && c < dim; c += block) hadamard(centre + c, block);
+    const double norm = block ? 1.0 / __builtin_sqrt(double(block)) : 1.0;
+    for (int c = 0; c < dim; c++) {
+        const double x = centre[c] * norm;
+        halves[c] = half_nearest(float(x > kHalfMax ? kHalfMax : x < -kHalfMax ? -kHalfMax : x));
+        centre[c] = half_value(halves[c]);
+    }
+}
+
+// Quantizes one row, less the centre if there is one, to 8-bit codes.
+static void quantize(const CommitArgs& a, const void* raw, size_t row, const double* centre, uint8_t* codes,
+                     uint16_t& scale, uint16_t& zero) {
     const int dim = int(a.shape.head_dim), block = a.rotated ? dim & -dim : 0;
     alignas(64) float narrow[kMaxDim];
     alignas(64) double x[kMaxDim];
@@ -72,6 +108,7 @@ static void quantize(const CommitArgs& a, const void* raw, size_t row, uint8_t* 
     vd low = vd{} + kHalfMax, high = vd{} - kHalfMax;
     for (int c = 0; c < dim; c += kDoubles) {
         vd v = load(x + c) * norm;
+        if (centre) v -= load(centre + c);
         v = v > kHalfMax ? vd{} + kHalfMax : v < -kHalfMax ? vd{} - kHalfMax : v;
         v += 0.0;  // no negative zeros: one value, one code
         store(x + c, v);

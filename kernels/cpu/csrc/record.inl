@@ -17,6 +17,7 @@ struct HeadView {
     int groups;  // groups of 16 tokens, the last of each run padded
     int runs;
     Run run[2];
+    alignas(64) float centre[kMaxDim];        // of the keys
     alignas(64) float key_scale[kMaxTokens];  // still without the layout's step
     alignas(64) float key_zero[kMaxTokens];
     alignas(64) float value_scale[kMaxTokens];                  // of one step of a code, times kWeightOne
@@ -25,7 +26,7 @@ struct HeadView {
     alignas(64) float bias[kMaxTokens];                         // 0 for a token, -inf for padding
     alignas(64) uint8_t keys[kMaxGroups * kPanel * kMaxDim];    // a panel per group, a step per 4 channels
     alignas(64) uint8_t values[kMaxGroups * kPanel * kMaxDim];  // a panel per 16 channels, a step per 4 tokens
-    alignas(64) uint8_t staged[kMaxTokens * (2 * kMaxDim + 8) + 4096];
+    alignas(64) uint8_t staged[kMaxTokens * (2 * kMaxDim + 8) + 2 * kMaxDim + 4096];
 };
 
 // Bytes of one KV head's sections and of what precedes the last run in each.
@@ -229,6 +230,9 @@ static inline void read_head(const Record& record, int h, const HeadPlace& place
         staged += round_up(bytes, 64) + 64;
         return static_cast<const uint8_t*>(to);
     };
+    const uint8_t* halves = fetch(nullptr, int(shape.centre_start) + 2 * dim * h, 2 * dim);
+    for (int c = 0; c < dim; c += W)
+        store(view.centre + c, half_to_float(reinterpret_cast<const uint16_t*>(halves) + c));
     if (far) {
         const uint8_t* base = fetch(place.base, head[1], sizes.base);
         KeySource key{base + sizes.base_scales, nullptr, nullptr, nullptr, far, fine_keys};

@@ -39,12 +39,13 @@ struct PageWeights {
     vf sum[kTileRows], zero[kTileRows];
 };
 
-// From the integer products of a page's keys to the integer weights that meet its values. Rows go side by side to hide
+// From the integer products of a page's keys to the integer weights that meet its values; `centre` is what the keys'
+// centre adds to all scores of a row, and so moves its top alone. Rows go side by side to hide
 // latency. `middle` is that of the range of codes: they count from there, so that the rounding of weights meets
 // centred numbers.
 template <int ROWS>
 LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens], const float* query_scale,
-                         const float* query_sum, float middle, float (*scores)[kMaxTokens],
+                         const float* query_sum, const float* centre, float middle, float (*scores)[kMaxTokens],
                          Quad (*quads)[kMaxTokens / 4], PageWeights& page, const State* s, Prefetch& ahead) {
     const int tokens = view.groups * kPanel;
     Pace pace = ahead.take();
@@ -67,7 +68,7 @@ LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens]
     vu total[ROWS];
     for (int r = 0; r < ROWS; r++) {
         const float largest = max_lanes(most[r]);
-        before[r] = s[r].top, own[r] = largest;
+        before[r] = s[r].top, own[r] = largest + centre[r];
         top[r] = splat(-largest);
         sum[r] = zero[r] = vf{};
         total[r] = vu{};

@@ -1,0 +1,127 @@
+"""What every option of every KV head costs, in KL, from one pass over a window: a quadratic estimate.
+
+The output that an option would give is compared with the exact one, and the difference is weighed by the gradients that
+``capture`` drew. Everything else is left exact, so costs add up to first order; the search measures the sum for real.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from leankv_kernels import HIGH, LOW, MID, PRUNED, RecordLayout
+from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
+from leankv_kernels.reference.codec import bin_centre, centre_of, quantize, rotate
+from leankv_kernels.reference.commit import SINK_TOKENS
+from leankv_sglang.calibrate.capture import Layer
+from leankv_sglang.calibrate.options import Option
+from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.significance import STRATEGIES
+
+QUERY_BLOCK = 512
+
+
+class Costs(NamedTuple):
+    """Of one layer over one window."""
+
+    kl: Tensor  # [H, options], summed over tokens
+    significance: Tensor  # [H, whole pages * P], as commits would see it
+
+
+def layer_costs(seen: Layer, options: list[Option], config: LeanKVConfig, layout: RecordLayout, skip: int) -> Costs:
+    """Estimated KL of every head's options, summed over the window's predictions from ``skip`` on."""
+    heads, tokens, _ = seen.k.shape
+    significance = _significance(seen, config, layout.page_size)
+    whole = significance.shape[1]
+    cost = torch.zeros(heads, len(options), dtype=torch.float64)
+    high, low = layout.high, layout.low
+    mid = layout.mid or low
+    keys = {bits: _stored(seen.k, bits, config.rotation, layout.page_size) for bits in {high.key_bits, low.key_bits}}
+    values = {bits: _stored(seen.v, bits, config.rotation, 0) for bits in {high.value_bits, low.value_bits}}
+    for head in range(heads):
+        tiers = torch.stack([option.tiers(significance[head]) for option in options])
+        tiers[:, :SINK_TOKENS] = HIGH
+        tiers = torch.nn.functional.pad(tiers, (0, tokens - whole), value=PRUNED)
+        # One matrix of values for each precision of keys: [T, options, D + 1], a column of ones for the denominator.
+        sides = {bits: torch.zeros(tokens, len(options), layout.head_dim + 1) for bits in keys}
+        for tier, form in ((HIGH, high), (MID, mid), (LOW, low)):
+            member = (tiers == tier).T[..., None]
+            value = torch.nn.functional.pad(values[form.value_bits][head], (0, 1), value=1.0)
+            sides[form.key_bits] += member * value[:, None]
+        near = (keys[high.key_bits][head], values[high.value_bits][head])
+        far = [(keys[bits][head], side.flatten(1)) for bits, side in sides.items()]
+        cost[head] = _head_cost(seen, head, near, far, len(options), config.window, layout.page_size, skip)
+    return Costs(cost, significance)
+
+
+def _head_cost(
+    seen: Layer,
+    head: int,
+    near: tuple[Tensor, Tensor],
+    far: list[tuple[Tensor, Tensor]],
+    options: int,
+    window: int,
+    page: int,
+    skip: int,
+) -> Tensor:
+    group = seen.q.shape[0] // seen.k.shape[0]
+    rows = slice(head * group, (head + 1) * group)
+    tokens, dim = seen.k.shape[1:]
+    position = torch.arange(tokens)
+    cost = torch.zeros(options, dtype=torch.float64)
+    for start in range(skip // page * page, tokens, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, tokens)
+        q = seen.q[rows, start:stop] * seen.scale  # [g, B, D]
+        t, own = position[start:stop, None], position[start:stop, None] // page
+        first = max(start // page - window, 0) * page
+        here, last_far = position[None, first:stop], max((stop - 1) // page - window, 0) * page
+        raw = (q @ seen.k[head, first:stop].T).masked_fill(~((here // page == own) & (here <= t)), float("-inf"))
+        close = (here // page < own) & (here // page >= own - window)
+        nears = (q @ near[0][first:stop].T).masked_fill(~close, float("-inf"))
+        # Any common offset will do; that of all exact scores keeps every weight in range.
+        top = (q @ seen.k[head, :stop].T).masked_fill(position[None, :stop] > t, float("-inf")).amax(-1, keepdim=True)
+        weights = (raw - top).exp(), (nears - top).exp()
+        values = seen.v[head, first:stop], near[1][first:stop]
+        base = torch.cat(
+            [sum(w @ v for w, v in zip(weights, values, strict=True)), sum(w.sum(-1, keepdim=True) for w in weights)], -1
+        )
+        total = base[:, :, None].expand(-1, -1, options, -1)
+        if last_far:
+            away = position[None, :last_far] // page < own - window
+            for key, side in far:
+                w = ((q @ key[:last_far].T) - top).masked_fill_(~away, float("-inf")).exp_()
+                total = total + (w @ side[:last_far]).unflatten(-1, (options, dim + 1))
+        moved = total[..., :dim] / total[..., dim:] - seen.out[rows, start:stop, None]
+        slope = torch.einsum("sgtd,gtod->sto", seen.grads[:, rows, start:stop], moved)
+        cost += 0.5 * slope.double().square().sum((0, 1)) / len(seen.grads)
+    return cost
+
+
+def _significance(seen: Layer, config: LeanKVConfig, page: int) -> Tensor:
+    """Significance ``[H, whole pages * P]`` of every token, as the commit of its page would find it."""
+    heads, tokens, dim = seen.k.shape
+    group, whole = seen.q.shape[0] // heads, tokens // page * page
+    q = seen.q[:, :whole].unflatten(1, (-1, page))
+    k = seen.k[:, :whole].unflatten(1, (-1, page)).repeat_interleave(group, 0)
+    future = torch.ones(page, page, dtype=torch.bool).triu_(1)
+    weights = (q @ k.transpose(2, 3) * seen.scale).masked_fill_(future, float("-inf")).softmax(-1)
+    columns = (weights.double() * COLUMN_SCORE_ONE).round().sum(2).to(torch.int32).transpose(0, 1)
+    found = STRATEGIES[config.significance]()(columns, heads)
+    return found.transpose(0, 1).flatten(1)
+
+
+def _stored(x: Tensor, bits: int, rotation: str, page: int) -> Tensor:
+    """Rows ``[H, T, D]`` as a record gives them back; of keys, each whole page of ``page`` tokens less its centre."""
+    rotated = rotate(x, rotation)
+    centre = torch.zeros_like(rotated)
+    if page:
+        whole = x.shape[1] // page * page
+        by_page = x[:, :whole].unflatten(1, (-1, page))
+        centres = centre_of(by_page, rotation).double()[:, :, None].expand(-1, -1, page, -1)
+        centre[:, :whole] = centres.flatten(1, 2)
+    codes, scale, zero = quantize(rotated - centre)
+    step, middle = bin_centre(bits)
+    read = (codes // step * step + middle) * scale.double()[..., None] + zero.double()[..., None] + centre
+    return rotate(read, rotation).float()
