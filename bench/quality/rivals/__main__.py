@@ -78,6 +78,28 @@ def measure(engine: Engine, texts: list[Tensor], chosen: list[Profile], store: S
         store.add(replace(sample, held_context=trace.held_context, held=trace.held))
 
 
+def _run(args: argparse.Namespace) -> set[tuple[str, str]]:
+    """Measures, or lists, the profiles that the arguments choose; returns their systems and names."""
+    from transformers import AutoTokenizer
+
+    path = ensure_model(quiet=True)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    texts = windows(AutoTokenizer.from_pretrained(path), args.windows)
+    store, wanted = Store(args.store), set()
+    with torch.inference_mode():
+        for name in args.engine or ENGINES:
+            engine = ENGINES[name](path, args.threads)
+            found = engine.profiles()
+            chosen = [p for p in found if not args.profile or any(text in p.name for text in args.profile)]
+            wanted |= {(p.system, p.name) for p in chosen}
+            if args.list:
+                print(*(f"{p.system}: {p.name}" for p in chosen), sep="\n")
+            else:
+                measure(engine, texts, chosen, store, lookup(DEFAULT_MODEL).kv_bytes_per_token)
+    return wanted
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,31 +108,18 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--threads", type=int, help="of each engine (default: its own choice)")
     parser.add_argument("--store", metavar="FILE", default="out/rivals.jsonl", help="samples measured so far")
+    parser.add_argument("--report", action="store_true", help="measure nothing, print all that the store has")
     parser.add_argument("--list", action="store_true", help="list the profiles and leave")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
-    from transformers import AutoTokenizer
-
-    path = ensure_model(quiet=True)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    texts = windows(AutoTokenizer.from_pretrained(path), args.windows)
-    store = Store(args.store)
-    wanted: list[Profile] = []
-    with torch.inference_mode():
-        for name in args.engine or ENGINES:
-            engine = ENGINES[name](path, args.threads)
-            found = engine.profiles()
-            chosen = [p for p in found if not args.profile or any(text in p.name for text in args.profile)]
-            wanted += chosen
-            if args.list:
-                print(*(f"{p.system}: {p.name}" for p in chosen), sep="\n")
-            else:
-                measure(engine, texts, chosen, store, lookup(DEFAULT_MODEL).kv_bytes_per_token)
+    wanted = None if args.report else _run(args)
     if args.list:
         return
-    names = {(p.system, p.name) for p in wanted}
-    rows = to_rows(s for s in store.samples if (s.system, s.profile) in names and s.window < args.windows)
+    rows = to_rows(
+        s
+        for s in Store(args.store).samples
+        if s.window < args.windows and (wanted is None or (s.system, s.profile) in wanted)
+    )
     hidden = ("task", "kl", "ppl_rel", "top1", "score", "score_raw", "model")
     title = f"WikiText-2, second half, {args.windows} windows of {CONTEXT + TAIL} tokens, the last {TAIL} scored"
     print_table([{k: "-" if v is None else v for k, v in row.items() if k not in hidden} for row in rows], title)
