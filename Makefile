@@ -1,6 +1,7 @@
 # The README's commands. Each does all it needs and skips what is done.
 PYTHON ?= python3
 VENV := .venv
+RIVALS := .rivals
 SANITIZE := .sanitize
 PY := $(VENV)/bin/python
 ARGS ?=
@@ -10,7 +11,7 @@ export GOMP_SPINCOUNT ?= 0
 
 CPU_SOURCES := kernels/cpu/CMakeLists.txt $(wildcard kernels/cpu/csrc/*)
 
-.PHONY: setup model serve test lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead clean
+.PHONY: setup model serve test lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead rivals bench-rivals clean
 
 setup: $(VENV)/.installed model
 
@@ -53,5 +54,16 @@ sanitize: setup
 bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead: setup
 	$(PY) -m $(subst -,_,$(subst bench-,bench.,$@)) $(ARGS)
 
+# Other systems' compressed caches, in an environment of their own.
+rivals: $(RIVALS)/.installed model
+
+$(RIVALS)/.installed: bench/quality/rivals/requirements.lock
+	test -x $(RIVALS)/bin/python || $(PYTHON) -m venv $(RIVALS)
+	$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
+
+bench-rivals: rivals
+	$(RIVALS)/bin/python -m bench.quality.rivals $(ARGS)
+
 clean:
-	rm -rf $(VENV) $(SANITIZE) .mypy .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(RIVALS) $(SANITIZE) .mypy .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
