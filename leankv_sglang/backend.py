@@ -13,11 +13,11 @@ from torch import Tensor
 from leankv_kernels import build_plan
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.pool import LeanKVPool
+from leankv_sglang.pool import LeanKVPool, rank_heads
 from leankv_sglang.read_rule import Compressor
 from leankv_sglang.row_thresholds import RowThresholds
 from leankv_sglang.selfcheck import check_process
-from leankv_sglang.significance import STRATEGIES
+from leankv_sglang.significance.build import build_significance
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -61,7 +61,7 @@ class LeanKVBackend(AttentionBackend):
             pool.ops,
             pool.store,
             config.rotation,
-            STRATEGIES[config.significance](),
+            build_significance(config, pool.device, lambda table: rank_heads(table, pool.head_num)),
             pool.alphas,
         )
         self.req_to_token_pool = runner.req_to_token_pool

@@ -19,7 +19,7 @@ PAGE_SIZES = (64, 128, 256)
 DEFAULT_PAGE_SIZE = 128
 TIER_NAMES = tuple(TIERS)
 ROTATIONS = ("hadamard", "none")
-SIGNIFICANCE_NAMES = ("attention", "none")
+SIGNIFICANCE_NAMES = ("attention", "none", "predictor")
 MAX_WINDOW = 64
 MATCHES = ("strict", "relaxed")
 
@@ -54,6 +54,7 @@ class LeanKVConfig:
         kernels: backend of the ops, or ``auto``.
         profile: name of the profile and point that the thresholds came from, for display.
         points: the profile's named thresholds, among which a request may choose.
+        predictor: the profile's file, for the weights of the significance ``predictor``.
 
     Raises:
         LeanKVError: one sentence naming the flag that is wrong and what it takes.
@@ -73,6 +74,7 @@ class LeanKVConfig:
     kernels: str = "auto"
     profile: str | None = None
     points: tuple[tuple[str, Alphas], ...] = ()
+    predictor: str | None = None
 
     def __post_init__(self) -> None:
         check_tiers(self.high, self.mid, self.low)
@@ -83,6 +85,8 @@ class LeanKVConfig:
             raise LeanKVError("--leankv-match relaxed lets hits read demoted pages; it needs --leankv-demote.")
         if not 0 <= self.window <= MAX_WINDOW:
             raise LeanKVError(f"--leankv-window is a number of pages from 0 to {MAX_WINDOW}, not {self.window}.")
+        if self.significance == "predictor" and not self.predictor:
+            raise LeanKVError("--leankv-significance predictor comes with a profile; give --leankv-profile instead.")
         for alphas in (self.alphas, *dict(self.points).values()):
             check_thresholds(alphas, self.significance)
         if self.mid is None and any(x != math.inf for x in _numbers(self.alpha_mid)):

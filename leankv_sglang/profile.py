@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,16 +12,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from leankv_sglang.config import PAGE_SIZES, Alphas, LeanKVConfig, Thresholds, freeze_thresholds, parse_tiers
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.fingerprint import fingerprint
+from leankv_sglang.significance.predictor import num_features
 
 VERSION = 2
 SHIPPED = Path(__file__).with_name("profiles")
 """Folder of the profiles that come with the package, one file a model."""
 DEFAULT_POINT = "balanced"
 _KEYS = {"leankv_profile", "model", "page_size", "tiers", "rotation", "significance", "window", "points"}
-_OPTIONAL = {"calibration"}
+_OPTIONAL = {"calibration", "predictor"}
 _MODEL_KEYS = ("num_layers", "num_kv_heads", "head_dim")
 _ALPHAS = tuple(f"alpha_{tier}" for tier in Alphas._fields)
 
@@ -160,11 +166,51 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
             kernels=kernels,
             profile=f"{model.get('name') or Path(path).stem} {chosen}",
             points=tuple(points.items()),
+            predictor=str(Path(path).resolve()) if "predictor" in data else None,
         )
+        if config.predictor:
+            _predictor(data, shape, broken)
     except LeanKVError as error:
         raise broken(f"asks for what cannot be ({str(error).rstrip('.')})") from error
     mark = model.get("fingerprint")
     return Profile(shape, mark if isinstance(mark, str) else None, data["page_size"], config)
+
+
+def read_predictor(path: str) -> Tensor:
+    """The predictor's weights in a profile that has been loaded before, float64 ``[layers, KV heads, features]``.
+
+    Raises:
+        LeanKVError: where they are gone.
+    """
+
+    def broken(why: str) -> LeanKVError:
+        return LeanKVError(f"--leankv-profile {path}: {why}.")
+
+    try:
+        data = json.loads(Path(path).read_text())
+        shape = Shape(*(data["model"][k] for k in _MODEL_KEYS))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise broken(f"cannot be read ({error})") from error
+    return _predictor(data, shape, broken)
+
+
+def pack_predictor(weights: Tensor) -> str:
+    """Weights ``[layers, KV heads, features]`` as a profile has them: float16, base64."""
+    return base64.b64encode(weights.to(torch.float16).numpy().tobytes()).decode()
+
+
+def _predictor(data: dict[str, Any], shape: Shape, broken: Broken) -> Tensor:
+    size = (shape.num_layers, shape.num_kv_heads, num_features(shape.head_dim))
+    try:
+        raw = bytearray(base64.b64decode(data["predictor"], validate=True))
+    except (ValueError, TypeError, KeyError) as error:
+        raise broken('"predictor" must be text in base64') from error
+    if len(raw) != 2 * math.prod(size):
+        raise broken(f'"predictor" must hold {size[2]} half-precision numbers for each of {_say(shape)}')
+    weights = torch.frombuffer(raw, dtype=torch.float16).to(torch.float64).view(size)
+    if not bool(weights.isfinite().all()):
+        raise broken('"predictor" must hold finite numbers')
+    return weights
 
 
 def _points(data: Any, shape: Shape, broken: Broken) -> dict[str, Alphas]:

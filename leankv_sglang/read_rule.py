@@ -12,7 +12,7 @@ from torch import Tensor
 
 from leankv_kernels import Ops, Plan, RawPages, RecordStore
 from leankv_kernels.reference.commit import choose_tiers
-from leankv_sglang.significance import Significance
+from leankv_sglang.significance import FullPages, Significance
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Compressor:
     def _commit(self, layer: int, plan: Plan, raw: RawPages, alphas: Tensor | None) -> None:
         at = raw.at.index_select(0, plan.full)
         scores, key, value = (x.index_select(0, at) for x in (raw.scores, raw.key, raw.value))
-        significance = self.significance(scores, self.store.layout.num_kv_heads)
+        significance = self.significance(layer, FullPages(scores, key, value))
         chosen = (self.alphas if alphas is None else alphas)[layer]
         tiers = choose_tiers(significance, chosen, plan.sequence_start)
         pages = plan.own_pages.index_select(0, plan.full)

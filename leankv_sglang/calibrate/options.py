@@ -60,17 +60,17 @@ class Option(NamedTuple):
         return high, mid, low
 
 
-_SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+_SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)
 
 
 def options(mid: bool) -> list[Option]:
     """The choices of a head, from all high to all pruned; with a middle tier those that use it too."""
     found = [Option(high, 0.0, 1 - high) for high in _SHARES[::-1]]
-    found += [Option(0.0, 0.0, low) for low in (0.75, 0.5, 0.35, 0.2, 0.1, 0.05, 0.0)]
-    found += [Option(0.1, 0.0, 0.4), Option(0.1, 0.0, 0.15)]
+    found += [Option(0.0, 0.0, low) for low in (0.75, 0.5, 0.35, 0.2, 0.1, 0.0)]
+    found += [Option(0.1, 0.0, 0.4)]
     if mid:
-        found += [Option(high, 1 - high, 0.0) for high in (0.5, 0.25, 0.1, 0.0)]
-        found += [Option(0.0, share, 1 - share) for share in (0.75, 0.5, 0.25, 0.1)]
+        found += [Option(high, 1 - high, 0.0) for high in (0.25, 0.1, 0.0)]
+        found += [Option(0.0, share, 1 - share) for share in (0.5, 0.25, 0.1)]
         found += [Option(0.0, 0.5, 0.0), Option(0.0, 0.25, 0.25), Option(0.0, 0.2, 0.0), Option(0.0, 0.1, 0.1)]
     return found
 

@@ -6,8 +6,6 @@ The output that an option would give is compared with the exact one, and the dif
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -18,22 +16,25 @@ from leankv_kernels.reference.commit import SINK_TOKENS
 from leankv_sglang.calibrate.capture import Layer
 from leankv_sglang.calibrate.options import Option
 from leankv_sglang.config import LeanKVConfig
-from leankv_sglang.significance import STRATEGIES
+from leankv_sglang.significance import FullPages
 
 QUERY_BLOCK = 512
 
 
-class Costs(NamedTuple):
-    """Of one layer over one window."""
+def layer_costs(
+    seen: Layer, significance: Tensor, options: list[Option], config: LeanKVConfig, layout: RecordLayout, skip: int
+) -> Tensor:
+    """Estimated KL ``[H, options]`` of every head's options, summed over the window's predictions from ``skip`` on.
 
-    kl: Tensor  # [H, options], summed over tokens
-    significance: Tensor  # [H, whole pages * P], as commits would see it
-
-
-def layer_costs(seen: Layer, options: list[Option], config: LeanKVConfig, layout: RecordLayout, skip: int) -> Costs:
-    """Estimated KL of every head's options, summed over the window's predictions from ``skip`` on."""
+    Args:
+        seen: one layer over one window.
+        significance: of the tokens of whole pages, ``[H, pages * P]``.
+        options: what heads may choose.
+        config: rotation and window.
+        layout: of the records.
+        skip: first tokens that do not count.
+    """
     heads, tokens, _ = seen.k.shape
-    significance = _significance(seen, config, layout.page_size)
     whole = significance.shape[1]
     cost = torch.zeros(heads, len(options), dtype=torch.float64)
     high, low = layout.high, layout.low
@@ -53,7 +54,7 @@ def layer_costs(seen: Layer, options: list[Option], config: LeanKVConfig, layout
         near = (keys[high.key_bits][head], values[high.value_bits][head])
         far = [(keys[bits][head], side.flatten(1)) for bits, side in sides.items()]
         cost[head] = _head_cost(seen, head, near, far, len(options), config.window, layout.page_size, skip)
-    return Costs(cost, significance)
+    return cost
 
 
 def _head_cost(
@@ -84,10 +85,8 @@ def _head_cost(
         top = (q @ seen.k[head, :stop].T).masked_fill(position[None, :stop] > t, float("-inf")).amax(-1, keepdim=True)
         weights = (raw - top).exp(), (nears - top).exp()
         values = seen.v[head, first:stop], near[1][first:stop]
-        base = torch.cat(
-            [sum(w @ v for w, v in zip(weights, values, strict=True)), sum(w.sum(-1, keepdim=True) for w in weights)], -1
-        )
-        total = base[:, :, None].expand(-1, -1, options, -1)
+        parts = [torch.cat([w @ v, w.sum(-1, keepdim=True)], -1) for w, v in zip(weights, values, strict=True)]
+        total = (parts[0] + parts[1])[:, :, None].expand(-1, -1, options, -1)
         if last_far:
             away = position[None, :last_far] // page < own - window
             for key, side in far:
@@ -99,17 +98,17 @@ def _head_cost(
     return cost
 
 
-def _significance(seen: Layer, config: LeanKVConfig, page: int) -> Tensor:
-    """Significance ``[H, whole pages * P]`` of every token, as the commit of its page would find it."""
-    heads, tokens, dim = seen.k.shape
+def full_pages(seen: Layer, page: int) -> FullPages:
+    """What a strategy would see of the window's whole pages."""
+    heads, tokens, _ = seen.k.shape
     group, whole = seen.q.shape[0] // heads, tokens // page * page
     q = seen.q[:, :whole].unflatten(1, (-1, page))
     k = seen.k[:, :whole].unflatten(1, (-1, page)).repeat_interleave(group, 0)
     future = torch.ones(page, page, dtype=torch.bool).triu_(1)
     weights = (q @ k.transpose(2, 3) * seen.scale).masked_fill_(future, float("-inf")).softmax(-1)
     columns = (weights.double() * COLUMN_SCORE_ONE).round().sum(2).to(torch.int32).transpose(0, 1)
-    found = STRATEGIES[config.significance]()(columns, heads)
-    return found.transpose(0, 1).flatten(1)
+    by_page = (x[:, :whole].unflatten(1, (-1, page)).permute(1, 2, 0, 3) for x in (seen.k, seen.v))
+    return FullPages(columns, *by_page)
 
 
 def _stored(x: Tensor, bits: int, rotation: str, page: int) -> Tensor:

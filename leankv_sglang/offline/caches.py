@@ -18,7 +18,7 @@ from leankv_kernels import Plan, RawPages, RecordLayout, RecordStore, build_plan
 from leankv_kernels.layout import LEVEL_FAR
 from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.read_rule import Compressor
-from leankv_sglang.significance import STRATEGIES
+from leankv_sglang.significance.build import build_significance
 from leankv_sglang.sizing import PAGE_TABLE_ENTRY, make_layout
 
 QUERY_BLOCK = 128
@@ -207,7 +207,7 @@ class LeanCache(Cache[LeanState]):
         self.store = RecordStore(self.layout, shape.layers, pages, "cpu")
         if alphas is None:
             alphas = threshold_table(config.alphas, shape.layers, shape.kv_heads)
-        significance = STRATEGIES[config.significance]()
+        significance = build_significance(config)
         self.compressor = Compressor(self.ops, self.store, config.rotation, significance, alphas)
         open_shape = (shape.layers, rows, page_size, shape.kv_heads, shape.head_dim)
         self.key, self.value = torch.zeros(open_shape, dtype=dtype), torch.zeros(open_shape, dtype=dtype)

@@ -4,10 +4,11 @@ A strategy sees nothing behind the page's end, so the tiers it leads to are the 
 """
 
 from leankv_sglang.significance.attention import Attention
-from leankv_sglang.significance.base import Significance
+from leankv_sglang.significance.base import FullPages, Significance
 from leankv_sglang.significance.none import NoSignificance
+from leankv_sglang.significance.predictor import Predictor
 
-STRATEGIES: dict[str, type[Significance]] = {s.name: s for s in (Attention, NoSignificance)}
-"""Every strategy by the name that ``--leankv-significance`` takes."""
+STRATEGIES: dict[str, type[Significance]] = {s.name: s for s in (Attention, NoSignificance, Predictor)}
+"""Every strategy by the name that ``--leankv-significance`` takes; ``predictor`` comes with a profile."""
 
-__all__ = ["STRATEGIES", "Attention", "NoSignificance", "Significance"]
+__all__ = ["STRATEGIES", "Attention", "FullPages", "NoSignificance", "Predictor", "Significance"]

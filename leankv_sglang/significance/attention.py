@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from leankv_kernels.reference.commit import mean_attention
-from leankv_sglang.significance.base import Significance
+from leankv_sglang.significance.base import FullPages, Significance
 
 
 class Attention(Significance):
@@ -20,6 +20,6 @@ class Attention(Significance):
     name: ClassVar[str] = "attention"
     uses_thresholds: ClassVar[bool] = True
 
-    def __call__(self, column_scores: Tensor, num_kv_heads: int) -> Tensor:
+    def __call__(self, layer: int, pages: FullPages) -> Tensor:
         """See :class:`Significance`."""
-        return mean_attention(column_scores, num_kv_heads)
+        return mean_attention(pages.column_scores, pages.num_kv_heads)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from leankv_sglang.significance.base import Significance
+from leankv_sglang.significance.base import FullPages, Significance
 
 
 class NoSignificance(Significance):
@@ -16,7 +16,7 @@ class NoSignificance(Significance):
     name: ClassVar[str] = "none"
     uses_thresholds: ClassVar[bool] = False
 
-    def __call__(self, column_scores: Tensor, num_kv_heads: int) -> Tensor:
+    def __call__(self, layer: int, pages: FullPages) -> Tensor:
         """See :class:`Significance`."""
-        n, _, page = column_scores.shape
-        return torch.zeros(n, num_kv_heads, page, dtype=torch.float64, device=column_scores.device)
+        n, page, heads, _ = pages.key.shape
+        return torch.zeros(n, heads, page, dtype=torch.float64, device=pages.key.device)

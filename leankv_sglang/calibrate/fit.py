@@ -1,0 +1,67 @@
+"""Fits the predictor: what it would have cost later queries that a token is gone, from the token's own features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from leankv_sglang.calibrate.capture import Layer
+from leankv_sglang.calibrate.sensitivity import QUERY_BLOCK, full_pages
+from leankv_sglang.significance.predictor import features
+
+RIDGE = 0.002
+"""Weight of the squared coefficients of standardized features, per token."""
+_LEAST = 1e-12
+_MOST_WEIGHT = 0.95
+
+
+def harm(seen: Layer, window: int, page: int) -> Tensor:
+    """Mean KL ``[H, T]`` per query that would read a token in the far view, were that token alone pruned; NaN where
+    there is no such query.
+
+    To first order: the output moves by the token's weight times its value's distance from the output.
+    """
+    heads, tokens, _ = seen.k.shape
+    group = seen.q.shape[0] // heads
+    position = torch.arange(tokens)
+    total = torch.zeros(heads, tokens, dtype=torch.float64)
+    for start in range(0, tokens, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, tokens)
+        t, keys = position[start:stop, None], position[None, :stop]
+        away = (keys // page < t // page - window)[None]
+        for head in range(heads):
+            rows = slice(head * group, (head + 1) * group)
+            scores = (seen.q[rows, start:stop] @ seen.k[head, :stop].T) * seen.scale
+            weight = scores.masked_fill(keys > t, float("-inf")).softmax(-1)
+            moved = (weight / (1 - weight.clamp(max=_MOST_WEIGHT))).masked_fill_(~away, 0.0)
+            for grad in seen.grads:
+                slope = grad[rows, start:stop]
+                at_output = (slope * seen.out[rows, start:stop]).sum(-1, keepdim=True)
+                effect = (moved * (at_output - slope @ seen.v[head, :stop].T)).sum(0)
+                total[head, :stop] += 0.5 * effect.double().square().sum(0) / len(seen.grads)
+    readers = tokens - (position // page + 1 + window) * page
+    return torch.where(readers > 0, total / readers.clamp(min=1), torch.nan)
+
+
+def fit(windows: Sequence[Layer], window: int, page: int) -> Tensor:
+    """Weights ``[H, F]`` of one layer: ridge regression of the logarithm of :func:`harm`, rounded as a profile has
+    them."""
+    seen, wanted = [], []
+    for layer in windows:
+        cost = harm(layer, window, page)
+        x = features(full_pages(layer, page)).transpose(0, 1).flatten(1, 2)  # [H, T, F]
+        known = ~cost[0, : x.shape[1]].isnan()
+        seen.append(x[:, known])
+        wanted.append((cost[:, : x.shape[1]][:, known] + _LEAST).log())
+    x, y = torch.cat(seen, 1), torch.cat(wanted, 1)
+    # The last feature is the constant.
+    mean, spread = x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-6
+    z = (x - mean) / spread
+    z[..., -1] = 1
+    gram = z.transpose(1, 2) @ z + RIDGE * z.shape[1] * torch.eye(z.shape[2], dtype=z.dtype)
+    solved = torch.linalg.solve(gram, z.transpose(1, 2) @ y[..., None])[..., 0]
+    weights = solved / spread[:, 0]
+    weights[:, -1] = solved[:, -1] - (solved[:, :-1] * mean[:, 0, :-1] / spread[:, 0, :-1]).sum(-1)
+    return weights.to(torch.float16).to(torch.float64)

@@ -1,0 +1,63 @@
+"""What thresholds really cost and hold, through the real codec and read rule: the same code as evaluation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from leankv_sglang.config import Alphas, LeanKVConfig
+from leankv_sglang.offline.caches import threshold_table
+from leankv_sglang.offline.compare import compare
+from leankv_sglang.offline.packed import PackedModel
+
+SKIP = 512
+"""First tokens of a window that are not scored."""
+
+
+class Measured(NamedTuple):
+    """Mean KL in nats, change of perplexity, and 16-bit bytes over physical bytes at the windows' length."""
+
+    kl: float
+    ppl_rel: float
+    ratio: float
+
+
+@dataclass
+class Yardstick:
+    """Windows of tokens, all of one length, and the exact cache's outputs on them."""
+
+    model: PackedModel
+    windows: list[Tensor]
+    config: LeanKVConfig
+    page_size: int
+    _exact: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._exact = [self._outputs(ids, None)[0] for ids in self.windows]
+
+    def measure(self, alphas: Alphas) -> Measured:
+        """Run every window with these thresholds."""
+        kl = nll = nll_exact = 0.0
+        count = held = 0
+        for ids, exact in zip(self.windows, self._exact, strict=True):
+            ours, nbytes = self._outputs(ids, alphas)
+            exact_nll, (loss,) = compare(self.model, exact[SKIP:-1], [ours[SKIP:-1]], ids[SKIP + 1 :])
+            kl += float(loss.kl.sum())
+            nll += float(loss.nll.sum())
+            nll_exact += float(exact_nll.sum())
+            count += len(exact_nll)
+            held += nbytes
+        raw = sum(len(ids) for ids in self.windows) * self.model.shape.token_bytes
+        return Measured(kl / count, math.exp((nll - nll_exact) / count) - 1, raw / held)
+
+    def _outputs(self, ids: Tensor, alphas: Alphas | None) -> tuple[Tensor, int]:
+        shape = self.model.shape
+        table = None if alphas is None else threshold_table(alphas, shape.layers, shape.kv_heads)
+        config = None if alphas is None else self.config
+        cache = self.model.cache(config, self.page_size, 1, len(ids), table)
+        state = cache.new(len(ids))
+        out = self.model.prefill(cache, [(state, ids.tolist())])[0]
+        return out, cache.context_bytes(state)

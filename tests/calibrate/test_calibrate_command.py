@@ -1,0 +1,61 @@
+"""``python -m leankv_sglang.calibrate`` from end to end, on a small random model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import make_tiny_model
+
+from leankv_sglang.calibrate.__main__ import main
+from leankv_sglang.fingerprint import fingerprint
+from leankv_sglang.offline.packed import PackedModel
+from leankv_sglang.profile import load_profile
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_tiny_model(tmp_path_factory.mktemp("tiny")))
+
+
+SMALL = ("--windows", "1", "--measured", "1")
+
+
+@pytest.mark.parametrize("significance", ["predictor", "attention"])
+def test_a_calibration_writes_a_profile_that_serves(model: str, significance: str, tmp_path: Path) -> None:
+    out = tmp_path / "mine.json"
+    target = ("--target-ratio", "4.0", "--name", "mine")
+    assert main(["--model", model, "--out", str(out), "--significance", significance, *SMALL, *target]) == 0
+    profile = load_profile(str(out))
+    assert profile.fingerprint == fingerprint(model)
+    assert [name for name, _ in profile.config.points] == ["mine"]
+    measured = json.loads(out.read_text())["points"]["mine"]["measured"]
+    assert measured["ratio"] >= 4.0
+    # What the search measured is what the profile gives.
+    packed, _ = PackedModel.load(model)
+    ids = torch.randint(1000, (4096,), generator=torch.Generator().manual_seed(0)).tolist()
+    with torch.inference_mode():
+        cache = packed.cache(profile.config, profile.page_size, 1, len(ids))
+        state = cache.new(len(ids))
+        packed.prefill(cache, [(state, ids)])
+        ratio = len(ids) * packed.shape.token_bytes / cache.context_bytes(state)
+    assert ratio == pytest.approx(measured["ratio"], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--tiers", "k8v4,k4v8"], "--leankv-tiers"),
+        (["--text", "no/such/file"], "--text no/such/file cannot be read"),
+        (["--target-kl", "0.01", "--name", "a;b"], "--name must be a plain word"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(
+    argv: list[str], says: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model", model, *argv]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert says in error
