@@ -1,1 +1,6 @@
-"""Measurements that take too long for a test: each prints a table and can write JSON."""
+"""Benches: each is run as ``python -m bench.NAME``, prints a table and can write JSON and plots."""
+
+import os
+
+# Spinning OpenMP threads cost ten times beside other processes. Read when torch loads its OpenMP library.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
