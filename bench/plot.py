@@ -78,7 +78,7 @@ def label_points(
     sides = (("left", 1), ("right", -1))
     for text, x, y, weight in labels:
         best = None
-        for far in (6, 14, 24):
+        for far in (7, 14, 24):
             for rise in (0, 0.7, -0.7, 1.4, -1.4):
                 for align, way in sides:
                     note = ax.annotate(
@@ -90,7 +90,7 @@ def label_points(
                         verticalalignment="center",
                         fontsize=7.5,
                         fontweight=weight,
-                        arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "grey"} if far > 6 else None,
+                        arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "grey"} if far > 7 else None,
                     )
                     box = note.get_window_extent(renderer)
                     cost = sum(box.overlaps(other) for other in taken) + far / 100 + abs(rise) / 100

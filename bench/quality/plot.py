@@ -54,7 +54,7 @@ def plot(rows: Sequence[Row], file: str, metric: str | None = None) -> None:
     for draw, ax in zip(panels, axes[0], strict=True):
         ax.set_xlabel(_X_TEXT)
         ax.grid(visible=True, which="major", alpha=0.3)
-        ax.margins(x=0.12, y=0.08)
+        ax.margins(x=0.08, y=0.08)
         draw(ax, texts if draw is _text else scores, kinds, metric)
     figure.tight_layout()
     figure.savefig(file, dpi=120)
@@ -76,6 +76,10 @@ def _by_model(rows: Sequence[Row]) -> list[Row]:
     if len({row.get("model") for row in rows}) < 2:
         return list(rows)
     return [{**row, "kind": f"{row['kind']}, {row.get('model')}"} for row in rows]
+
+
+def _name(kind: str) -> str:
+    return kind.replace(OURS, "LeanKV", 1) if kind.startswith(OURS) else kind
 
 
 def _look(kind: str, kinds: Sequence[str]) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def _text(ax: Any, rows: Sequence[Row], kinds: Sequence[str], metric: str) -> No
         look = _look(kind, kinds)
         points = [(row["ratio"], row[metric]) for row in rows if row["kind"] == kind]
         if points:
-            ax.plot(*zip(*points, strict=True), linestyle="None", label=kind, **look)
+            ax.plot(*zip(*points, strict=True), linestyle="None", label=_name(kind), **look)
         points = [p for p, row in zip(apart, freed, strict=True) if row["kind"] == kind]
         if points:
             look |= {"markerfacecolor": "none", "linestyle": "None"}
@@ -122,7 +126,7 @@ def _scores(ax: Any, rows: Sequence[Row], kinds: Sequence[str], _metric: str) ->
     for kind in kinds:
         points = [(row["ratio"], row["score"] - row["score_raw"]) for row in rows if row["kind"] == kind]
         if points:
-            ax.plot(*zip(*points, strict=True), linestyle="None", label=kind, **_look(kind, kinds))
+            ax.plot(*zip(*points, strict=True), linestyle="None", label=_name(kind), **_look(kind, kinds))
     ax.axhline(0, color="grey", linewidth=0.8)
     ax.set_ylabel("score minus the 16-bit cache's")
     ax.legend(fontsize=8)
