@@ -11,7 +11,7 @@ export GOMP_SPINCOUNT ?= 0
 
 CPU_SOURCES := kernels/cpu/CMakeLists.txt $(wildcard kernels/cpu/csrc/*)
 
-.PHONY: setup model serve test lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead rivals bench-rivals clean
+.PHONY: setup model serve test lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads rivals bench-rivals clean
 
 setup: $(VENV)/.installed model
 
@@ -51,7 +51,7 @@ sanitize: setup
 	  ASAN_OPTIONS=detect_leaks=0 LEANKV_CPU_MODULE=$$(echo $(SANITIZE)/_cpu*.so) \
 	  $(PY) -m pytest tests/kernels -k "cpu or dense_baseline or shrink" $(ARGS)
 
-bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead: setup
+bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads: setup
 	$(PY) -m $(subst -,_,$(subst bench-,bench.,$@)) $(ARGS)
 
 # Other systems' compressed caches, in an environment of their own.

@@ -28,8 +28,8 @@ def wikitext(part: str | None = None) -> str:
     """The WikiText-2 test text; unknown words read "the", as in the first measurements (docs/design.md).
 
     Args:
-        part: ``calibration``, the lines of the first half, or ``heldout``, the rest, which calibration never sees;
-            None for all.
+        part: ``calibration``, the first half by characters, or ``heldout``, the second, which calibration never sees
+            and from which every system's windows are cut, rivals' too; None for all.
 
     Raises:
         ValueError: for another part.
@@ -39,7 +39,7 @@ def wikitext(part: str | None = None) -> str:
         return text
     if part not in ("calibration", "heldout"):
         raise ValueError(f"WikiText has the parts calibration and heldout, not {part!r}")
-    middle = text.index("\n", len(text) // 2) + 1
+    middle = len(text) // 2
     return text[:middle] if part == "calibration" else text[middle:]
 
 

@@ -408,6 +408,14 @@ class RecordLayout:
         cut = torch.where(level == LEVEL_BASE, s.refine[:, 0], s.near[:, 0])
         return torch.where(level >= LEVEL_NEAR, s.end, cut)
 
+    def head_bytes(self, counts: TierCounts, level: Tensor) -> Tensor:
+        """Bytes ``[n, H]`` of each KV head's data in records that hold what ``level`` ``[n]`` says: codes and scales,
+        the padding of their runs, and its keys' centre. The rest of a record is its header.
+        """
+        base, refine, near = self._section_bytes(counts)
+        at = level[:, None]
+        return base + refine * (at >= LEVEL_FAR) + near * (at >= LEVEL_NEAR) + self.centre_bytes
+
     def places(self, tiers: Tensor) -> Places:
         """Where each token's data lies in a full record.
 

@@ -32,7 +32,7 @@ class Usage(NamedTuple):
 
 
 class RecordStore:
-    """Blocks, page table and free ring. All methods but the audit and ``usage`` leave the host unasked.
+    """Blocks, page table and free ring. All methods but the audit and those of usage leave the host unasked.
 
     Args:
         layout: the records' byte layout.
@@ -147,6 +147,18 @@ class RecordStore:
     def usage(self) -> Usage:
         """What the records hold now (asks the device)."""
         return Usage(*self.usage_counts.tolist())
+
+    def usage_by_head(self) -> Tensor:
+        """Bytes of the live records' data by layer and KV head at their present level, int64 ``[layers, H]``.
+
+        Codes, scales, centres, and the padding of runs, see :meth:`RecordLayout.head_bytes`; what headers and the
+        padding of whole blocks take belongs to no head. Reads all headers, one layer at a time, and asks the device.
+        """
+        total = torch.zeros(self.num_layers, self.layout.num_kv_heads, dtype=torch.int64)
+        for layer, heads in enumerate(self.page_table):
+            header = self._headers(heads[heads > 0].long())
+            total[layer] = self.layout.head_bytes(header.counts, header.level).sum(0)
+        return total
 
     def nbytes(self) -> int:
         """Bytes of everything the store allocated: blocks, page table, ring."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from leankv_sglang.pool import LeanKVPool, current_pool
 from leankv_sglang.sizing import PAGE_TABLE_ENTRY, model_dtype_bytes_per_token
 
@@ -56,6 +58,16 @@ def pool_figures(pool: LeanKVPool) -> dict[str, Any]:
 
 
 def server_info(_scheduler: Any) -> dict[str, Any]:
-    """The ``leankv`` entry of ``/get_server_info``."""
+    """The ``leankv`` entry of ``/get_server_info``: the figures, and ``bytes_by_head``, a list a layer of bytes by KV
+    head.
+
+    The latter reads every record's header, so nobody gets it who does not ask. Over tensor-parallel ranks all of it is
+    about the pool, and the heads, of the rank that answers, the first.
+    """
     pool = current_pool()
-    return {} if pool is None else pool_figures(pool)
+    if pool is None:
+        return {}
+    if pool.store.blocks.is_cuda:
+        # A forward under way may have entered a record in the table and not written it yet.
+        torch.cuda.synchronize(pool.store.blocks.device)
+    return {**pool_figures(pool), "bytes_by_head": pool.store.usage_by_head().tolist()}

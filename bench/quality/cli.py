@@ -13,7 +13,8 @@ from pathlib import Path
 
 from bench.quality.harness import CONTEXT, Bench, Limits, Row
 from bench.quality.items import ItemStore
-from bench.quality.report import plot, print_rows, read_rows
+from bench.quality.plot import METRICS, plot
+from bench.quality.report import print_rows, read_rows
 from bench.quality.systems import ALL_FORMS, systems
 from bench.quality.tasks import TASKS, task
 from bench.table import write_json
@@ -57,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rival-json", nargs="+", default=[], metavar="FILE", help="rows of other systems to merge")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--plot", metavar="FILE", help="PNG or SVG")
+    parser.add_argument(
+        "--plot-metric", choices=list(METRICS), help="of text (default: kl, or kl_tail where a rival has no other)"
+    )
     return parser
 
 
@@ -99,4 +103,4 @@ def main() -> None:
         print_rows(rows)
     write_json(args.json, rows)
     if args.plot:
-        plot(rows, args.plot)
+        plot(rows, args.plot, args.plot_metric)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[2]
-_CODE = ("kernels", "leankv_sglang/read_rule.py", "leankv_sglang/significance")
-_EVALUATION = ("bench/quality/caches.py", "bench/quality/packed.py", "bench/quality/decoding.py")
+_CODE = ("kernels", "leankv_sglang/read_rule.py", "leankv_sglang/sizing.py", "leankv_sglang/significance")
+_EVALUATION = ("leankv_sglang/offline", "bench/quality/decoding.py")
 _SOURCES = {".py", ".h", ".inl", ".cpp"}
 
 
@@ -69,7 +69,7 @@ def code_digest(compressed: bool) -> str:
     digest = hashlib.sha256()
     for name in (*_EVALUATION, *(_CODE if compressed else ())):
         place = _ROOT / name
-        files = [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.suffix in _SOURCES)
+        files = sorted(f for f in place.rglob("*") if f.suffix in _SOURCES) if place.is_dir() else [place]
         for file in files:
             digest.update(str(file.relative_to(_ROOT)).encode() + file.read_bytes())
     return digest.hexdigest()[:16]

@@ -19,7 +19,7 @@ from leankv_kernels.layout import LEVEL_FAR
 from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.read_rule import Compressor
 from leankv_sglang.significance.build import build_significance
-from leankv_sglang.sizing import PAGE_TABLE_ENTRY, make_layout
+from leankv_sglang.sizing import PAGE_TABLE_ENTRY, make_layout, open_page_bytes
 
 QUERY_BLOCK = 128
 """Queries of exact attention at a time: scores of a block stay in cache, which is worth a third of the time."""
@@ -277,14 +277,16 @@ class LeanCache(Cache[LeanState]):
 
     def context_bytes(self, state: LeanState) -> int:
         """See :meth:`Cache.context_bytes`: its records in whole blocks, near parts really cut but for the last
-        ``window`` pages, which are all that a sequence goes on to read near; their table entries; one raw page."""
+        ``window`` pages, which are all that a sequence goes on to read near; their table entries; one open page, raw
+        with its column scores."""
         pages = torch.tensor(state.pages[: state.length // self.page_size], dtype=torch.int64)
         far = pages[: max(len(pages) - self.window, 0)]
         if len(far):
             self.ops.cut_pages(self.store, far, torch.full_like(far, LEVEL_FAR))
         blocks = int(self.ops.count_blocks(self.store, pages)[:, -1].sum()) if len(pages) else 0
         table = PAGE_TABLE_ENTRY * self.shape.layers * len(pages)
-        return blocks * self.layout.block_bytes + table + self.page_size * self.shape.token_bytes
+        raw = open_page_bytes(self.layout, self.shape.layers, self.shape.heads, self.key.element_size())
+        return blocks * self.layout.block_bytes + table + raw
 
     def _take(self) -> int:
         page = self.free_ids.pop()

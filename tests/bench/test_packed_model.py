@@ -128,6 +128,9 @@ def test_bytes_are_those_of_trimmed_records(model: PackedModel, name: str, windo
     blocks = int(expected[: 5 - window, LEVEL_FAR - 1].sum() + expected[5 - window :, 2].sum())
     held = cache.context_bytes(state)
     assert cache.store.usage().blocks == blocks
-    assert held == blocks * cache.layout.block_bytes + 4 * 3 * 5 + PAGE * model.shape.token_bytes
+    scores = 3 * 6 * PAGE * 4  # of the open page: layers, query heads, int32
+    assert held == blocks * cache.layout.block_bytes + 4 * 3 * 5 + PAGE * model.shape.token_bytes + scores
+    open_page = sum(kept[:, 0].nbytes for kept in (cache.key, cache.value, cache.scores))
+    assert open_page == PAGE * model.shape.token_bytes + scores
     assert cache.context_bytes(state) == held
     assert not cache.store.audit()

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from bench.quality.items import digest_of
 from bench.quality.rivals.common import COLUMNS, Profile, Sample, Store, loss, tensor_bytes, to_rows
 
 
@@ -45,8 +46,10 @@ def test_bytes_of_a_slice_are_its_own() -> None:
 
 
 def test_row_has_every_column_and_averages_windows() -> None:
-    (row,) = to_rows([_sample("p", 0, note="why"), _sample("p", 1)])
+    texts = [torch.arange(4) + i for i in range(2)]
+    (row,) = to_rows([_sample("p", 1), _sample("p", 0, note="why")], texts)
     assert tuple(row) == COLUMNS
+    assert row["windows"] == [digest_of([0, 1, 2, 3]), digest_of([1, 2, 3, 4])]
     assert (row["ratio"], row["ratio_context"], row["ratio_if_freed"]) == (2, 2, None)
     assert row["kl_tail"] == pytest.approx(0.15)
     assert row["spread"] == pytest.approx(0.1 / 2**0.5)

@@ -35,6 +35,7 @@ def test_two_tensor_parallel_ranks(model: Path) -> None:
         figures = server.info()["leankv"]
         assert figures["pages_trimmed"] > 0
         assert figures["tokens_held"] > 0
+        assert [len(heads) for heads in figures["bytes_by_head"]] == [1] * 4  # of the rank that answers
         server.flush()
         assert server.info()["leankv"]["units_free"] == 2048
 

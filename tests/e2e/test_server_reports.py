@@ -34,6 +34,23 @@ def test_bytes_follow_from_the_layout(server: Server) -> None:
     assert figures["blocks_free"] == figures["blocks_total"] - (held - figures["bytes"]["table"]) // 512
 
 
+def test_bytes_by_head_add_up(server: Server) -> None:
+    server.flush()
+    assert server.info()["leankv"]["bytes_by_head"] == [[0] * 3] * 30
+    server.generate(passages(1, 1000, 1000, seed=7)[0], 32)
+    figures = server.info()["leankv"]
+    heads = figures["bytes_by_head"]
+    assert [len(layer) for layer in heads] == [3] * 30
+    # Beside codes and scales a head has a centre of 128 bytes a page, and runs padded to whole quads and 16 bytes.
+    parts, records = figures["bytes"], 30 * figures["tokens_held"] // 128
+    least = sum(parts[part] for part in ("high", "mid", "low", "near")) + records * 3 * 128
+    total = sum(map(sum, heads))
+    assert least < total < least + records * 3 * 500
+    assert total < figures["bytes_total"] - parts["table"] - (parts["header"] - records * 3 * 128)
+    # Thresholds are the same for all heads, and yet these keep tokens of different worth.
+    assert max(map(max, heads)) > min(map(min, heads)) > 0
+
+
 def test_gauges_agree_with_server_info(server: Server) -> None:
     server.flush()
     server.generate(passages(1, 600, 600, seed=8)[0], 80)

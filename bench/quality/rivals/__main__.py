@@ -78,14 +78,10 @@ def measure(engine: Engine, texts: list[Tensor], chosen: list[Profile], store: S
         store.add(replace(sample, held_context=trace.held_context, held=trace.held))
 
 
-def _run(args: argparse.Namespace) -> set[tuple[str, str]]:
+def _run(args: argparse.Namespace, path: Path, texts: list[Tensor]) -> set[tuple[str, str]]:
     """Measures, or lists, the profiles that the arguments choose; returns their systems and names."""
-    from transformers import AutoTokenizer
-
-    path = ensure_model(quiet=True)
     if args.threads:
         torch.set_num_threads(args.threads)
-    texts = windows(AutoTokenizer.from_pretrained(path), args.windows)
     store, wanted = Store(args.store), set()
     with torch.inference_mode():
         for name in args.engine or ENGINES:
@@ -112,15 +108,20 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="list the profiles and leave")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
-    wanted = None if args.report else _run(args)
+    from transformers import AutoTokenizer
+
+    path = ensure_model(quiet=True)
+    texts = windows(AutoTokenizer.from_pretrained(path), args.windows)
+    wanted = None if args.report else _run(args, path, texts)
     if args.list:
         return
-    rows = to_rows(
+    samples = [
         s
         for s in Store(args.store).samples
         if s.window < args.windows and (wanted is None or (s.system, s.profile) in wanted)
-    )
-    hidden = ("task", "kl", "ppl_rel", "top1", "score", "score_raw", "model")
+    ]
+    rows = to_rows(samples, texts)
+    hidden = ("task", "kl", "ppl_rel", "top1", "score", "score_raw", "model", "windows")
     title = f"WikiText-2, second half, {args.windows} windows of {CONTEXT + TAIL} tokens, the last {TAIL} scored"
     print_table([{k: "-" if v is None else v for k, v in row.items() if k not in hidden} for row in rows], title)
     write_json(args.json, rows)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from bench.data import wikitext
+from bench.quality.items import digest_of
 
 CONTEXT, TAIL, CHUNK = 3584, 512, 128
 """Tokens compressed before any token is scored, tokens scored after them, and how many of those enter at a time."""
@@ -77,8 +78,7 @@ class Sample:
 
 def windows(tokenizer: Any, count: int) -> list[Tensor]:
     """The first ``count`` windows of the text's second half, which no profile is tuned on."""
-    text = wikitext()
-    ids = tokenizer(text[len(text) // 2 :], return_tensors="pt", verbose=False).input_ids[0]
+    ids = tokenizer(wikitext("heldout"), return_tensors="pt", add_special_tokens=False, verbose=False).input_ids[0]
     return list(ids[: count * (CONTEXT + TAIL)].split(CONTEXT + TAIL))
 
 
@@ -115,19 +115,26 @@ class Store:
             out.write(json.dumps(asdict(sample)) + "\n")
 
 
-def to_rows(samples: Iterable[Sample]) -> list[dict[str, Any]]:
-    """One row per profile over its windows, in the order of first appearance."""
+def to_rows(samples: Iterable[Sample], texts: Sequence[Tensor] = ()) -> list[dict[str, Any]]:
+    """One row per profile over its windows, in the order of first appearance.
+
+    Args:
+        texts: the windows, so that a row can name those it is about.
+    """
+    digests = [digest_of(ids.tolist()) for ids in texts]
     groups: dict[tuple[str, str, str], list[Sample]] = {}
     for sample in samples:
         groups.setdefault((sample.system, sample.profile, sample.model), []).append(sample)
-    return [_row(*key, group) for key, group in groups.items()]
+    return [_row(*key, group, digests) for key, group in groups.items()]
 
 
-def _row(system: str, profile: str, model: str, samples: Sequence[Sample]) -> dict[str, Any]:
+def _row(system: str, profile: str, model: str, samples: Sequence[Sample], digests: Sequence[str]) -> dict[str, Any]:
     done = [s for s in samples if s.tokens]
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row |= {"system": system, "profile": profile, "task": "text", "model": model, "n": len(done)}
     row["note"] = next((s.note for s in samples if s.note), "")
+    if done and digests:
+        row["windows"] = [digests[s.window] for s in sorted(done, key=lambda s: s.window)]
     if done:
         tokens = sum(s.tokens for s in done)
         means = [s.kl / s.tokens for s in done]
@@ -147,10 +154,11 @@ def _row(system: str, profile: str, model: str, samples: Sequence[Sample]) -> di
 
 COLUMNS = (
     *("system", "profile", "task", "ratio", "kl_tail", "top1_tail", "ppl_rel_tail", "kl", "ppl_rel", "top1"),
-    *("score", "score_raw", "model", "n", "spread", "note", "ratio_context", "ratio_if_freed"),
+    *("score", "score_raw", "model", "n", "spread", "note", "ratio_context", "ratio_if_freed", "windows"),
 )
 """Of a row. ``ratio`` is at the end of the window, ``ratio_context`` right after compressing, ``spread`` the standard
-deviation of ``kl_tail`` between windows; None is "not measured"."""
+deviation of ``kl_tail`` between windows, ``windows`` a digest of each window's tokens, which equal rows of ours share;
+None is "not measured"."""
 
 
 def tensor_bytes(value: Any, seen: set[int] | None = None) -> int:

@@ -35,11 +35,12 @@ def run(bench: Bench, limits: Limits, seed: int) -> list[Row]:
     for index in tqdm(range(count), desc=f"{bench.model.name} {name}", unit="window", disable=bench.quiet):
         for system, value in zip(bench.systems, _window(bench, index, limits.length), strict=True):
             values[system.name].append(value)
-    rows = [_row(bench, system, values[system.name], limits) for system in bench.systems]
+    cut = [digest_of(bench.window(index, limits.length)) for index in range(count)]
+    rows = [{**_row(bench, system, values[system.name], limits), "windows": cut} for system in bench.systems]
     if rows:
         same = {"kl": 0.0, "top1": 1.0, "ppl_rel": 0.0}
         measured = {**same, **{f"{k}_tail": v for k, v in same.items()}, "ppl": rows[0]["ppl_raw"], "spread": 0.0}
-        rows.insert(0, bench.row(None, name, **measured, n=rows[0]["n"], length=limits.length))
+        rows.insert(0, bench.row(None, name, **measured, n=rows[0]["n"], length=limits.length, windows=cut))
     return rows
 
 

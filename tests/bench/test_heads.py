@@ -1,0 +1,36 @@
+"""bench.heads: what it asks for, what it makes of the answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import heads
+from bench.plot import heatmaps
+from bench.serving import PRUNED_PROFILE
+
+
+def test_the_table_says_how_far_apart_heads_are() -> None:
+    reading = heads.Reading([[10.0, 50.0], [60.0, 80.0]], 1000, 0.1, 5.0)
+    row = heads.summary("p", reading, 256)
+    assert (row["min"], row["median"], row["max"], row["mean"], row["16 bits"]) == (10, 55, 80, 50, 256)
+    assert row["below half of the mean"] == 0.25
+
+
+def test_the_map_has_a_panel_a_profile(tmp_path: Path) -> None:
+    file = tmp_path / "map.svg"
+    tables = {"one": [[1.0, 2.0]] * 3, "two": [[0.0, 4.0]] * 3}
+    heatmaps(tables, str(file), x_text="KV head", y_text="layer", value_text="bytes", title="T")
+    assert file.read_text().count("<image") == 3  # two panels and the colour bar
+
+
+def test_profiles_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "shipped_profile", lambda model: Path("p.json"))
+    assert list(heads.profiles([], [], "m")) == ["lossless", "balanced", "small"]
+    assert heads.profiles([], ["--leankv-alpha-low", "0.5"], "m") == {heads.FLAGS: ()}
+    assert heads.profiles(["mine.json:small"], [], "m") == {"mine.json:small": ("--leankv-profile", "mine.json:small")}
+    monkeypatch.setattr(heads, "shipped_profile", lambda model: None)
+    assert heads.profiles([], [], "m") == {"pruned": ("--leankv-profile", PRUNED_PROFILE)}
+    assert "pruned" in json.loads(Path(PRUNED_PROFILE).read_text())["points"]
