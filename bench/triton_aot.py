@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for a GPU that need not be there, and prints what each takes.
 
-``python -m bench.triton_aot`` [--models ...] [--tiers HIGH,LOW ...] [--queries N] [--json PATH]
+``python -m bench.triton_aot`` [--models ...] [--tiers HIGH[,MID],LOW ...] [--queries N] [--json PATH]
 
 The ops run on the CPU with their launches written down instead of started, so what is compiled is what a decode step of
 the model would launch. Registers and spills are ptxas's own words; spills are what to look for.
@@ -30,7 +30,7 @@ from leankv_kernels.triton import attend_committed, attend_open, commit_pages, m
 from leankv_kernels.triton.config import INTERPRETED
 
 MODELS = ("SmolLM2", "Qwen2.5-0.5B", "Llama-3-8B")
-PAIRS = ("k8v4,k4v2", "k4v2,k4v2")
+FORMS = ("k8v4,k4v2", "k4v2,k4v2", "k8v4,k4v4,k4v2")
 CONTEXT_PAGES = 9
 MODULES = ("attend_committed", "attend_open", "commit", "merge")
 _TYPES = {
@@ -44,22 +44,22 @@ _TYPES = {
 Launches = list[tuple[Any, tuple[Any, ...], dict[str, Any]]]
 
 
-def recorded(shape: Shape, pair: str, dtype: torch.dtype, queries: int) -> Launches:
+def recorded(shape: Shape, tiers: str, dtype: torch.dtype, queries: int) -> Launches:
     """Every launch of one request's forward, behind a context of whole pages, and of a commit."""
     launches: Launches = []
 
     def record(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
         launches.append((kernel, args, options))
 
-    high, low = (TIERS[name] for name in pair.split(","))
-    layout = RecordLayout(PAGE, shape.kv_heads, shape.head_dim, high, low)
+    high, *mid, low = (TIERS[name] for name in tiers.split(","))
+    layout = RecordLayout(PAGE, shape.kv_heads, shape.head_dim, high, low, mid=mid[0] if mid else None)
     store = RecordStore(layout, 1, CONTEXT_PAGES + 2, "cpu")
     slots = torch.arange((CONTEXT_PAGES + 2) * PAGE, dtype=torch.int32)[None] + PAGE
     plan = build_plan(torch.tensor([0]), [CONTEXT_PAGES * PAGE + 1], [queries], slots, PAGE, WINDOW)
     q = torch.zeros(queries, shape.query_heads, shape.head_dim, dtype=dtype)
     page = torch.zeros(plan.num_units, PAGE, shape.kv_heads, shape.head_dim, dtype=dtype)
     scores = torch.zeros(plan.num_units, shape.query_heads, PAGE, dtype=torch.int32)
-    tiers = torch.full((1, shape.kv_heads, PAGE), HIGH, dtype=torch.uint8)
+    by_token = torch.full((1, shape.kv_heads, PAGE), HIGH, dtype=torch.uint8)
     patches = [mock.patch(f"leankv_kernels.triton.{module}.launch", record) for module in MODULES]
     for patch in patches:
         patch.start()
@@ -67,7 +67,7 @@ def recorded(shape: Shape, pair: str, dtype: torch.dtype, queries: int) -> Launc
         own = attend_open(q, RawPages(page, page, scores, plan.unit_range), plan, shape.scale)
         past = attend_committed(q, store, 0, plan, shape.scale, ROTATION)
         merge_states(*own, *past)
-        commit_pages(store, 0, torch.tensor([1]), page[:1], page[:1], tiers, ROTATION)
+        commit_pages(store, 0, torch.tensor([1]), page[:1], page[:1], by_token, ROTATION)
     finally:
         for patch in patches:
             patch.stop()
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Compiles, prints and saves; returns the rows."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", default=MODELS, choices=SHAPES)
-    parser.add_argument("--tiers", nargs="+", default=PAIRS, metavar="HIGH,LOW")
+    parser.add_argument("--tiers", nargs="+", default=FORMS, metavar="HIGH[,MID],LOW")
     parser.add_argument("--queries", type=int, default=1, help="of the forward; 1 is a decode step")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--capability", type=int, default=90, help="compute capability, such as 90 for Hopper")
@@ -142,9 +142,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         parser.error("TRITON_INTERPRET is set: what the interpreter runs cannot be compiled")
     rows = []
     for name in args.models:
-        for pair in args.tiers:
-            for kernel, values, options in recorded(SHAPES[name], pair, getattr(torch, args.dtype), args.queries):
-                row = {"model": name, "tiers": pair, "queries": args.queries}
+        for tiers in args.tiers:
+            for kernel, values, options in recorded(SHAPES[name], tiers, getattr(torch, args.dtype), args.queries):
+                row = {"model": name, "tiers": tiers, "queries": args.queries}
                 rows.append(row | compiled(kernel, values, options, args.capability))
     print_table(rows, f"Triton kernels compiled for sm_{args.capability}")
     write_json(args.json, rows)

@@ -73,14 +73,28 @@ def prepare_queries(
 
 
 @triton.jit
-def _attend_page(q, above, total, peak, acc, sums, zeros, words, block, head, near, S: tl.constexpr, N: tl.constexpr):
-    """One page on top of a running softmax state: ``peak [R]``, ``acc [2 R, pad]``, and sums ``[R, N]``."""
+def _common_scores(q, above, words, table, pages, first, before, head, S: tl.constexpr):
+    """What the centres of a split's keys add to the scores of each of its pages, ``[R, _WIDTH]``: one product for all,
+    while no softmax state takes registers.
+    """
+    column = tl.arange(0, _WIDTH)
+    inside = (column < _SPLIT) & (first + column < before)
+    block = tl.load(table + tl.load(pages + first + column, mask=inside, other=0), mask=inside, other=0)
+    centres = read.load_centres(words, block, head, S)
+    return unstacked(product(q, centres, tl.full((q.shape[0], _WIDTH), 0.0, tl.float32))) * above[:, None]
+
+
+@triton.jit
+def _attend_page(
+    q, above, total, common, peak, acc, sums, zeros, words, block, head, near, S: tl.constexpr, N: tl.constexpr
+):
+    """One page on top of a running softmax state: ``peak [R]``, ``acc [2 R, pad]``, and sums ``[R, N]``. Within the
+    page, scores and peaks are less what is common to its keys.
+    """
     blocks, kept_keys, kept_values, far, level, base, fine, near_at = rec.open_head(words, block, head, S)
     far_keys, far_values, high_values = rec.far_runs(base, fine, kept_keys, far, S)
     low_values, pruned_scales, pruned_keys, pruned_values = rec.near_runs(near_at, kept_keys, kept_values, far, S)
-    centre = read.load_centre(words, blocks, head, S, _WIDTH)
-    common = unstacked(product(q, centre, tl.full((2 * total.shape[0], _WIDTH), 0.0, tl.float32)))
-    common = tl.max(common, 1) * above
+    peak -= common
     pruned = S.page - far
     far_steps = (far + (N - 1)) // N
     for step in range(0, far_steps + tl.where(near, (pruned + (N - 1)) // N, 0)):
@@ -105,7 +119,7 @@ def _attend_page(q, above, total, peak, acc, sums, zeros, words, block, head, ne
         )
         zero = tl.fma(ks, tl.where(token < fine_keys, S.key_centre, S.key_centre_low) - 256.0, kz)
         s = unstacked(product(q, keys, tl.full((2 * total.shape[0], N), 0.0, tl.float32)))
-        s = tl.fma(ks[None, :] * 256.0, s, zero[None, :] * total[:, None]) * above[:, None] + common[:, None]
+        s = tl.fma(ks[None, :] * 256.0, s, zero[None, :] * total[:, None]) * above[:, None]
         s = tl.where(inside[None, :], s, -float("inf"))
 
         top = tl.maximum(peak, tl.max(s, 1))
@@ -119,7 +133,7 @@ def _attend_page(q, above, total, peak, acc, sums, zeros, words, block, head, ne
             words, blocks, value_at, fine_value_at, low_values, split_values, fine_values, stop, far, begin, S, N
         )
         acc = product(stacked(p * (vs * _LIFT)[None, :]), values, acc * twice(decay)[:, None])
-    return peak, acc, sums, zeros
+    return peak + common, acc, sums, zeros
 
 
 @triton.jit
@@ -159,11 +173,13 @@ def attend_pages(
     for part in range(split, last):
         peak, acc = tl.full((R,), -float("inf"), tl.float32), tl.full((2 * R, S.pad), 0.0, tl.float32)
         sums, zeros = tl.full((R, N), 0.0, tl.float32), tl.full((R, N), 0.0, tl.float32)
+        commons = _common_scores(q, above, words, table, pages + page_at, part * _SPLIT, before, head, S)
         for number in range(part * _SPLIT, tl.minimum((part + 1) * _SPLIT, before)):
             block = tl.load(table + tl.load(pages + page_at + number))
             near = (number >= before - window) & S.near
+            common = tl.sum(tl.where(tl.arange(0, _WIDTH)[None, :] == number % _SPLIT, commons, 0.0), 1)
             peak, acc, sums, zeros = _attend_page(
-                q, above, total, peak, acc, sums, zeros, words, block, head, near, S, N
+                q, above, total, common, peak, acc, sums, zeros, words, block, head, near, S, N
             )
         part_out = tl.fma(unstacked(acc), 256.0 / _LIFT, row_sums(zeros)[:, None])
         part_sum = row_sums(sums)

@@ -52,12 +52,15 @@ def load_scales(words, blocks, start, count, token, mask, S: tl.constexpr):
 
 
 @triton.jit
-def load_centre(words, blocks, head, S: tl.constexpr, N: tl.constexpr):
-    """The centre of a KV head's keys ``[pad, N]`` in fp16, N times, in the order of :func:`key_place_of`."""
+def load_centres(words, block, head, S: tl.constexpr):
+    """The centres of a KV head's keys ``[pad, N]`` of N records by their first blocks, in fp16, in the order of
+    :func:`key_place_of`.
+    """
     place = tl.arange(0, S.pad)
-    channel = place // 8 * 8 + place % 8 // 2 + place % 2 * 4
-    centre = _half(words, blocks, S.centre_half + head * S.dim + channel, channel < S.dim, S).to(tl.float16)
-    return tl.broadcast_to(centre[:, None], (S.pad, N))
+    at = S.centre_half + head * S.dim + place // 8 * 8 + place % 8 // 2 + place % 2 * 4
+    inside = tl.broadcast_to((place < S.dim)[:, None], (S.pad, block.shape[0]))
+    blocks = words + (block.to(tl.int64) * S.block_words + S.list_word)[None, :]
+    return _half(words, blocks, at[:, None], inside, S).to(tl.float16)
 
 
 @triton.jit
