@@ -177,7 +177,7 @@ def attend_pages(
         for number in range(part * _SPLIT, tl.minimum((part + 1) * _SPLIT, before)):
             block = tl.load(table + tl.load(pages + page_at + number))
             near = (number >= before - window) & S.near
-            common = tl.sum(tl.where(tl.arange(0, _WIDTH)[None, :] == number % _SPLIT, commons, 0.0), 1)
+            common = tl.sum(tl.where(tl.arange(0, _WIDTH)[None, :] == number - part * _SPLIT, commons, 0.0), 1)
             peak, acc, sums, zeros = _attend_page(
                 q, above, total, common, peak, acc, sums, zeros, words, block, head, near, S, N
             )

@@ -21,8 +21,8 @@ from leankv_sglang.errors import LeanKVError
 PAGE = 64
 HEADS, KV_HEADS, DIM = 6, 2, 64
 LENGTHS = (1, PAGE, PAGE + 1, 3 * PAGE + 7, 2 * PAGE - 1, 4 * PAGE)
-TOLERANCE = {"reference": 2e-6, "cpu": 1e-3}
-"""The cpu kernels round queries and softmax weights to 16 bits; values here are some 1.5 large."""
+TOLERANCE = {"reference": 2e-6, "cpu": 1.5e-3}
+"""The cpu kernels round queries and softmax weights to 16 bits; values here are up to 6 large."""
 CONFIGS = {
     "default": LeanKVConfig(),
     "pruned, window 2": LeanKVConfig("k8v8", "k4v4", alpha_high=1.2, alpha_low=0.6, window=2),

@@ -25,7 +25,7 @@ from leankv_sglang.pool import LeanKVPool
 from leankv_sglang.tree.cache import LeanKVRadixCache
 from leankv_sglang.tree.component import PagedComponent
 
-PAGE, HEADS, DIM, LAYERS, ROWS, CONTEXT = 16, 2, 16, 2, 9, 1024
+PAGE, HEADS, DIM, LAYERS, ROWS, CONTEXT = 16, 2, 32, 2, 9, 1024
 
 
 class World:

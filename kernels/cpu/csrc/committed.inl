@@ -13,6 +13,7 @@ constexpr int kSplitTokens = 1024;  // tokens of a split: the unit of parallel w
 struct Scratch {
     HeadView view;
     alignas(64) Query queries[kBlockRows];
+    alignas(64) float exact[kBlockRows * kMaxDim];  // what the integers stand for, rows of head_dim numbers
     float query_scale[kBlockRows], query_sum[kBlockRows];
     alignas(64) int32_t dots[kTileRows][kMaxTokens];
     alignas(64) int32_t products[kTileRows][2 * kMaxDim];
@@ -76,12 +77,10 @@ static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch
                      kMaxTokens);
         else
             multiply_keys_of(s.view, a.shape, count, s.queries + r, s.dots[0], ahead);
-        float centre[kTileRows];
-        for (int i = 0; i < count; i++) centre[i] = centre_score(s.queries[r + i], s.view.centre, dim);
         PageWeights page_weights;
         with_rows(count, [&]<int ROWS>() {
-            weigh<ROWS>(s.view, s.dots, s.query_scale + r, s.query_sum + r, centre, middle, s.scores, s.weight_quads,
-                        page_weights, s.split + r, ahead);
+            weigh<ROWS>(s.view, s.dots, s.query_scale + r, s.query_sum + r, s.exact + r * dim, dim, middle, s.scores,
+                        s.weight_quads, page_weights, s.split + r, ahead);
         });
         if (panels)
             multiply(s.view.values, value_panels, 4 * s.view.groups, s.weight_quads[0], kMaxTokens / 4, count,
@@ -103,16 +102,13 @@ static void read_pages(const AttendCommittedArgs& a, const Task& task, int64_t b
     bool placed = false;  // whether that is the place of the head to come
     for (int64_t page = begin; page < end; page++) {
         const Record record = record_of(page);
-        // One head ahead its codes, two pages ahead its header.
+        // One head ahead its codes, one page ahead its centre, two pages ahead its header.
         const bool more = page + 1 < unit.pages;
         const Record next = record_of(more ? page + 1 : page);
         if (page + 2 < unit.pages) {
             const Record later = record_of(page + 2);
             for (int i = 0; i < a.shape.tier_map_start; i += 64)
                 __builtin_prefetch(reinterpret_cast<const char*>(later.words) + i, 0, 3);
-            for (int h = task.head; h < task.head + task.heads; h++)
-                for (int i = 0; i < 2 * dim; i += 64)
-                    __builtin_prefetch(later.at(int(a.shape.centre_start) + 2 * dim * h + i), 0, 3);
         }
         if (!record.held()) {
             placed = false;
@@ -128,7 +124,8 @@ static void read_pages(const AttendCommittedArgs& a, const Task& task, int64_t b
             if (placed) place = find_head(*then, then_head);
             read_head(record, task.head + h, here, near, s.view);
             if (!s.view.groups) continue;
-            Prefetch ahead(then, then_head, place, s.view.groups * group_work(int(a.shape.head_dim), channels));
+            Prefetch ahead(then, then_head, place, s.view.groups * group_work(dim, channels));
+            for (int c = 0; more && c < dim; c += 32) __builtin_prefetch(next.centre(task.head + h, c), 0, 3);
             read_rows(a, task.rows, h * task.rows, s, ahead);
         }
     }
@@ -164,7 +161,7 @@ LEANKV_INLINE void fold_splits(State& total, const uint8_t* from, int64_t n, con
 
 static void run_task(const AttendCommittedArgs& a, const Task& task, const States& states) {
     Scratch& s = *thread_scratch<Scratch>();
-    const int channels = channel_vectors(int(a.shape.head_dim)) * W;
+    const int dim = int(a.shape.head_dim), channels = channel_vectors(dim) * W;
     const int64_t group = a.group, per_split = pages_per_split(a.shape);
     const int64_t split = task.begin / per_split;
     const bool inside = task.begin % per_split != 0;  // of a split that another task has begun
@@ -180,7 +177,8 @@ static void run_task(const AttendCommittedArgs& a, const Task& task, const State
     };
     auto copy = [&](void* to, const void* from) { std::memcpy(to, from, states.bytes); };
     each_row([&](int i, int64_t token, int query_head, const uint8_t* place) {
-        if (task.begin < task.end) prepare_query(a, token, query_head, s.queries[i], s.query_scale[i], s.query_sum[i]);
+        if (task.begin < task.end)
+            prepare_query(a, token, query_head, s.exact + i * dim, s.queries[i], s.query_scale[i], s.query_sum[i]);
         clear(s.total[i], channels);
         clear(s.split[i], channels);
         if (states.by_split) {

@@ -28,15 +28,7 @@ LEANKV_INLINE Group group_at(const int64_t* groups, int64_t g) {
 struct Query {
     Quad quads[kMaxDim / 4];
     int32_t odd[kMaxDim / 8];
-    alignas(64) float exact[kMaxDim];  // what the integers stand for, in powers of two
 };
-
-// What the centre of a page's keys adds to all scores of a row.
-LEANKV_INLINE float centre_score(const Query& query, const float* centre, int dim) {
-    vf sum{};
-    for (int c = 0; c < dim; c += W) sum = fma(load(query.exact + c), load(centre + c), sum);
-    return sum_lanes(sum);
-}
 
 constexpr size_t kQueryStride = sizeof(Query) / sizeof(Quad);
 
@@ -72,12 +64,11 @@ LEANKV_INLINE void pack_query(const int32_t* even, const int32_t* odd, const int
 #endif
 }
 
-// Rotates one query, and writes it as 16-bit integers: their products with key codes times `scale` are scores in powers
-// of two. `sum` is that of the integers in units of a step of the codes.
-static inline void prepare_query(const AttendCommittedArgs& a, int64_t token, int query_head, Query& query,
+// Rotates one query to `x`, in powers of two, and writes it as 16-bit integers: their products with key codes times
+// `scale` are scores. `sum` is that of the integers in units of a step of the codes.
+static inline void prepare_query(const AttendCommittedArgs& a, int64_t token, int query_head, float* x, Query& query,
                                  float& scale, float& sum) {
     const int dim = int(a.shape.head_dim);
-    float* x = query.exact;
     const size_t row = (size_t(token) * a.query_heads + query_head) * dim;
     for (int c = 0; c < dim; c += W) store(x + c, load_as_float(a.q, row + c, a.dtype));
     float factor = a.scale * kLog2E;

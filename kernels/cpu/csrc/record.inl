@@ -26,7 +26,7 @@ struct HeadView {
     alignas(64) float bias[kMaxTokens];                         // 0 for a token, -inf for padding
     alignas(64) uint8_t keys[kMaxGroups * kPanel * kMaxDim];    // a panel per group, a step per 4 channels
     alignas(64) uint8_t values[kMaxGroups * kPanel * kMaxDim];  // a panel per 16 channels, a step per 4 tokens
-    alignas(64) uint8_t staged[kMaxTokens * (2 * kMaxDim + 8) + 2 * kMaxDim + 4096];
+    alignas(64) uint8_t staged[kMaxTokens * (2 * kMaxDim + 8) + 4096];
 };
 
 // Bytes of one KV head's sections and of what precedes the last run in each.
@@ -86,6 +86,10 @@ struct Record {
     const uint8_t* at(int offset) const {
         return blocks + (int64_t(words[shape.list_word + (offset >> shape.block_shift)]) << shape.block_shift) +
                (offset & (shape.block_bytes - 1));
+    }
+    // Of a head's keys from a channel on, as far as 16 channels go: they lie in one block.
+    const uint8_t* centre(int h, int channel) const {
+        return at(int(shape.centre_start + 2 * (shape.head_dim * h + channel)));
     }
     // Whether the blocks of a stretch lie one behind the other in the pool, as they do until it is fragmented.
     bool in_one_piece(int offset, int bytes) const {
@@ -230,9 +234,8 @@ static inline void read_head(const Record& record, int h, const HeadPlace& place
         staged += round_up(bytes, 64) + 64;
         return static_cast<const uint8_t*>(to);
     };
-    const uint8_t* halves = fetch(nullptr, int(shape.centre_start) + 2 * dim * h, 2 * dim);
     for (int c = 0; c < dim; c += W)
-        store(view.centre + c, half_to_float(reinterpret_cast<const uint16_t*>(halves) + c));
+        store(view.centre + c, half_to_float(reinterpret_cast<const uint16_t*>(record.centre(h, c))));
     if (far) {
         const uint8_t* base = fetch(place.base, head[1], sizes.base);
         KeySource key{base + sizes.base_scales, nullptr, nullptr, nullptr, far, fine_keys};

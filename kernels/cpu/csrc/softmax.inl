@@ -39,14 +39,29 @@ struct PageWeights {
     vf sum[kTileRows], zero[kTileRows];
 };
 
-// From the integer products of a page's keys to the integer weights that meet its values; `centre` is what the keys'
-// centre adds to all scores of a row, and so moves its top alone. Rows go side by side to hide
-// latency. `middle` is that of the range of codes: they count from there, so that the rounding of weights meets
-// centred numbers.
+// What the centre of a page's keys adds to all scores of a few rows, a lane each.
+template <int ROWS>
+LEANKV_INLINE vf centre_scores(const float* queries, const float* centre, int dim) {
+    vf sum[ROWS]{}, out{};
+    for (int c = 0; c < dim; c += W) {
+        const vf x = load(centre + c);
+        for (int r = 0; r < ROWS; r++) sum[r] = fma(load(queries + r * dim + c), x, sum[r]);
+    }
+    const vi lane = lane_ids();
+    for (int n = W / 2; n; n /= 2)
+        for (int r = 0; r < ROWS; r++) sum[r] = sum[r] + __builtin_shuffle(sum[r], lane ^ n);
+    for (int r = 0; r < ROWS; r++) out[r] = sum[r][0];
+    return out;
+}
+
+// From the integer products of a page's keys to the integer weights that meet its values. The keys' centre adds the
+// same to all scores of a row, and so moves its top alone. Rows go side by side to hide latency. `middle` is that of
+// the range of codes: they count from there, so that the rounding of weights meets centred numbers.
 template <int ROWS>
 LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens], const float* query_scale,
-                         const float* query_sum, const float* centre, float middle, float (*scores)[kMaxTokens],
-                         Quad (*quads)[kMaxTokens / 4], PageWeights& page, const State* s, Prefetch& ahead) {
+                         const float* query_sum, const float* queries, int dim, float middle,
+                         float (*scores)[kMaxTokens], Quad (*quads)[kMaxTokens / 4], PageWeights& page, const State* s,
+                         Prefetch& ahead) {
     const int tokens = view.groups * kPanel;
     Pace pace = ahead.take();
     vf scale[ROWS], offset[ROWS], most[ROWS];
@@ -65,15 +80,16 @@ LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens]
         }
     }
     vf top[ROWS], sum[ROWS], zero[ROWS], before{}, own{};
+    const vf common = centre_scores<ROWS>(queries, view.centre, dim);
     vu total[ROWS];
     for (int r = 0; r < ROWS; r++) {
         const float largest = max_lanes(most[r]);
-        before[r] = s[r].top, own[r] = largest + centre[r];
+        before[r] = s[r].top, own[r] = largest;
         top[r] = splat(-largest);
         sum[r] = zero[r] = vf{};
         total[r] = vu{};
     }
-    common_top(before, own, page.top, page.keep, page.add);
+    common_top(before, own + common, page.top, page.keep, page.add);
     // Two loops: a longer chain of instructions would leave too few rows in flight.
     for (int t = 0; t < tokens; t += W) {
         pace.during(kWeightWork / kPanelVectors);
