@@ -111,19 +111,18 @@ def find_points(
         def say(found: Found, target: Target = target) -> None:
             report(target, found)
 
-        by_kl = target.kl is not None
-        # A ratio counts open page, headers and window too, about 8% of the 16-bit bytes.
-        floor = (
-            (target.kl or 0.0) if by_kl else space.estimated(space.choose(_price_of_ratio(space, target.ratio or 1.0)))
-        )
-        points[target.name] = search(space, yardstick.measure, good, floor, by_kl, say)
+        # Where much is pruned costs add up to more than their sum.
+        first = 0.4 * target.kl if target.kl is not None else _kl_at_ratio(space, target.ratio or 1.0)
+        points[target.name] = search(space, yardstick.measure, good, first, target.kl is not None, say)
     return points
 
 
-def _price_of_ratio(space: Space, ratio: float) -> float:
+def _kl_at_ratio(space: Space, ratio: float) -> float:
+    """Estimated KL at a ratio that counts open page, headers and window too."""
     raw = 4 * space.layout.head_dim
     wanted = max(raw / ratio - 0.05 * raw, 1.0)
-    return space.price_of(-wanted, lambda choice: -space.bytes_of(choice))
+    price = space.price_of(-wanted, lambda choice: -space.bytes_of(choice))
+    return space.estimated(space.choose(price))
 
 
 def calibrate(

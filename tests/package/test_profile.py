@@ -15,7 +15,10 @@ from sentences import is_one_sentence
 from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.fingerprint import fingerprint
-from leankv_sglang.profile import Shape, find_profile, load_profile
+from leankv_sglang.profile import SHIPPED, Shape, find_profile, load_profile, pack_predictor, read_predictor
+from leankv_sglang.significance import Predictor
+from leankv_sglang.significance.build import build_significance
+from leankv_sglang.significance.predictor import num_features
 
 NAN, INF = float("nan"), float("inf")
 SHAPE = Shape(num_layers=2, num_kv_heads=3, head_dim=64)
@@ -102,6 +105,48 @@ def test_other_weights_of_the_same_shape_are_refused(write: Callable[..., str], 
     profile.check_model(SHAPE, neither)
     with pytest.raises(LeanKVError, match="made for other weights of the same shape"):
         profile.check_model(SHAPE, two)
+
+
+def with_predictor(weights: torch.Tensor | str) -> dict[str, Any]:
+    text = weights if isinstance(weights, str) else pack_predictor(weights)
+    return {"significance": "predictor", "predictor": text}
+
+
+def test_a_predictor_comes_back_as_it_was_written(write: Callable[..., str]) -> None:
+    weights = torch.randn(2, 3, num_features(64)).half().double()
+    config = load_profile(write(with_predictor(weights))).config
+    assert config.predictor
+    assert torch.equal(read_predictor(config.predictor), weights)
+    # Another process has the configuration alone.
+    assert isinstance(build_significance(LeanKVConfig.from_json(config.to_json())), Predictor)
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ("no base64", '"predictor" must be text in base64'),
+        (torch.zeros(2, 3, 7), f'"predictor" must hold {num_features(64)} half-precision numbers'),
+        (torch.full((2, 3, num_features(64)), NAN), '"predictor" must hold finite numbers'),
+    ],
+    ids=["not base64", "too short", "not finite"],
+)
+def test_a_broken_predictor_is_refused(write: Callable[..., str], weights: Any, says: str) -> None:
+    check_refused(write(with_predictor(weights)), says)
+
+
+def test_a_strategy_without_its_predictor_is_refused(write: Callable[..., str]) -> None:
+    check_refused(write({"significance": "predictor"}), "predictor comes with a profile")
+
+
+def test_what_ships_loads_at_every_point() -> None:
+    shipped = sorted(SHIPPED.glob("*.json"))
+    assert shipped
+    for path in shipped:
+        for point in ("lossless", "balanced", "small"):
+            profile = load_profile(str(path), point)
+            assert profile.config.profile == f"{path.stem} {point}"
+            assert profile.fingerprint
+            build_significance(profile.config)
 
 
 def test_another_page_size_is_refused(write: Callable[..., str]) -> None:
