@@ -22,6 +22,7 @@ HEAD_WORDS = tl.constexpr(L.HEAD_WORDS)
 _W_LEVEL = tl.constexpr(L.W_LEVEL)
 _LEVEL_FAR = tl.constexpr(L.LEVEL_FAR)
 _COUNT_BITS = tl.constexpr(L.COUNT_BITS)
+_COUNT_MASK = tl.constexpr((1 << L.COUNT_BITS) - 1)
 _ALIGN_WORDS = tl.constexpr(L.ALIGN // 4)
 
 
@@ -143,8 +144,7 @@ def open_head(words, block, head, S: tl.constexpr):
     at = header + (S.head_word + HEAD_WORDS * head)
     counts, level = tl.load(at), tl.load(header + _W_LEVEL)
     base, fine, near = tl.load(at + 1) // 4, tl.load(at + 2) // 4, tl.load(at + 3) // 4
-    mask: tl.constexpr = (1 << _COUNT_BITS) - 1
-    high, mid = counts & mask, (counts >> _COUNT_BITS) & mask
+    high, mid = counts & _COUNT_MASK, (counts >> _COUNT_BITS) & _COUNT_MASK
     far = high + mid + (counts >> 2 * _COUNT_BITS)
     return (
         header + S.list_word,
