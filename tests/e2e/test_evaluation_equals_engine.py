@@ -48,7 +48,7 @@ def test_log_probabilities_are_the_engines(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert answers.exists(), done.stderr[-2000:]
     model = PackedModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), "tiny")
-    ours = System("ours", CONFIG, CONFIG.alpha_high, CONFIG.alpha_low)
+    ours = System("ours", CONFIG, CONFIG.alphas)
     served = json.loads(answers.read_text())
     assert _worst(model, ours, prompts, served) < 0.05
     # What the compression changes is far more.
