@@ -27,7 +27,7 @@ from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.memory.commits import CommitLog
 from leankv_sglang.memory.ledger import Ledger
 from leankv_sglang.memory.orders import Orders
-from leankv_sglang.plan import ModelShape
+from leankv_sglang.model_shape import ModelShape
 from leankv_sglang.sizing import model_dtype_bytes_per_token
 
 BATCH = 16

@@ -15,7 +15,7 @@ from leankv_kernels.layout import HIGH, LOW, PRUNED
 from leankv_kernels.reference.record import read_header
 from leankv_sglang.activation import prepare_cpu
 from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
-from leankv_sglang.plan import ModelShape
+from leankv_sglang.model_shape import ModelShape
 from leankv_sglang.sizing import open_page_bytes, tokens_for
 
 PAGE = 128

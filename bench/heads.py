@@ -19,8 +19,8 @@ from bench.plot import heatmaps
 from bench.server import Server, serve
 from bench.serving import PRUNED_PROFILE, write_pruned_profile
 from bench.table import print_table, write_json
+from leankv_sglang.model_shape import read_shape
 from leankv_sglang.models import resolve_model_path
-from leankv_sglang.plan import read_shape
 from leankv_sglang.profile import shipped_profile
 
 PRUNED = "pruned"

@@ -29,7 +29,7 @@ from bench.serving_plot import plot_serving
 from bench.table import print_table, write_json
 from bench.workloads import Job, conversations, shared_prefix, unique
 from leankv_sglang.config import DEFAULT_PAGE_SIZE, LeanKVConfig
-from leankv_sglang.plan import ModelShape, read_shape
+from leankv_sglang.model_shape import ModelShape, read_shape
 from leankv_sglang.sizing import make_layout, model_dtype_bytes_per_token, tokens_for
 
 CLIENTS = 8

@@ -244,6 +244,12 @@ class RecordLayout:
         """Whether the middle tier's values are the high tier's."""
         return self.mid is not None and self.mid.value_bits == self.high.value_bits
 
+    @property
+    def mid_refine_bytes(self) -> int:
+        """Bytes of a middle token's refinement."""
+        size = self.token_bytes
+        return self.mid_keys_fine * size.key_refine + self.mid_values_fine * size.value_refine
+
     def refined(self, counts: TierCounts) -> tuple[Tensor, Tensor]:
         """How many keys, and how many values, of the far tokens in their order have refinement."""
         keys, values = (counts.high + fine * counts.mid for fine in (self.mid_keys_fine, self.mid_values_fine))

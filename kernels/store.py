@@ -184,7 +184,7 @@ class RecordStore:
         fine = (header.level >= L.LEVEL_FAR).long()
         base_bytes = token.scale + token.key_base + token.value_base
         all_fine = token.key_refine + token.value_refine
-        mid_fine = lay.mid_keys_fine * token.key_refine + lay.mid_values_fine * token.value_refine
+        mid_fine = lay.mid_refine_bytes
         n_high, n_mid, n_low = (count.sum(1) for count in header.counts)
         high, mid = n_high * (base_bytes + fine * all_fine), n_mid * (base_bytes + fine * mid_fine)
         low = n_low * base_bytes

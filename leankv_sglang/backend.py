@@ -67,7 +67,7 @@ class LeanKVBackend(AttentionBackend):
         self.req_to_token_pool = runner.req_to_token_pool
         rows = self.req_to_token_pool.req_to_token.shape[0]
         pool.attach_rows(rows, runner.model_config.get_num_attention_heads(get_parallel().attn_tp_size))
-        self.row_thresholds = RowThresholds(rows, pool.alphas, config, pool.per_head)
+        self.row_thresholds = RowThresholds(rows, config, pool.thresholds)
         # Found there when rows are given to requests (patches/row_alloc.py).
         self.req_to_token_pool.leankv_rows = self.row_thresholds
         self.req_to_token_pool.register_on_alloc_rows(self._reset_rows)

@@ -7,10 +7,8 @@ long-running server, whose pages are trimmed down to their far part but for one 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +18,7 @@ from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
 from leankv_sglang.config import PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.memory.ledger import Ledger
+from leankv_sglang.model_shape import ModelShape, read_shape
 from leankv_sglang.sizing import make_layout, model_dtype_bytes_per_token, open_page_bytes, page_bytes, tokens_for
 from leankv_sglang.tree.trim import keep_every
 
@@ -45,15 +44,6 @@ FORMS = (
 )
 
 
-class ModelShape(NamedTuple):
-    """What of a model its KV cache depends on."""
-
-    layers: int
-    query_heads: int
-    kv_heads: int
-    head_dim: int
-
-
 def parse_bytes(text: str) -> int:
     """``2GiB``, ``80G`` or ``1500000000`` as bytes.
 
@@ -64,24 +54,6 @@ def parse_bytes(text: str) -> int:
     if not match or match[2] not in _UNITS or match[1].count(".") > 1 or match[1] == ".":
         raise LeanKVError(f"--memory takes bytes such as 2GiB or 80G, not {text!r}.")
     return int(float(match[1]) * _UNITS[match[2]])
-
-
-def read_shape(folder: str) -> ModelShape:
-    """A model's shape from the ``config.json`` in its folder.
-
-    Raises:
-        LeanKVError: where there is none, or it does not say.
-    """
-    path = Path(folder) / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-        heads = config["num_attention_heads"]
-        head_dim = config.get("head_dim") or config["hidden_size"] // heads
-        return ModelShape(config["num_hidden_layers"], heads, config.get("num_key_value_heads") or heads, head_dim)
-    except (OSError, ValueError, KeyError) as error:
-        raise LeanKVError(
-            f"--model {folder}: its config.json does not give the shape of its cache ({error})."
-        ) from error
 
 
 def lasting_units(layout: RecordLayout, form: Form, window: int, num_layers: int) -> float:

@@ -13,12 +13,13 @@ from torch import Tensor
 from leankv_kernels import Plan, RawPages, RecordStore
 from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
 from leankv_sglang.checks import kernels_for
-from leankv_sglang.config import Thresholds, required_config
+from leankv_sglang.config import Alphas, required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.memory.commits import CommitLog
 from leankv_sglang.memory.ledger import Ledger, Pages
 from leankv_sglang.memory.orders import Orders
 from leankv_sglang.sizing import PAGE_TABLE_ENTRY, make_layout
+from leankv_sglang.thresholds import threshold_table
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class LeanKVPool(MHATokenToKVPool):
         self.ledger = Ledger(self.size, self.page_size, worst)
         blocks = self.size // self.page_size * worst
         self.store = RecordStore(self.layout, self.layer_num, self.ledger.num_pages, self.device, blocks)
-        self.alphas = torch.stack([self.per_head(value) for value in self.config.alphas], dim=1)
+        self.alphas = self.thresholds(self.config.alphas)
         self.ops = kernels_for(self.device, self.config)
         self.orders = Orders(self.store, self.ops)
         self.commits = CommitLog(self.store, self.ledger, self.ops)
@@ -83,19 +84,14 @@ class LeanKVPool(MHATokenToKVPool):
         self.k_scale_buffer = self.v_scale_buffer = None
         _current = self
 
-    def per_head(self, value: Thresholds) -> Tensor:
-        """A threshold of every layer and KV head of this rank, float64 ``[layers, H]``.
+    def thresholds(self, alphas: Alphas) -> Tensor:
+        """Thresholds of every layer and KV head of this rank, float64 ``[layers, 3, H]``, on the device.
 
         Raises:
             LeanKVError: where a table is not of the model's shape.
         """
-        shape = (self.layer_num, self.head_num)
-        table = torch.as_tensor(value, dtype=torch.float64, device=self.device)
-        if table.ndim:
-            table = rank_heads(table, self.head_num)
-            if tuple(table.shape) != shape:
-                raise LeanKVError(f"The LeanKV profile has thresholds of shape {tuple(table.shape)}, the pool {shape}.")
-        return table.expand(shape)
+        table = threshold_table(alphas, self.layer_num, self.head_num, lambda whole: rank_heads(whole, self.head_num))
+        return table.to(self.device)
 
     def attach_rows(self, num_rows: int, num_query_heads: int) -> None:
         """Allocate one raw open page per request row (row 0 is SGLang's padding row)."""

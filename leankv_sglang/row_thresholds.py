@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
 from leankv_kernels import Plan
 from leankv_sglang.accuracy import Accuracy, accuracy_of
-from leankv_sglang.config import LeanKVConfig, Thresholds
+from leankv_sglang.config import Alphas, LeanKVConfig
+
+KEPT = 64
+"""Accuracies whose tables are kept."""
 
 
 class RowThresholds:
@@ -20,17 +24,13 @@ class RowThresholds:
 
     Args:
         num_rows: request rows.
-        alphas: the server's own, float64 ``[layers, 3, H]``.
-        config: what names of accuracies refer to.
-        per_head: from a threshold to one for every layer and KV head, ``[layers, H]``.
+        config: the server's own thresholds, and what names of accuracies refer to.
+        table: from thresholds to those of every layer and KV head, float64 ``[layers, 3, H]``.
     """
 
-    def __init__(
-        self, num_rows: int, alphas: Tensor, config: LeanKVConfig, per_head: Callable[[Thresholds], Tensor]
-    ) -> None:
-        self._config, self._per_head = config, per_head
-        self._own = alphas
-        self._rows = alphas[:, None].repeat(1, num_rows, 1, 1)
+    def __init__(self, num_rows: int, config: LeanKVConfig, table: Callable[[Alphas], Tensor]) -> None:
+        self._config, self._table = config, lru_cache(KEPT)(table)
+        self._rows = self._table(config.alphas)[:, None].repeat(1, num_rows, 1, 1)
         self._given: dict[int, str] = {}
 
     def assign(self, reqs: Iterable[Any]) -> None:
@@ -42,9 +42,7 @@ class RowThresholds:
         """Give one row an accuracy."""
         if accuracy.spec == self._given.get(row, ""):
             return
-        for i, value in enumerate(accuracy.alphas):
-            own = self._own[:, i]
-            self._rows[:, row, i] = own if accuracy.is_own else self._per_head(value)
+        self._rows[:, row] = self._table(accuracy.alphas)
         if accuracy.is_own:
             del self._given[row]
         else:

@@ -12,12 +12,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leankv_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.fingerprint import fingerprint
+from leankv_sglang.model_shape import ModelShape, read_shape
+from leankv_sglang.models import ModelError, home, resolve_model_path
 from leankv_sglang.profile import VERSION, pack_predictor
+
+if TYPE_CHECKING:
+    from leankv_sglang.calibrate.measure import Measured
+    from leankv_sglang.calibrate.run import Calibrated
 
 DEFAULT_TIERS = "k8v4,k4v4,k4v2"
 # Below the bars that the profiles are named for: another text may cost a little more.
@@ -43,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--measured", type=int, default=2, help="windows of 4,096 tokens to search on (default: 2)")
     out.add_argument("--tiers", default=DEFAULT_TIERS, help=f"as --leankv-tiers (default: {DEFAULT_TIERS})")
     out.add_argument("--significance", default="predictor", choices=("predictor", "attention"))
+    out.add_argument("--keep-all", action="store_true", help="prune nothing")
     out.add_argument("--window", type=int, default=1, help="pages of near view (default: 1)")
     out.add_argument("--page-size", type=int, default=DEFAULT_PAGE_SIZE, choices=PAGE_SIZES)
     out.add_argument("--seed", type=int, default=0)
@@ -54,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         run(args)
-    except LeanKVError as error:
+    except (LeanKVError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -65,18 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Calibrate and write the profile."""
-    import torch
     from tqdm import tqdm
     from transformers import AutoTokenizer
 
-    from leankv_sglang.calibrate.run import Setting, Target, calibrate
-    from leankv_sglang.calibrate.search import Found
+    from leankv_sglang.calibrate.explore import Setting
+    from leankv_sglang.calibrate.run import calibrate
+    from leankv_sglang.calibrate.search import Found, Target
     from leankv_sglang.calibrate.windows import calibration_windows, default_text
-    from leankv_sglang.models import resolve_model_path
 
     start = time.monotonic()
     high, mid, low = parse_tiers(args.tiers)
-    # Where a predictor's weights will lie is only known later; until then any name does.
+    # A predictor comes from the calibration itself; until it is written any file's name does.
     config = LeanKVConfig(
         high=high, mid=mid, low=low, significance=args.significance, window=args.window, predictor=args.out
     )
@@ -87,19 +93,33 @@ def run(args: argparse.Namespace) -> None:
     if any(not target.name.isidentifier() for target in targets):
         raise LeanKVError(f"--name must be a plain word, not {args.name!r}.")
     folder = resolve_model_path(args.model)
+    shape = read_shape(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [_read(path) for path in args.text or []] or [default_text()]
     windows = calibration_windows(tokenizer, texts, args.windows, 2048, args.seed)
     measured_on = calibration_windows(tokenizer, texts, args.measured, 4096, args.seed + 1)
-    model = json.loads((Path(folder) / "config.json").read_text())
-    heads = model["num_attention_heads"]
+    setting = Setting(config, args.page_size, not args.keep_all, args.seed)
+
+    def report(target: Target, found: Found) -> None:
+        tqdm.write(f"  {target.name:10} {_say(found.measured)}")
+
+    done = calibrate(folder, windows, measured_on, setting, targets, report, home() / "calibration")
+    _write(args.out, _profile(args, folder, shape, config, done))
+    print(f"{args.out}: {', '.join(done.points)}; {(time.monotonic() - start) / 60:.0f} minutes")
+    for name, found in done.points.items():
+        print(f"  {name:10} {_say(found.measured)} at 4,096 tokens")
+
+
+def _profile(
+    args: argparse.Namespace, folder: str, shape: ModelShape, config: LeanKVConfig, done: Calibrated
+) -> dict[str, Any]:
     profile: dict[str, Any] = {
         "leankv_profile": VERSION,
         "model": {
             "name": Path(folder).name,
-            "num_layers": model["num_hidden_layers"],
-            "num_kv_heads": model.get("num_key_value_heads") or heads,
-            "head_dim": model.get("head_dim") or model["hidden_size"] // heads,
+            "num_layers": shape.layers,
+            "num_kv_heads": shape.kv_heads,
+            "head_dim": shape.head_dim,
             "fingerprint": fingerprint(folder),
         },
         "page_size": args.page_size,
@@ -114,28 +134,17 @@ def run(args: argparse.Namespace) -> None:
             "seed": args.seed,
         },
     }
-
-    def save(weights: torch.Tensor | None) -> str | None:
-        if weights is None:
-            return None
-        profile["predictor"] = pack_predictor(weights)
-        _write(args.out, profile)
-        return str(args.out)
-
-    def report(target: Target, found: Found) -> None:
-        seen = found.measured
-        tqdm.write(f"  {target.name:10} KL {seen.kl:.4f}  perplexity {seen.ppl_rel:+.2%}  {seen.ratio:.2f}x")
-
-    done = calibrate(folder, windows, measured_on, Setting(config, args.page_size, args.seed), targets, report, save)
+    if done.predictor is not None:
+        profile["predictor"] = pack_predictor(done.predictor)
     for name, found in done.points.items():
         tables = zip(("alpha_high", "alpha_mid", "alpha_low"), found.alphas, strict=True)
         figures = {what: float(f"{value:.4g}") for what, value in found.measured._asdict().items()}
         profile["points"][name] = {**dict(tables), "measured": figures}
-    _write(args.out, profile)
-    print(f"{args.out}: {', '.join(done.points)}; {(time.monotonic() - start) / 60:.0f} minutes")
-    for name, found in done.points.items():
-        seen = found.measured
-        print(f"  {name:10} KL {seen.kl:.4f}  perplexity {seen.ppl_rel:+.2%}  {seen.ratio:.2f}x at 4,096 tokens")
+    return profile
+
+
+def _say(seen: Measured) -> str:
+    return f"KL {seen.kl:.4f}  perplexity {seen.ppl_rel:+.2%}  {seen.ratio:.2f}x"
 
 
 def _read(path: str) -> str:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from leankv_sglang.calibrate.capture import Layer
-from leankv_sglang.calibrate.sensitivity import QUERY_BLOCK, full_pages
+from leankv_sglang.calibrate.sensitivity import QUERY_BLOCK
+from leankv_sglang.significance import FullPages
 from leankv_sglang.significance.predictor import features
 
 RIDGE = 0.002
@@ -45,13 +46,19 @@ def harm(seen: Layer, window: int, page: int) -> Tensor:
     return torch.where(readers > 0, total / readers.clamp(min=1), torch.nan)
 
 
-def fit(windows: Sequence[Layer], window: int, page: int) -> Tensor:
+def fit(windows: Sequence[Layer], pages: Sequence[FullPages], window: int) -> Tensor:
     """Weights ``[H, F]`` of one layer: ridge regression of the logarithm of :func:`harm`, rounded as a profile has
-    them."""
+    them.
+
+    Args:
+        windows: the layer over each window.
+        pages: what a strategy sees of each.
+        window: pages of near view.
+    """
     seen, wanted = [], []
-    for layer in windows:
-        cost = harm(layer, window, page)
-        x = features(full_pages(layer, page)).transpose(0, 1).flatten(1, 2)  # [H, T, F]
+    for layer, full in zip(windows, pages, strict=True):
+        cost = harm(layer, window, full.key.shape[1])
+        x = features(full).transpose(0, 1).flatten(1, 2)  # [H, T, F]
         known = ~cost[0, : x.shape[1]].isnan()
         seen.append(x[:, known])
         wanted.append((cost[:, : x.shape[1]][:, known] + _LEAST).log())

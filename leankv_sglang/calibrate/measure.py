@@ -9,9 +9,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from leankv_sglang.config import Alphas, LeanKVConfig
-from leankv_sglang.offline.caches import threshold_table
 from leankv_sglang.offline.compare import compare
 from leankv_sglang.offline.packed import PackedModel
+from leankv_sglang.significance import Significance
+from leankv_sglang.thresholds import threshold_table
 
 SKIP = 512
 """First tokens of a window that are not scored."""
@@ -33,6 +34,7 @@ class Yardstick:
     windows: list[Tensor]
     config: LeanKVConfig
     page_size: int
+    significance: Significance
     _exact: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -54,10 +56,12 @@ class Yardstick:
         return Measured(kl / count, math.exp((nll - nll_exact) / count) - 1, raw / held)
 
     def _outputs(self, ids: Tensor, alphas: Alphas | None) -> tuple[Tensor, int]:
-        shape = self.model.shape
-        table = None if alphas is None else threshold_table(alphas, shape.layers, shape.kv_heads)
-        config = None if alphas is None else self.config
-        cache = self.model.cache(config, self.page_size, 1, len(ids), table)
+        if alphas is None:
+            cache = self.model.cache(None, self.page_size, 1, len(ids))
+        else:
+            shape = self.model.shape
+            table = threshold_table(alphas, shape.layers, shape.kv_heads)
+            cache = self.model.cache(self.config, self.page_size, 1, len(ids), table, self.significance)
         state = cache.new(len(ids))
         out = self.model.prefill(cache, [(state, ids.tolist())])[0]
         return out, cache.context_bytes(state)

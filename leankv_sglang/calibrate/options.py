@@ -25,8 +25,7 @@ class Option(NamedTuple):
         """Bytes of a token in the far view, headers and padding apart."""
         size = layout.token_bytes
         base = size.scale + size.key_base + size.value_base
-        mid = layout.mid_keys_fine * size.key_refine + layout.mid_values_fine * size.value_refine
-        fine = self.high * (size.key_refine + size.value_refine) + self.mid * mid
+        fine = self.high * (size.key_refine + size.value_refine) + self.mid * layout.mid_refine_bytes
         return (self.high + self.mid + self.low) * base + fine
 
     def tiers(self, significance: Tensor) -> Tensor:
@@ -63,8 +62,13 @@ class Option(NamedTuple):
 _SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)
 
 
-def options(mid: bool) -> list[Option]:
-    """The choices of a head, from all high to all pruned; with a middle tier those that use it too."""
+def options(mid: bool, prune: bool = True) -> list[Option]:
+    """The choices of a head, from all high to all pruned; with a middle tier those that use it too.
+
+    Args:
+        mid: whether there is a middle tier.
+        prune: whether tokens may be pruned.
+    """
     found = [Option(high, 0.0, 1 - high) for high in _SHARES[::-1]]
     found += [Option(0.0, 0.0, low) for low in (0.75, 0.5, 0.35, 0.2, 0.1, 0.0)]
     found += [Option(0.1, 0.0, 0.4)]
@@ -72,7 +76,7 @@ def options(mid: bool) -> list[Option]:
         found += [Option(high, 1 - high, 0.0) for high in (0.25, 0.1, 0.0)]
         found += [Option(0.0, share, 1 - share) for share in (0.5, 0.25, 0.1)]
         found += [Option(0.0, 0.5, 0.0), Option(0.0, 0.25, 0.25), Option(0.0, 0.2, 0.0), Option(0.0, 0.1, 0.1)]
-    return found
+    return [option for option in found if prune or sum(option) > 1 - 1e-9]
 
 
 def table(chosen: list[list[tuple[float, float, float]]]) -> Alphas:

@@ -39,8 +39,8 @@ def layer_costs(
     cost = torch.zeros(heads, len(options), dtype=torch.float64)
     high, low = layout.high, layout.low
     mid = layout.mid or low
-    keys = {bits: _stored(seen.k, bits, config.rotation, layout.page_size) for bits in {high.key_bits, low.key_bits}}
-    values = {bits: _stored(seen.v, bits, config.rotation, 0) for bits in {high.value_bits, low.value_bits}}
+    keys = _stored(seen.k, {high.key_bits, low.key_bits}, config.rotation, layout.page_size)
+    values = _stored(seen.v, {high.value_bits, low.value_bits}, config.rotation, 0)
     for head in range(heads):
         tiers = torch.stack([option.tiers(significance[head]) for option in options])
         tiers[:, :SINK_TOKENS] = HIGH
@@ -111,8 +111,9 @@ def full_pages(seen: Layer, page: int) -> FullPages:
     return FullPages(columns, *by_page)
 
 
-def _stored(x: Tensor, bits: int, rotation: str, page: int) -> Tensor:
-    """Rows ``[H, T, D]`` as a record gives them back; of keys, each whole page of ``page`` tokens less its centre."""
+def _stored(x: Tensor, precisions: set[int], rotation: str, page: int) -> dict[int, Tensor]:
+    """Rows ``[H, T, D]`` as a record gives them back, by bits of their codes; of keys, each whole page of ``page``
+    tokens less its centre."""
     rotated = rotate(x, rotation)
     centre = torch.zeros_like(rotated)
     if page:
@@ -121,6 +122,9 @@ def _stored(x: Tensor, bits: int, rotation: str, page: int) -> Tensor:
         centres = centre_of(by_page, rotation).double()[:, :, None].expand(-1, -1, page, -1)
         centre[:, :whole] = centres.flatten(1, 2)
     codes, scale, zero = quantize(rotated - centre)
-    step, middle = bin_centre(bits)
-    read = (codes // step * step + middle) * scale.double()[..., None] + zero.double()[..., None] + centre
-    return rotate(read, rotation).float()
+    stored = {}
+    for bits in precisions:
+        step, middle = bin_centre(bits)
+        read = (codes // step * step + middle) * scale.double()[..., None] + zero.double()[..., None] + centre
+        stored[bits] = rotate(read, rotation).float()
+    return stored

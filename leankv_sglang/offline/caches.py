@@ -9,34 +9,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from leankv_kernels import Plan, RawPages, RecordLayout, RecordStore, build_plan, get_ops
 from leankv_kernels.layout import LEVEL_FAR
-from leankv_sglang.config import Alphas, LeanKVConfig
+from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.model_shape import ModelShape
 from leankv_sglang.read_rule import Compressor
+from leankv_sglang.significance import Significance
 from leankv_sglang.significance.build import build_significance
 from leankv_sglang.sizing import PAGE_TABLE_ENTRY, make_layout, open_page_bytes
+from leankv_sglang.thresholds import threshold_table
 
 QUERY_BLOCK = 128
 """Queries of exact attention at a time: scores of a block stay in cache, which is worth a third of the time."""
-
-
-class ModelShape(NamedTuple):
-    """What of a model its KV cache depends on."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of a token's 16-bit keys and values over all layers."""
-        return 4 * self.layers * self.kv_heads * self.head_dim
 
 
 @dataclass(eq=False)
@@ -163,12 +152,6 @@ def _exact(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return out.permute(2, 0, 1, 3).reshape(count, -1, dim)
 
 
-def threshold_table(alphas: Alphas, layers: int, heads: int) -> Tensor:
-    """Thresholds of every layer and KV head, float64 ``[layers, 3, heads]``."""
-    tables = (torch.as_tensor(value, dtype=torch.float64) for value in alphas)
-    return torch.stack([table.expand(layers, heads) for table in tables], dim=1)
-
-
 @dataclass(eq=False)
 class LeanState(State):
     """A row of open pages, and the logical ids of all pages, the open one last."""
@@ -188,6 +171,7 @@ class LeanCache(Cache[LeanState]):
         rows: sequences at a time.
         tokens: tokens at a time over all sequences, shared ones once; memory is touched only as it fills.
         dtype: of raw keys and values.
+        significance: the strategy; the configuration's by default.
     """
 
     def __init__(
@@ -199,6 +183,7 @@ class LeanCache(Cache[LeanState]):
         tokens: int,
         dtype: torch.dtype = torch.bfloat16,
         alphas: Tensor | None = None,
+        significance: Significance | None = None,
     ) -> None:
         self.shape, self.page_size, self.window = shape, page_size, config.window
         self.layout: RecordLayout = make_layout(config, page_size, shape.kv_heads, shape.head_dim)
@@ -207,11 +192,11 @@ class LeanCache(Cache[LeanState]):
         self.store = RecordStore(self.layout, shape.layers, pages, "cpu")
         if alphas is None:
             alphas = threshold_table(config.alphas, shape.layers, shape.kv_heads)
-        significance = build_significance(config)
-        self.compressor = Compressor(self.ops, self.store, config.rotation, significance, alphas)
+        strategy = build_significance(config) if significance is None else significance
+        self.compressor = Compressor(self.ops, self.store, config.rotation, strategy, alphas)
         open_shape = (shape.layers, rows, page_size, shape.kv_heads, shape.head_dim)
         self.key, self.value = torch.zeros(open_shape, dtype=dtype), torch.zeros(open_shape, dtype=dtype)
-        self.scores = torch.zeros(shape.layers, rows, shape.heads, page_size, dtype=torch.int32)
+        self.scores = torch.zeros(shape.layers, rows, shape.query_heads, page_size, dtype=torch.int32)
         self.table = torch.zeros(rows, 0, dtype=torch.int32)
         self.rows = list(range(rows))
         self.holders = [0] * (pages + 1)
@@ -285,7 +270,7 @@ class LeanCache(Cache[LeanState]):
             self.ops.cut_pages(self.store, far, torch.full_like(far, LEVEL_FAR))
         blocks = int(self.ops.count_blocks(self.store, pages)[:, -1].sum()) if len(pages) else 0
         table = PAGE_TABLE_ENTRY * self.shape.layers * len(pages)
-        raw = open_page_bytes(self.layout, self.shape.layers, self.shape.heads, self.key.element_size())
+        raw = open_page_bytes(self.layout, self.shape.layers, self.shape.query_heads, self.key.element_size())
         return blocks * self.layout.block_bytes + table + raw
 
     def _take(self) -> int:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.model_shape import shape_of
 from leankv_sglang.models import resolve_model_path
-from leankv_sglang.offline.caches import Cache, LeanCache, ModelShape, RawCache, State
+from leankv_sglang.offline.caches import Cache, LeanCache, RawCache, State
 from leankv_sglang.profile import Shape
+from leankv_sglang.significance import Significance
 
 CHUNK = 2048
 """Tokens of a prefill forward."""
@@ -35,10 +37,7 @@ class PackedModel:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         self.model, self.name = model.eval(), name
-        config = model.config
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        heads = (config.num_attention_heads, config.num_key_value_heads)
-        self.shape = ModelShape(config.num_hidden_layers, *heads, head_dim)
+        self.shape = shape_of(model.config.to_dict())
         self.digest = ""
         self._cache: Cache[Any] | None = None
         # One name per model: the registry is the library's, for all models of the process.
@@ -72,16 +71,22 @@ class PackedModel:
         return frozenset([ids] if isinstance(ids, int) else ids or [])
 
     def cache(
-        self, config: LeanKVConfig | None, page_size: int, rows: int, tokens: int, alphas: Tensor | None = None
+        self,
+        config: LeanKVConfig | None,
+        page_size: int,
+        rows: int,
+        tokens: int,
+        alphas: Tensor | None = None,
+        significance: Significance | None = None,
     ) -> Cache[Any]:
         """An empty cache for so many sequences and tokens at a time; without a configuration the exact one.
 
         Args:
-            alphas: thresholds other than the configuration's, see :class:`LeanCache`.
+            alphas, significance: other than the configuration's, see :class:`LeanCache`.
         """
         if config is None:
             return RawCache(self.shape, self.model.dtype)
-        return LeanCache(self.shape, config, page_size, rows, tokens, self.model.dtype, alphas)
+        return LeanCache(self.shape, config, page_size, rows, tokens, self.model.dtype, alphas, significance)
 
     @torch.inference_mode()
     def extend(self, cache: Cache[Any], batch: Sequence[tuple[State, Sequence[int]]]) -> Tensor:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny_model import make_tiny_model
 
-from leankv_sglang.calibrate.__main__ import main
+from leankv_sglang.calibrate import __main__ as command
+from leankv_sglang.calibrate import explore
 from leankv_sglang.fingerprint import fingerprint
 from leankv_sglang.offline.packed import PackedModel
 from leankv_sglang.profile import load_profile
@@ -20,6 +21,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_tiny_model(tmp_path_factory.mktemp("tiny")))
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(command, "home", lambda: tmp_path / "home")
+    return tmp_path / "home"
+
+
 SMALL = ("--windows", "1", "--measured", "1")
 
 
@@ -27,7 +34,7 @@ SMALL = ("--windows", "1", "--measured", "1")
 def test_a_calibration_writes_a_profile_that_serves(model: str, significance: str, tmp_path: Path) -> None:
     out = tmp_path / "mine.json"
     target = ("--target-ratio", "4.0", "--name", "mine")
-    assert main(["--model", model, "--out", str(out), "--significance", significance, *SMALL, *target]) == 0
+    assert command.main(["--model", model, "--out", str(out), "--significance", significance, *SMALL, *target]) == 0
     profile = load_profile(str(out))
     assert profile.fingerprint == fingerprint(model)
     assert [name for name, _ in profile.config.points] == ["mine"]
@@ -44,18 +51,43 @@ def test_a_calibration_writes_a_profile_that_serves(model: str, significance: st
     assert ratio == pytest.approx(measured["ratio"], rel=0.15)
 
 
+def test_another_target_needs_no_gradients(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    argv = ["--model", model, *SMALL, "--target-ratio", "4.0"]
+    assert command.main([*argv, "--out", str(first)]) == 0
+
+    def refused(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(explore, "capture", refused)
+    assert command.main([*argv, "--out", str(second)]) == 0
+    assert first.read_text() == second.read_text()
+    with pytest.raises(AssertionError):
+        command.main([*argv, "--out", str(second), "--keep-all"])
+
+
+def test_without_pruning_every_token_is_kept(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "kept.json"
+    argv = ["--model", model, *SMALL, "--keep-all", "--significance", "attention", "--target-ratio", "3.0"]
+    assert command.main([*argv, "--out", str(out)]) == 0
+    low = load_profile(str(out)).config.alphas.low
+    assert isinstance(low, tuple)
+    assert all(not alpha for layer in low for alpha in layer)
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
         (["--tiers", "k8v4,k4v8"], "--leankv-tiers"),
         (["--text", "no/such/file"], "--text no/such/file cannot be read"),
         (["--target-kl", "0.01", "--name", "a;b"], "--name must be a plain word"),
+        (["--model", "no-such-model"], "no-such-model"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(
     argv: list[str], says: str, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--model", model, *argv]) == 2
+    assert command.main(["--model", model, *argv]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert says in error

@@ -18,7 +18,7 @@ from leankv_sglang.calibrate.capture import Layer, capture
 from leankv_sglang.calibrate.fit import fit, harm
 from leankv_sglang.calibrate.measure import Measured
 from leankv_sglang.calibrate.options import Option, options
-from leankv_sglang.calibrate.search import Found, Space, search
+from leankv_sglang.calibrate.search import ADDS_UP, Found, Space, Target, search
 from leankv_sglang.calibrate.sensitivity import full_pages, layer_costs
 from leankv_sglang.calibrate.windows import calibration_windows, default_text
 from leankv_sglang.config import LeanKVConfig
@@ -93,6 +93,7 @@ def test_options_are_shares(mid: bool) -> None:
     assert all(min(o) >= 0 and sum(o) <= 1 + 1e-9 for o in found)
     assert {Option(1.0, 0.0, 0.0), Option(0.0, 0.0, 1.0), Option(0.0, 0.0, 0.0)} <= set(found)
     assert mid == any(o.mid for o in found)
+    assert options(mid, prune=False) == [o for o in found if sum(o) == 1]
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -177,7 +178,7 @@ def test_harm_is_of_far_queries_alone(seen: list[Layer]) -> None:
 
 def test_the_fit_finds_a_predictor_that_is_there(seen: list[Layer]) -> None:
     """Where harm is what a predictor says, the fit predicts it; and it beats chance on real harm."""
-    weights = fit(seen[:1], CONFIG.window, PAGE)
+    weights = fit(seen[:1], [full_pages(seen[0], PAGE)], CONFIG.window)
     pages = full_pages(seen[0], PAGE)
     said = Predictor(weights[None])(0, pages).transpose(0, 1).flatten(1).log()
     true = harm(seen[0], CONFIG.window, PAGE)[:, : 4 * PAGE]
@@ -205,7 +206,7 @@ def test_a_choice_is_the_cheapest_at_its_price() -> None:
     free, dear = space.choose(0.0), space.choose(1e6)
     assert space.estimated(free) == pytest.approx(float(space.cost.amin(-1).sum()))
     assert space.bytes_of(dear) == 0
-    middle = space.choose(space.price_of(0.5, space.estimated))
+    middle = space.choose(space.first_price(Target("kl", kl=0.5 / ADDS_UP)))
     assert space.estimated(middle) <= 0.5 < space.estimated(dear)
 
 
@@ -225,19 +226,23 @@ def test_a_search_ends_just_inside_its_target(target: float) -> None:
             asked.append((choice, super().alphas(choice)))
             return asked[-1][1]
 
-    watched = Watched(*space)
+    watched = Watched(space.options, space.cost, space.significance, space.layout)
     steps: list[Found] = []
-    by_kl = search(watched, measure, lambda m: m.kl <= target, target, True, steps.append)
+
+    def report(_: Target, found: Found) -> None:
+        steps.append(found)
+
+    by_kl = search(watched, Target("by_kl", kl=target), measure, report)
     assert by_kl.measured.kl <= target
     assert by_kl.measured.ratio == max(s.measured.ratio for s in steps if s.measured.kl <= target)
     ratio = by_kl.measured.ratio
     steps.clear()
-    by_ratio = search(watched, measure, lambda m: m.ratio >= ratio, target, False, steps.append)
+    by_ratio = search(watched, Target("by_ratio", ratio=ratio), measure, report)
     assert by_ratio.measured.ratio >= ratio
     assert by_ratio.measured.kl == min(s.measured.kl for s in steps if s.measured.ratio >= ratio)
 
 
 def test_a_target_out_of_reach_gives_the_nearest() -> None:
     space = _space()
-    found = search(space, lambda _: Measured(1.0, 0.0, 2.0), lambda m: m.kl < 0.5, 0.1, True, lambda _: None)
+    found = search(space, Target("far", kl=0.5), lambda _: Measured(1.0, 0.0, 2.0), lambda *_: None)
     assert found.measured.kl == 1.0

@@ -10,7 +10,8 @@ from sentences import is_one_sentence
 
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.plan import FORMS, ModelShape, lasting_units, main, parse_bytes, plan_rows, read_shape
+from leankv_sglang.model_shape import ModelShape, read_shape
+from leankv_sglang.plan import FORMS, lasting_units, main, parse_bytes, plan_rows
 from leankv_sglang.sizing import make_layout, open_page_bytes, page_bytes
 
 SMOLLM2, LLAMA3 = ModelShape(30, 9, 3, 64), ModelShape(32, 32, 8, 128)

@@ -1,0 +1,36 @@
+"""Thresholds as the ops take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from leankv_sglang.config import Alphas
+from leankv_sglang.errors import LeanKVError
+
+
+def threshold_table(
+    alphas: Alphas, layers: int, heads: int, of_rank: Callable[[Tensor], Tensor] = lambda table: table
+) -> Tensor:
+    """Thresholds of every layer and KV head held here, float64 ``[layers, 3, heads]``.
+
+    Args:
+        alphas: one number for all heads, or a table of all KV heads, each.
+        heads: KV heads held here.
+        of_rank: from a table ``[layers, all KV heads]`` to what this rank holds.
+
+    Raises:
+        LeanKVError: where a table is not of this shape.
+    """
+    out = torch.empty(layers, len(alphas), heads, dtype=torch.float64)
+    for i, value in enumerate(alphas):
+        table = torch.as_tensor(value, dtype=torch.float64)
+        if table.ndim:
+            table = of_rank(table)
+            if tuple(table.shape) != (layers, heads):
+                shape = tuple(table.shape)
+                raise LeanKVError(f"The LeanKV profile has thresholds of shape {shape}, the pool {(layers, heads)}.")
+        out[:, i] = table
+    return out
