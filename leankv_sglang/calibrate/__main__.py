@@ -6,24 +6,19 @@ Without a target it finds ``lossless``, ``balanced`` and ``small``.
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leankv_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.fingerprint import fingerprint
-from leankv_sglang.model_shape import ModelShape, read_shape
+from leankv_sglang.model_shape import read_shape
 from leankv_sglang.models import ModelError, home, resolve_model_path
-from leankv_sglang.profile import VERSION, pack_predictor
 
 if TYPE_CHECKING:
     from leankv_sglang.calibrate.measure import Measured
-    from leankv_sglang.calibrate.run import Calibrated
 
 DEFAULT_TIERS = "k8v4,k4v4,k4v2"
 # Below the bars that the profiles are named for: another text may cost a little more.
@@ -35,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="python -m leankv_sglang.calibrate", description=__doc__)
     out.add_argument("--model", metavar="NAME|DIR", help="catalog name or folder (default: the default model)")
     out.add_argument("--out", metavar="FILE", default="profile.json", help="the profile (default: profile.json)")
+    out.add_argument("--add", action="store_true", help="add to the points of the profile that is there")
     out.add_argument("--name", default="custom", help="name of the point, with a target (default: custom)")
     target = out.add_mutually_exclusive_group()
     target.add_argument("--target-kl", type=float, metavar="NATS", help="most KL per token, at the most bytes saved")
@@ -75,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
     from transformers import AutoTokenizer
 
+    from leankv_sglang.calibrate.document import add, begin, go_on, write
     from leankv_sglang.calibrate.explore import Setting
     from leankv_sglang.calibrate.run import calibrate
     from leankv_sglang.calibrate.search import Found, Target
@@ -94,53 +91,25 @@ def run(args: argparse.Namespace) -> None:
         raise LeanKVError(f"--name must be a plain word, not {args.name!r}.")
     folder = resolve_model_path(args.model)
     shape = read_shape(folder)
+    setting = Setting(config, args.page_size, not args.keep_all, args.seed)
+    profile = begin(folder, shape, setting)
+    if args.add:
+        profile = go_on(args.out, profile)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [_read(path) for path in args.text or []] or [default_text()]
     windows = calibration_windows(tokenizer, texts, args.windows, 2048, args.seed)
     measured_on = calibration_windows(tokenizer, texts, args.measured, 4096, args.seed + 1)
-    setting = Setting(config, args.page_size, not args.keep_all, args.seed)
 
     def report(target: Target, found: Found) -> None:
         tqdm.write(f"  {target.name:10} {_say(found.measured)}")
 
     done = calibrate(folder, windows, measured_on, setting, targets, report, home() / "calibration")
-    _write(args.out, _profile(args, folder, shape, config, done))
+    names = [Path(path).name for path in args.text or []] or ["pydoc topics"]
+    add(profile, done, {"texts": names, "windows": [args.windows, args.measured], "seed": args.seed})
+    write(profile, args.out)
     print(f"{args.out}: {', '.join(done.points)}; {(time.monotonic() - start) / 60:.0f} minutes")
     for name, found in done.points.items():
         print(f"  {name:10} {_say(found.measured)} at 4,096 tokens")
-
-
-def _profile(
-    args: argparse.Namespace, folder: str, shape: ModelShape, config: LeanKVConfig, done: Calibrated
-) -> dict[str, Any]:
-    profile: dict[str, Any] = {
-        "leankv_profile": VERSION,
-        "model": {
-            "name": Path(folder).name,
-            "num_layers": shape.layers,
-            "num_kv_heads": shape.kv_heads,
-            "head_dim": shape.head_dim,
-            "fingerprint": fingerprint(folder),
-        },
-        "page_size": args.page_size,
-        "tiers": config.tiers,
-        "rotation": config.rotation,
-        "significance": config.significance,
-        "window": config.window,
-        "points": {},
-        "calibration": {
-            "texts": [Path(path).name for path in args.text or []] or ["pydoc topics"],
-            "windows": [args.windows, args.measured],
-            "seed": args.seed,
-        },
-    }
-    if done.predictor is not None:
-        profile["predictor"] = pack_predictor(done.predictor)
-    for name, found in done.points.items():
-        tables = zip(("alpha_high", "alpha_mid", "alpha_low"), found.alphas, strict=True)
-        figures = {what: float(f"{value:.4g}") for what, value in found.measured._asdict().items()}
-        profile["points"][name] = {**dict(tables), "measured": figures}
-    return profile
 
 
 def _say(seen: Measured) -> str:
@@ -152,12 +121,6 @@ def _read(path: str) -> str:
         return Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise LeanKVError(f"--text {path} cannot be read: {error}.") from error
-
-
-def _write(path: str, profile: dict[str, Any]) -> None:
-    # The numbers of a layer on one line: readable, and small in a diff.
-    text = re.sub(r"\[[^\[\]]*\]", lambda found: re.sub(r"\s+", " ", found[0]), json.dumps(profile, indent=1))
-    Path(path).write_text(text + "\n")
 
 
 if __name__ == "__main__":

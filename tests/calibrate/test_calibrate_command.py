@@ -64,6 +64,26 @@ def test_another_target_needs_no_gradients(model: str, tmp_path: Path, monkeypat
     assert first.read_text() == second.read_text()
     with pytest.raises(AssertionError):
         command.main([*argv, "--out", str(second), "--keep-all"])
+    # The other point is of the same predictor, so one profile can hold both.
+    assert command.main([*argv, "--out", str(second), "--add", "--name", "other"]) == 0
+    both, alone = json.loads(second.read_text()), json.loads(first.read_text())
+    assert both.pop("points") == dict.fromkeys(("custom", "other"), alone["points"]["custom"])
+    assert alone.pop("points")
+    assert both == alone
+
+
+def test_points_are_added_only_to_what_they_fit(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "mine.json")
+    argv = ["--model", model, *SMALL, "--target-ratio", "4.0", "--out", out]
+    assert command.main([*argv, "--add"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert command.main(argv) == 0
+    before = Path(out).read_text()
+    assert command.main([*argv, "--add", "--window", "2"]) == 2
+    assert "has another window" in capsys.readouterr().err
+    assert command.main([*argv, "--add", "--seed", "1"]) == 2
+    assert "has another predictor" in capsys.readouterr().err
+    assert Path(out).read_text() == before
 
 
 def test_without_pruning_every_token_is_kept(model: str, tmp_path: Path) -> None:
