@@ -58,10 +58,10 @@ def resolve(field: Any, config: LeanKVConfig) -> Accuracy:
     Raises:
         LeanKVError: one sentence saying what is wrong with the field.
     """
-    names = ", ".join(named(config))
-    form = f'{{"profile": name}} with a name of {names}, or {{"alpha_high": number, "alpha_low": number}}'
     if field is None:
         return _accuracy(config.alphas, config)
+    names = ", ".join(named(config))
+    form = f'{{"profile": name}} with a name of {names}, or {{"alpha_high": number, "alpha_low": number}}'
     if not isinstance(field, dict) or not field:
         raise LeanKVError(f"{FIELD} takes {form}, not {_say(field)}.")
     if unknown := [name for name in field if name not in ("profile", *_THRESHOLDS)]:

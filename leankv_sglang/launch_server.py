@@ -178,11 +178,10 @@ def launch(argv: Sequence[str]) -> None:
 
 def main() -> None:
     """Command-line entry: errors are one sentence, exit status 2."""
-    from leankv_sglang.models import ModelError
 
     try:
         launch(sys.argv[1:])
-    except (LeanKVError, ModelError) as error:
+    except LeanKVError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
 

@@ -118,7 +118,7 @@ def plan_rows(shape: ModelShape, memory: int, page_size: int, requests: int, win
 
 def main(argv: list[str] | None = None) -> None:
     """Command line; errors are one sentence, exit status 2."""
-    from leankv_sglang.models import ModelError, resolve_model_path
+    from leankv_sglang.models import resolve_model_path
 
     parser = argparse.ArgumentParser(
         prog="python -m leankv_sglang.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         shape = read_shape(resolve_model_path(args.model))
         memory = parse_bytes(args.memory)
         rows = plan_rows(shape, memory, args.page_size, args.max_running_requests, args.window)
-    except (LeanKVError, ModelError) as error:
+    except LeanKVError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     layers, query_heads, kv_heads, head_dim = shape

@@ -124,10 +124,7 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
     Raises:
         LeanKVError: one sentence that names the file and what is wrong with it.
     """
-
-    def broken(why: str) -> LeanKVError:
-        return LeanKVError(f"--leankv-profile {path}: {why}.")
-
+    broken = _complaint(path)
     try:
         data: Any = json.loads(Path(path).read_text())
     except OSError as error:
@@ -182,10 +179,7 @@ def read_predictor(path: str) -> Tensor:
     Raises:
         LeanKVError: where they are gone.
     """
-
-    def broken(why: str) -> LeanKVError:
-        return LeanKVError(f"--leankv-profile {path}: {why}.")
-
+    broken = _complaint(path)
     try:
         data = json.loads(Path(path).read_text())
         shape = Shape(*(data["model"][k] for k in _MODEL_KEYS))
@@ -197,6 +191,10 @@ def read_predictor(path: str) -> Tensor:
 def pack_predictor(weights: Tensor) -> str:
     """Weights ``[layers, KV heads, features]`` as a profile has them: float16, base64."""
     return base64.b64encode(weights.to(torch.float16).numpy().tobytes()).decode()
+
+
+def _complaint(path: str) -> Broken:
+    return lambda why: LeanKVError(f"--leankv-profile {path}: {why}.")
 
 
 def _predictor(data: dict[str, Any], shape: Shape, broken: Broken) -> Tensor:

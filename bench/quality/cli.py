@@ -19,7 +19,7 @@ from bench.quality.systems import ALL_FORMS, systems
 from bench.quality.tasks import TASKS, task
 from bench.table import write_json
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.models import ModelError, resolve_model_path
+from leankv_sglang.models import resolve_model_path
 from leankv_sglang.offline.packed import PackedModel
 
 ITEMS = Path(__file__).resolve().parents[2] / "build" / "quality"
@@ -96,7 +96,7 @@ def main() -> None:
     try:
         rivals = read_rows(args.rival_json)
         rows = evaluate(args, names) if names else []
-    except (LeanKVError, ModelError, OSError, ValueError) as error:
+    except (LeanKVError, OSError, ValueError) as error:
         parser.exit(2, f"{error}\n")
     if rivals:
         rows += rivals

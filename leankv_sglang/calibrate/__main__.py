@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from leankv_sglang.command import exit_code
 from leankv_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.model_shape import read_shape
-from leankv_sglang.models import ModelError, home, resolve_model_path
+from leankv_sglang.models import home, resolve_model_path
 
 if TYPE_CHECKING:
     from leankv_sglang.calibrate.measure import Measured
@@ -55,15 +56,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, 2 after an error, 130 when interrupted."""
     args = parser().parse_args(argv)
-    try:
-        run(args)
-    except (LeanKVError, ModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> None:

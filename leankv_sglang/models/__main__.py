@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from leankv_sglang.command import exit_code
+
 from .cache import model_folder
 from .catalog import CATALOG, DEFAULT_MODEL, lookup
 from .errors import ModelError
@@ -16,16 +18,12 @@ from .store import convert_gguf, ensure_model, is_fetched
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0, 2 after an error, 130 when interrupted."""
     args = _parser().parse_args(argv)
-    try:
+
+    def run() -> None:
         for line in _run(args):
             print(line)
-    except ModelError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(run)
 
 
 def _parser() -> argparse.ArgumentParser:

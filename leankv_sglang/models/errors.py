@@ -1,5 +1,7 @@
 """The one exception of this subpackage."""
 
+from leankv_sglang.errors import LeanKVError
 
-class ModelError(Exception):
+
+class ModelError(LeanKVError):
     """A model cannot be fetched, read or converted; `str(error)` is one sentence for the user."""

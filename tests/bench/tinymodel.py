@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from leankv_sglang.offline.packed import PackedModel
@@ -10,24 +12,29 @@ PAGE = 64
 VOCABULARY = 512
 
 
-def tiny_model(vocabulary: int = VOCABULARY, gain: float = 0.2) -> PackedModel:
-    """The same weights every time: 3 layers, 6 query heads, 2 KV heads of 32."""
+def tiny_llama(vocabulary: int, layers: int, heads: int, gain: float) -> Any:
+    """A random Llama in float32, the same weights every time; 2 KV heads of 32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=192,
+        hidden_size=32 * heads,
         intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=6,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         num_key_value_heads=2,
         head_dim=32,
         initializer_range=gain,
         bos_token_id=None,
         eos_token_id=None,
     )
-    return PackedModel(LlamaForCausalLM(config).to(torch.bfloat16), "tiny")
+    return LlamaForCausalLM(config).eval()
+
+
+def tiny_model(vocabulary: int = VOCABULARY, gain: float = 0.2) -> PackedModel:
+    """3 layers, 6 query heads."""
+    return PackedModel(tiny_llama(vocabulary, 3, 6, gain).to(torch.bfloat16), "tiny")
 
 
 def tokens(count: int, seed: int) -> list[int]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tinymodel import tiny_llama
 from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, TIERS, RecordLayout
@@ -36,21 +37,8 @@ def layout(head_dim: int = 32) -> RecordLayout:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    """A random Llama in float32: 2 layers, 4 query heads, 2 KV heads of 32."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        initializer_range=0.25,
-    )
-    return LlamaForCausalLM(config).eval()
+    """2 layers, 4 query heads."""
+    return tiny_llama(97, 2, 4, gain=0.2)
 
 
 @pytest.fixture(scope="module")

@@ -69,28 +69,39 @@ LEANKV_INLINE uint16_t half_nearest(float x) {
     return off < rest || (off == rest && !(below & 1)) ? below : above;
 }
 
+// Reads a row into doubles.
+LEANKV_INLINE void widen(const void* raw, size_t row, int dim, int dtype, double* x) {
+    alignas(64) float narrow[kMaxDim];
+    for (int c = 0; c < dim; c += W) store(narrow + c, load_as_float(raw, row + c, dtype));
+    for (int c = 0; c < dim; c++) x[c] = narrow[c];
+}
+
+// Rotates a row, if rows are rotated, but for the factor that it returns.
+LEANKV_INLINE double rotate(double* x, int dim, bool rotated) {
+    const int block = rotated ? dim & -dim : 0;
+    for (int c = 0; block && c < dim; c += block) hadamard(x + c, block);
+    return block ? 1.0 / __builtin_sqrt(double(block)) : 1.0;
+}
+
 // The centre of a page's keys of one head (see reference/codec.py): as halves, and what those say.
 static void find_centre(const CommitArgs& a, int64_t n, int h, uint16_t* halves, double* centre) {
-    const int dim = int(a.shape.head_dim), block = a.rotated ? dim & -dim : 0;
+    const int dim = int(a.shape.head_dim);
     const int64_t page = a.shape.page_size, heads = a.shape.heads;
     constexpr double kSteps = 65536.0, magic = 6755399441055744.0;  // 1.5 * 2^52
     int64_t sum[kMaxDim] = {};
-    alignas(64) float narrow[kMaxDim];
+    alignas(64) double x[kMaxDim];
     for (int64_t t = 0; t < page; t++) {
-        const size_t row = ((size_t(n) * page + t) * heads + h) * dim;
-        for (int c = 0; c < dim; c += W) store(narrow + c, load_as_float(a.key, row + c, a.dtype));
+        widen(a.key, ((size_t(n) * page + t) * heads + h) * dim, dim, a.dtype, x);
         for (int c = 0; c < dim; c++) {
-            double x = narrow[c];
-            x = x > kHalfMax ? kHalfMax : x < -kHalfMax ? -kHalfMax : x;
-            sum[c] += int64_t((x * kSteps + magic) - magic);
+            const double clamped = x[c] > kHalfMax ? kHalfMax : x[c] < -kHalfMax ? -kHalfMax : x[c];
+            sum[c] += int64_t((clamped * kSteps + magic) - magic);
         }
     }
     for (int c = 0; c < dim; c++) centre[c] = double(sum[c]) / (kSteps * double(page));
-    for (int c = 0; block && c < dim; c += block) hadamard(centre + c, block);
-    const double norm = block ? 1.0 / __builtin_sqrt(double(block)) : 1.0;
+    const double norm = rotate(centre, dim, a.rotated);
     for (int c = 0; c < dim; c++) {
-        const double x = centre[c] * norm;
-        halves[c] = half_nearest(float(x > kHalfMax ? kHalfMax : x < -kHalfMax ? -kHalfMax : x));
+        const double mean = centre[c] * norm;
+        halves[c] = half_nearest(float(mean > kHalfMax ? kHalfMax : mean < -kHalfMax ? -kHalfMax : mean));
         centre[c] = half_value(halves[c]);
     }
 }
@@ -98,13 +109,10 @@ static void find_centre(const CommitArgs& a, int64_t n, int h, uint16_t* halves,
 // Quantizes one row, less the centre if there is one, to 8-bit codes.
 static void quantize(const CommitArgs& a, const void* raw, size_t row, const double* centre, uint8_t* codes,
                      uint16_t& scale, uint16_t& zero) {
-    const int dim = int(a.shape.head_dim), block = a.rotated ? dim & -dim : 0;
-    alignas(64) float narrow[kMaxDim];
+    const int dim = int(a.shape.head_dim);
     alignas(64) double x[kMaxDim];
-    for (int c = 0; c < dim; c += W) store(narrow + c, load_as_float(raw, row + c, a.dtype));
-    for (int c = 0; c < dim; c++) x[c] = narrow[c];
-    for (int c = 0; block && c < dim; c += block) hadamard(x + c, block);
-    const double norm = block ? 1.0 / __builtin_sqrt(double(block)) : 1.0;
+    widen(raw, row, dim, a.dtype, x);
+    const double norm = rotate(x, dim, a.rotated);
     vd low = vd{} + kHalfMax, high = vd{} - kHalfMax;
     for (int c = 0; c < dim; c += kDoubles) {
         vd v = load(x + c) * norm;
