@@ -85,9 +85,9 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=48, help="per turn")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
-    with serve() as server:
+    with serve("--leankv-profile", "none") as server:
         row = chat(server, args.tokens, args.clients, args.new_tokens)
-    print_table([row], "Mixed chat, SmolLM2, default tiers")
+    print_table([row], "Mixed chat, SmolLM2, one pair of thresholds for all heads")
     write_json(args.json, [row])
 
 

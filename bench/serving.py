@@ -35,13 +35,17 @@ from leankv_sglang.sizing import make_layout, model_dtype_bytes_per_token, token
 CLIENTS = 8
 PRUNED_PROFILE = str(Path(tempfile.gettempdir()) / "leankv-pruned.json")
 SYSTEMS: dict[str, tuple[str, ...]] = {
-    "leankv k8v4": ("--leankv-tiers", "k8v4"),
     "leankv": (),
+    "leankv balanced": ("--leankv-profile", "balanced"),
+    "leankv no profile": ("--leankv-profile", "none"),
+    "leankv k8v4": ("--leankv-tiers", "k8v4"),
     "leankv small": ("--leankv-significance", "none"),
     "leankv k4v2": ("--leankv-tiers", "k4v2"),
     "leankv pruned": ("--leankv-profile", PRUNED_PROFILE),
 }
 STOCK = "stock"
+SHRINK = {"leankv": 2.1, "leankv balanced": 3.3, "leankv no profile": 1.45, "leankv small": 2.0, "leankv pruned": 2.7}
+"""Tokens that a system comes to hold, more or less, per unit."""
 
 
 class Load(NamedTuple):
@@ -210,7 +214,7 @@ def fill(memory: int, systems: list[str], clients: int) -> list[dict[str, Any]]:
     rows = []
     for name in systems:
         given = flags(name, memory, clients)
-        wanted = int(1.15 * int(given[1]) * {"leankv": 1.45, "leankv small": 2.0, "leankv pruned": 2.7}.get(name, 1.05))
+        wanted = int(1.15 * int(given[1]) * SHRINK.get(name, 1.05))
         jobs = unique(wanted, 2000)
         with serve(*given, stock=name == STOCK) as server:
             answers, seconds = run(server, jobs, clients, f"fill: {name}")

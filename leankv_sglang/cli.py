@@ -14,7 +14,7 @@ from leankv_sglang.config import (
     parse_tiers,
 )
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.profile import Profile, find_profile
+from leankv_sglang.profile import NO_PROFILE, Profile, default_profile, find_profile
 
 _METHOD_FLAGS = ("tiers", "alpha_high", "alpha_mid", "alpha_low", "rotation", "significance", "window")
 
@@ -64,7 +64,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--leankv-profile",
         metavar="NAME|FILE[:NAME]",
         help="calibrated thresholds per layer and KV head, and the flags above: lossless, balanced or small of the "
-        "profile that comes with the package for this model, or a file from python -m leankv_sglang.calibrate",
+        "profile that comes with the package for this model, a file from python -m leankv_sglang.calibrate, or none "
+        "(default: lossless, if one comes with the package and none of the flags above is given)",
     )
     group.add_argument(
         "--leankv-demote",
@@ -82,8 +83,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def config_from_args(args: argparse.Namespace, model: str) -> tuple[LeanKVConfig, Profile | None]:
-    """The validated configuration for the model in a folder, and the profile it came from if one was named.
+def config_from_args(
+    args: argparse.Namespace, model: str, page_size: int | None = None
+) -> tuple[LeanKVConfig, Profile | None]:
+    """The validated configuration for the model in a folder, and the profile it came from.
+
+    Args:
+        args: our flags.
+        model: the model's folder.
+        page_size: of the server, where it was said.
 
     Raises:
         LeanKVError: one sentence naming the flag that is wrong.
@@ -95,11 +103,15 @@ def config_from_args(args: argparse.Namespace, model: str) -> tuple[LeanKVConfig
         raise LeanKVError(f"--leankv-kernels takes auto, {', '.join(available_backends())}, not {kernels!r}.")
     given = {name: value for name in _METHOD_FLAGS if (value := getattr(args, f"leankv_{name}")) is not None}
     cache = {"demote": args.leankv_demote, "match": args.leankv_match or "strict"}
-    if args.leankv_profile is not None:
+    profile = None
+    if args.leankv_profile not in (None, NO_PROFILE):
         if given:
             names = ", ".join(f"--leankv-{n.replace('_', '-')}" for n in given)
             raise LeanKVError(f"--leankv-profile decides {names} too; give the profile or the flags, not both.")
         profile = find_profile(args.leankv_profile, model, kernels)
+    elif args.leankv_profile is None and not given:
+        profile = default_profile(model, page_size, kernels)
+    if profile is not None:
         profile = replace(profile, config=replace(profile.config, **cache))
         return profile.config, profile
     if "tiers" in given:

@@ -8,7 +8,7 @@ from leankv_sglang.accuracy import resolve, salted
 from leankv_sglang.config import LeanKVConfig, required_config
 from leankv_sglang.launch_server import apply_fields, prepare_environment
 from leankv_sglang.models import resolve_model_path
-from leankv_sglang.profile import find_profile
+from leankv_sglang.profile import NO_PROFILE, default_profile, find_profile
 
 
 def engine(model_path: str | None = None, leankv: LeanKVConfig | str | None = None, **server_args: Any) -> Any:
@@ -20,7 +20,7 @@ def engine(model_path: str | None = None, leankv: LeanKVConfig | str | None = No
     Args:
         model_path: a folder, a .gguf file or a name of the catalog; None for the default model.
         leankv: how pages are compressed: a configuration, or a profile as ``--leankv-profile`` names it; None for the
-            defaults.
+            defaults: the lossless point of the profile shipped for the model, if there is one.
         server_args: as for ``sglang.Engine``.
 
     Returns:
@@ -32,10 +32,15 @@ def engine(model_path: str | None = None, leankv: LeanKVConfig | str | None = No
     """
     folder = resolve_model_path(model_path)
     profile = None
-    if isinstance(leankv, str):
+    if leankv is None:
+        profile = default_profile(folder, server_args.get("page_size"))
+    elif isinstance(leankv, str) and leankv != NO_PROFILE:
         profile = find_profile(leankv, folder)
+    if profile is not None:
         leankv = profile.config
-    prepare_environment(leankv or LeanKVConfig())
+    elif not isinstance(leankv, LeanKVConfig):
+        leankv = LeanKVConfig()
+    prepare_environment(leankv)
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import ServerArgs
 

@@ -131,6 +131,17 @@ def _with_model_path(rest: list[str]) -> tuple[list[str], str]:
     return ["--model-path", folder, *rest], folder
 
 
+def _page_size(rest: list[str]) -> int | None:
+    """The page size among SGLang's flags; what is no number is left for SGLang to refuse."""
+    found = None
+    for i, arg in enumerate(rest):
+        name, equals, value = arg.partition("=")
+        if name == "--page-size":
+            value = value if equals else "".join(rest[i + 1 : i + 2])
+            found = int(value) if value.isdecimal() else None
+    return found
+
+
 def launch(argv: Sequence[str]) -> None:
     """Start the server and serve until stopped.
 
@@ -147,7 +158,7 @@ def launch(argv: Sequence[str]) -> None:
         _print_help()
         return
     rest, model = _with_model_path(rest)
-    config, profile = config_from_args(ours, model)
+    config, profile = config_from_args(ours, model, _page_size(rest))
     prepare_environment(config)
 
     from sglang.srt.plugins import load_plugins

@@ -24,6 +24,10 @@ VERSION = 2
 SHIPPED = Path(__file__).with_name("profiles")
 """Folder of the profiles that come with the package, one file a model."""
 DEFAULT_POINT = "balanced"
+SERVED_POINT = "lossless"
+"""What a server takes that was told nothing: nobody gets other answers than the model's without asking."""
+NO_PROFILE = "none"
+"""What ``--leankv-profile`` takes for no profile at all, whatever is shipped."""
 _KEYS = {"leankv_profile", "model", "page_size", "tiers", "rotation", "significance", "window", "points"}
 _OPTIONAL = {"calibration", "predictor"}
 _MODEL_KEYS = ("num_layers", "num_kv_heads", "head_dim")
@@ -100,6 +104,24 @@ def find_profile(text: str, model: str, kernels: str = "auto") -> Profile:
             f"python -m leankv_sglang.calibrate --model {model}."
         )
     return load_profile(str(shipped), text, kernels)
+
+
+def default_profile(model: str, page_size: int | None, kernels: str = "auto") -> Profile | None:
+    """What a server takes where nothing was said about compression: the shipped profile's lossless point.
+
+    Args:
+        model: the model's folder.
+        page_size: of the server, where it was said.
+        kernels: backend of the ops, for the configuration.
+
+    Returns:
+        None where no profile is shipped for this model, or for pages of another size only.
+    """
+    shipped = shipped_profile(model)
+    if shipped is None:
+        return None
+    profile = load_profile(str(shipped), SERVED_POINT, kernels)
+    return profile if page_size in (None, profile.page_size) else None
 
 
 def shipped_profile(model: str) -> Path | None:

@@ -21,6 +21,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """The default configuration, metrics on."""
+    """The default configuration, which is the shipped profile's lossless point; metrics on."""
     with serve("--max-total-tokens", str(POOL_TOKENS), "--enable-metrics") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def plain() -> Iterator[Server]:
+    """No profile: one pair of thresholds for all heads, nothing pruned; metrics on."""
+    with serve("--max-total-tokens", str(POOL_TOKENS), "--enable-metrics", "--leankv-profile", "none") as running:
         yield running

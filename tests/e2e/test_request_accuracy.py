@@ -29,16 +29,16 @@ def prompt() -> list[int]:
     return passages(1, LENGTH, LENGTH, seed=11)[0]
 
 
-def _ask(server: Server, prompt: list[int], field: Any, **fields: Any) -> Completion:
-    return server.generate(prompt, 8, fields={"leankv": field, **fields})
+def _ask(plain: Server, prompt: list[int], field: Any, **fields: Any) -> Completion:
+    return plain.generate(prompt, 8, fields={"leankv": field, **fields})
 
 
-def test_an_accuracy_decides_tiers_and_is_told_back(server: Server, prompt: list[int]) -> None:
+def test_an_accuracy_decides_tiers_and_is_told_back(plain: Server, prompt: list[int]) -> None:
     shares, answers = {}, {}
     for name, field in FIELDS.items():
-        server.flush()
-        answers[name] = _ask(server, prompt, field)
-        figures = server.info()["leankv"]
+        plain.flush()
+        answers[name] = _ask(plain, prompt, field)
+        figures = plain.info()["leankv"]
         shares[name] = tuple(figures[f"share_{tier}"] for tier in ("high", "low", "pruned"))
         assert figures["tokens_held"] == 3 * PAGE
         # Three pages as the pool counts them, and the open page.
@@ -58,18 +58,18 @@ def test_an_accuracy_decides_tiers_and_is_told_back(server: Server, prompt: list
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_a_hit_equals_a_miss(name: str, server: Server, prompt: list[int]) -> None:
-    server.flush()
-    miss, hit = (_ask(server, prompt, FIELDS[name]) for _ in range(2))
+def test_a_hit_equals_a_miss(name: str, plain: Server, prompt: list[int]) -> None:
+    plain.flush()
+    miss, hit = (_ask(plain, prompt, FIELDS[name]) for _ in range(2))
     assert (miss.cached, hit.cached) == (0, 3 * PAGE)
     assert (hit.tokens, hit.logprobs, hit.kv) == (miss.tokens, miss.logprobs, miss.kv)
 
 
-def test_prefixes_are_shared_between_equals_only(server: Server, prompt: list[int]) -> None:
+def test_prefixes_are_shared_between_equals_only(plain: Server, prompt: list[int]) -> None:
     def cached(field: Any, **fields: Any) -> int:
-        return _ask(server, prompt, field, **fields).cached
+        return _ask(plain, prompt, field, **fields).cached
 
-    server.flush()
+    plain.flush()
     assert [cached(field) for field in FIELDS.values()] == [0] * 4
     assert [cached(field) for field in FIELDS.values()] == [3 * PAGE] * 4
     # The same thresholds by other words: the server's own alpha_high is 1.
@@ -82,18 +82,18 @@ def test_prefixes_are_shared_between_equals_only(server: Server, prompt: list[in
         assert cached(None, **own) == 0
 
 
-def test_side_by_side_each_gets_what_it_gets_alone(server: Server, prompt: list[int]) -> None:
+def test_side_by_side_each_gets_what_it_gets_alone(plain: Server, prompt: list[int]) -> None:
     """Batches of different accuracy, which cross a page's end while decoding."""
     ids = prompt[: 2 * PAGE - 8]
 
     def ask(name: str) -> Completion:
-        return server.generate(ids, 24, fields={"leankv": FIELDS[name]})
+        return plain.generate(ids, 24, fields={"leankv": FIELDS[name]})
 
     alone = {}
     for name in FIELDS:
-        server.flush()
+        plain.flush()
         alone[name] = ask(name)
-    server.flush()
+    plain.flush()
     with ThreadPoolExecutor(8) as pool:
         jobs = [(name, pool.submit(ask, name)) for name in [*FIELDS] * 2]
         for name, job in jobs:
@@ -102,36 +102,36 @@ def test_side_by_side_each_gets_what_it_gets_alone(server: Server, prompt: list[
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_a_bad_field_is_a_400(route: str, server: Server) -> None:
+def test_a_bad_field_is_a_400(route: str, plain: Server) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     body = {"model": "default", "text": "Hi", "leankv": {"profile": "tiny"}}
     if route != "/generate":
         body = {"model": "default", "prompt": "Hi", "messages": messages, "leankv": {"profile": "tiny"}, "stream": True}
-    answer = requests.post(server.url + route, json=body, timeout=60)
+    answer = requests.post(plain.url + route, json=body, timeout=60)
     assert answer.status_code == 400
     told = answer.json()
     message = told["error"]["message"] if route == "/generate" else told["message"]
     assert message == "leankv.profile takes lossless, balanced, small, not 'tiny'."
 
 
-def test_batches_and_samples_in_one_request(server: Server, prompt: list[int]) -> None:
-    server.flush()
+def test_batches_and_samples_in_one_request(plain: Server, prompt: list[int]) -> None:
+    plain.flush()
     body = {
         "input_ids": [prompt, prompt[::-1]],
         "sampling_params": {"max_new_tokens": 4, "temperature": 0.5, "n": 2, "custom_params": {"mine": [1]}},
         "leankv": FIELDS["small"],
     }
-    answers = server.post("/generate", body)
+    answers = plain.post("/generate", body)
     assert [a["meta_info"]["leankv"]["profile"] for a in answers] == ["small"] * 4
-    again = server.post("/generate", body)
+    again = plain.post("/generate", body)
     assert [a["meta_info"]["cached_tokens"] for a in again] == [3 * PAGE] * 4
-    assert server.post("/generate", {**body, "leankv": None})[0]["meta_info"]["leankv"]["profile"] == "balanced"
+    assert plain.post("/generate", {**body, "leankv": None})[0]["meta_info"]["leankv"]["profile"] == "balanced"
 
 
-def test_a_native_stream_tells_at_its_end(server: Server, prompt: list[int]) -> None:
+def test_a_native_stream_tells_at_its_end(plain: Server, prompt: list[int]) -> None:
     body = {"input_ids": prompt, "sampling_params": {"max_new_tokens": 6, "temperature": 0, "ignore_eos": True}}
-    whole = server.post("/generate", {**body, "leankv": FIELDS["small"]})
-    streamed = requests.post(server.url + "/generate", json={**body, "leankv": FIELDS["small"], "stream": True})
+    whole = plain.post("/generate", {**body, "leankv": FIELDS["small"]})
+    streamed = requests.post(plain.url + "/generate", json={**body, "leankv": FIELDS["small"], "stream": True})
     chunks = [json.loads(line[6:]) for line in streamed.iter_lines() if line.startswith(b"data: {")]
     assert len(chunks) > 3
     assert ["leankv" in chunk["meta_info"] for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
@@ -139,8 +139,8 @@ def test_a_native_stream_tells_at_its_end(server: Server, prompt: list[int]) -> 
     assert chunks[-1]["text"] == whole["text"]
 
 
-def test_the_openai_client(server: Server) -> None:
-    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+def test_the_openai_client(plain: Server) -> None:
+    client = openai.OpenAI(base_url=plain.url + "/v1", api_key="none", max_retries=0)
     extra = {"leankv": {"profile": "small"}}
     ask = {"model": "default", "max_tokens": 6, "temperature": 0, "extra_body": extra}
     text = "The fox is red and the wolf is grey. " * 30
@@ -154,7 +154,7 @@ def test_the_openai_client(server: Server) -> None:
     stream = client.chat.completions.create(messages=messages, stream=True, **ask)
     assert "".join(c.choices[0].delta.content or "" for c in stream if c.choices) == chat.choices[0].message.content
     # The same prefix, one accuracy: native and OpenAI share.
-    hit = server.generate(text, 4, fields=extra)
+    hit = plain.generate(text, 4, fields=extra)
     assert hit.cached >= PAGE
     for wrong in ({"leankv": 5}, {"leankv": {"alpha_low": -1}}):
         with pytest.raises(openai.BadRequestError, match="leankv"):

@@ -20,10 +20,10 @@ def _gauges(server: Server) -> dict[str, float]:
     return found
 
 
-def test_bytes_follow_from_the_layout(server: Server) -> None:
-    server.flush()
-    server.generate(passages(1, 1000, 1000, seed=7)[0], 32)
-    figures = server.info()["leankv"]
+def test_bytes_follow_from_the_layout(plain: Server) -> None:
+    plain.flush()
+    plain.generate(passages(1, 1000, 1000, seed=7)[0], 32)
+    figures = plain.info()["leankv"]
     assert figures["tokens_held"] == 1000 // 128 * 128 + 128  # 1,032 tokens: eight full pages
     held = sum(figures["bytes"].values())
     assert held == figures["bytes_total"]
@@ -34,11 +34,11 @@ def test_bytes_follow_from_the_layout(server: Server) -> None:
     assert figures["blocks_free"] == figures["blocks_total"] - (held - figures["bytes"]["table"]) // 512
 
 
-def test_bytes_by_head_add_up(server: Server) -> None:
-    server.flush()
-    assert server.info()["leankv"]["bytes_by_head"] == [[0] * 3] * 30
-    server.generate(passages(1, 1000, 1000, seed=7)[0], 32)
-    figures = server.info()["leankv"]
+def test_bytes_by_head_add_up(plain: Server) -> None:
+    plain.flush()
+    assert plain.info()["leankv"]["bytes_by_head"] == [[0] * 3] * 30
+    plain.generate(passages(1, 1000, 1000, seed=7)[0], 32)
+    figures = plain.info()["leankv"]
     heads = figures["bytes_by_head"]
     assert [len(layer) for layer in heads] == [3] * 30
     # Beside codes and scales a head has a centre of 128 bytes a page, and runs padded to whole quads and 16 bytes.
@@ -65,6 +65,7 @@ def test_gauges_agree_with_server_info(server: Server) -> None:
 def test_starts_fast_and_quietly(server: Server) -> None:
     log = server.log_text()
     assert "LeanKV beneath SGLang" in log
-    assert "k8v4,k4v2" in log
+    assert "k8v4,k4v4,k4v2" in log
+    assert "thresholds from SmolLM2-135M-Instruct lossless" in log
     assert "Ignore import error" not in log
     assert "server_args={" not in log

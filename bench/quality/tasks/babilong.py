@@ -15,7 +15,7 @@ name = "babilong"
 SETS = ("qa1", "qa2")
 LENGTHS = (2, 4)
 ITEMS = 20
-"""Of each set and length, unless limited otherwise."""
+"""Of each set and length's hundred, unless limited otherwise."""
 MAX_NEW = 20
 PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 _INTRO = {
@@ -47,8 +47,10 @@ def run(bench: Bench, limits: Limits, seed: int) -> list[Row]:
     """Rows of every system, over all and for each set and length; nothing is drawn, so ``seed`` changes nothing."""
     sets = [(which, length) for length in LENGTHS if length * 1024 <= max(limits.lengths) for which in SETS]
     data = {one: babilong(*one) for one in sets}
-    items = [_item(bench, which, length, data[which, length][i]) for i in range(ITEMS) for which, length in sets]
-    return run_answers(bench, name, items[: limits.items], limits, score)
+    chosen = [(*one, row) for rows in zip(*data.values(), strict=True) for one, row in zip(sets, rows, strict=True)]
+    count = ITEMS * len(sets) if limits.items is None else limits.items
+    items = [_item(bench, *one) for one in chosen[:count]]
+    return run_answers(bench, name, items, limits, score)
 
 
 def score(ask: Ask, text: str) -> float:
