@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,8 @@ from leankv_sglang.config import PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.memory.ledger import Ledger
 from leankv_sglang.model_shape import ModelShape, read_shape
-from leankv_sglang.sizing import make_layout, model_dtype_bytes_per_token, open_page_bytes, page_bytes, tokens_for
+from leankv_sglang.profile import CALIBRATED_TOKENS, load_profile, measured_ratios, shipped_profile
+from leankv_sglang.sizing import make_layout, open_page_bytes, page_bytes, tokens_for
 from leankv_sglang.tree.trim import keep_every
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -35,10 +37,10 @@ class Form(NamedTuple):
 
 
 FORMS = (
-    Form("lossless: all k8v4", "k8v4,k4v2", 1.0, 0.0),
-    Form("balanced: half high", "k8v4,k4v2", 0.5, 0.0),
-    Form("small: all far tokens low", "k8v4,k4v2", 0.0, 0.0),
-    Form("small, 30% pruned", "k8v4,k4v2", 0.0, 0.3),
+    Form("all high", "k8v4,k4v2", 1.0, 0.0),
+    Form("half of the tokens high", "k8v4,k4v2", 0.5, 0.0),
+    Form("all far tokens low", "k8v4,k4v2", 0.0, 0.0),
+    Form("far tokens low, 30% pruned", "k8v4,k4v2", 0.0, 0.3),
     Form("all k8v4, near and far", "k8v4", 1.0, 0.0),
     Form("all k4v2, near and far", "k4v2", 1.0, 0.0),
 )
@@ -77,36 +79,18 @@ def plan_rows(shape: ModelShape, memory: int, page_size: int, requests: int, win
     Raises:
         LeanKVError: when the memory does not hold a page beside the open pages.
     """
-    rows: list[dict[str, Any]] = []
-    raw = 0
+    rows = []
     for form in FORMS:
         high, mid, low = parse_tiers(form.tiers)
         config = LeanKVConfig(high=high, mid=mid, low=low, window=window)
         layout = make_layout(config, page_size, shape.kv_heads, shape.head_dim)
-        raw = model_dtype_bytes_per_token(layout, shape.layers)
-        units = tokens_for(memory, layout, shape.layers, shape.query_heads, requests)
-        if not units:
-            needed = (requests + 1) * open_page_bytes(layout, shape.layers, shape.query_heads)
-            raise LeanKVError(
-                f"--memory {memory:,} does not hold a page beside the open pages of {requests} requests, which take "
-                f"{needed:,} bytes; give more, or fewer --max-running-requests."
-            )
         cost = lasting_units(layout, form, window, shape.layers)
-        held = int(units / cost)
-        rows.append(
-            {
-                "form": form.name,
-                "--leankv-tiers": form.tiers,
-                "B/token at commit": page_bytes(layout, shape.layers) / page_size,
-                "B/token held": cost * page_bytes(layout, shape.layers) / page_size,
-                "--max-total-tokens": units,
-                "tokens held": held,
-                "x 16 bits": held / (memory // raw),
-            }
-        )
+        flags = f"--leankv-tiers {form.tiers}"
+        rows.append(_row(form.name, flags, layout, cost, shape, memory, requests))
+    raw = shape.token_bytes
     plain = {
         "form": "16 bits, stock SGLang",
-        "--leankv-tiers": "",
+        "flags": "",
         "B/token at commit": raw,
         "B/token held": raw,
         "--max-total-tokens": memory // raw,
@@ -114,6 +98,50 @@ def plan_rows(shape: ModelShape, memory: int, page_size: int, requests: int, win
         "x 16 bits": 1.0,
     }
     return [plain, *rows]
+
+
+def profile_rows(profile: Path, shape: ModelShape, memory: int, page_size: int, requests: int) -> list[dict[str, Any]]:
+    """One row for each point of a shipped profile, by what it took of contexts of 4,096 tokens when it was calibrated;
+    none for pages of another size than it is for.
+
+    Raises:
+        LeanKVError: as :func:`plan_rows`.
+    """
+    rows = []
+    for name, ratio in measured_ratios(profile).items():
+        point = load_profile(str(profile), name)
+        if point.page_size != page_size:
+            return []
+        layout = make_layout(point.config, page_size, shape.kv_heads, shape.head_dim)
+        whole = page_bytes(layout, shape.layers) / page_size
+        own = shape.token_bytes / ratio - open_page_bytes(layout, shape.layers, shape.query_heads) / CALIBRATED_TOKENS
+        window = point.config.window
+        kept = min(window / keep_every(window), 1.0)
+        cost = (1 - kept) * own / whole + kept
+        rows.append(_row(f"profile, {name}", f"--leankv-profile {name}", layout, cost, shape, memory, requests))
+    return rows
+
+
+def _row(
+    form: str, flags: str, layout: RecordLayout, cost: float, shape: ModelShape, memory: int, requests: int
+) -> dict[str, Any]:
+    units = tokens_for(memory, layout, shape.layers, shape.query_heads, requests)
+    if not units:
+        needed = (requests + 1) * open_page_bytes(layout, shape.layers, shape.query_heads)
+        raise LeanKVError(
+            f"--memory {memory:,} does not hold a page beside the open pages of {requests} requests, which take "
+            f"{needed:,} bytes; give more, or fewer --max-running-requests."
+        )
+    held, whole = int(units / cost), page_bytes(layout, shape.layers) / layout.page_size
+    return {
+        "form": form,
+        "flags": flags,
+        "B/token at commit": whole,
+        "B/token held": cost * whole,
+        "--max-total-tokens": units,
+        "tokens held": held,
+        "x 16 bits": held / (memory // shape.token_bytes),
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -130,9 +158,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--window", type=int, default=1, help="--leankv-window (default: 1)")
     args = parser.parse_args(argv)
     try:
-        shape = read_shape(resolve_model_path(args.model))
+        folder = resolve_model_path(args.model)
+        shape = read_shape(folder)
         memory = parse_bytes(args.memory)
         rows = plan_rows(shape, memory, args.page_size, args.max_running_requests, args.window)
+        if shipped := shipped_profile(folder):
+            rows[1:1] = profile_rows(shipped, shape, memory, args.page_size, args.max_running_requests)
     except LeanKVError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -23,6 +23,8 @@ from leankv_sglang.significance.predictor import num_features
 VERSION = 2
 SHIPPED = Path(__file__).with_name("profiles")
 """Folder of the profiles that come with the package, one file a model."""
+CALIBRATED_TOKENS = 4096
+"""Tokens of the contexts that a calibration measures bytes of."""
 DEFAULT_POINT = "balanced"
 SERVED_POINT = "lossless"
 """What a server takes that was told nothing: nobody gets other answers than the model's without asking."""
@@ -193,6 +195,12 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
         raise broken(f"asks for what cannot be ({str(error).rstrip('.')})") from error
     mark = model.get("fingerprint")
     return Profile(shape, mark if isinstance(mark, str) else None, data["page_size"], config)
+
+
+def measured_ratios(path: Path) -> dict[str, float]:
+    """What a shipped profile's points were measured to save, by name: the bytes of 16-bit contexts of
+    ``CALIBRATED_TOKENS`` over all of theirs."""
+    return {name: float(point["measured"]["ratio"]) for name, point in json.loads(path.read_text())["points"].items()}
 
 
 def read_predictor(path: str) -> Tensor:

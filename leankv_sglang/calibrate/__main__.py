@@ -17,6 +17,7 @@ from leankv_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, LeanKVConfig, pa
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.model_shape import read_shape
 from leankv_sglang.models import home, resolve_model_path
+from leankv_sglang.profile import CALIBRATED_TOKENS
 
 if TYPE_CHECKING:
     from leankv_sglang.calibrate.measure import Measured
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [_read(path) for path in args.text or []] or [default_text()]
     windows = calibration_windows(tokenizer, texts, args.windows, 2048, args.seed)
-    measured_on = calibration_windows(tokenizer, texts, args.measured, 4096, args.seed + 1)
+    measured_on = calibration_windows(tokenizer, texts, args.measured, CALIBRATED_TOKENS, args.seed + 1)
 
     def report(target: Target, found: Found) -> None:
         tqdm.write(f"  {target.name:10} {_say(found.measured)}")

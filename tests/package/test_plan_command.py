@@ -11,7 +11,9 @@ from sentences import is_one_sentence
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.model_shape import ModelShape, read_shape
-from leankv_sglang.plan import FORMS, lasting_units, main, parse_bytes, plan_rows
+from leankv_sglang.models import resolve_model_path
+from leankv_sglang.plan import FORMS, lasting_units, main, parse_bytes, plan_rows, profile_rows
+from leankv_sglang.profile import measured_ratios, shipped_profile
 from leankv_sglang.sizing import make_layout, open_page_bytes, page_bytes
 
 SMOLLM2, LLAMA3 = ModelShape(30, 9, 3, 64), ModelShape(32, 32, 8, 128)
@@ -50,6 +52,7 @@ def test_the_pool_it_proposes_fits_and_one_page_more_does_not(shape: ModelShape)
     rows = plan_rows(shape, memory, 128, requests, 1)
     assert rows[0]["tokens held"] == memory // (4 * shape.layers * shape.kv_heads * shape.head_dim)
     for row, form in zip(rows[1:], FORMS, strict=True):
+        assert row["flags"] == f"--leankv-tiers {form.tiers}"
         high, _, low = form.tiers.partition(",")
         layout = make_layout(LeanKVConfig(high=high, low=low or high), 128, shape.kv_heads, shape.head_dim)
         pages = row["--max-total-tokens"] // 128
@@ -66,7 +69,7 @@ def test_fewer_high_tokens_and_pruning_hold_more() -> None:
     held = {row["form"]: row["tokens held"] for row in plan_rows(LLAMA3, 8 << 30, 128, 8, 1)}
     order = [held[form.name] for form in FORMS[:4]]
     assert order == sorted(order)
-    assert held["lossless: all k8v4"] > 2.2 * held["16 bits, stock SGLang"]
+    assert held["all high"] > 2.2 * held["16 bits, stock SGLang"]
 
 
 def test_too_little_memory_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,3 +82,17 @@ def test_too_little_memory_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr().out
     assert "30 layers, 9 query heads on 3 KV heads of 64" in printed
     assert all(form.name in printed for form in FORMS)
+    assert "--leankv-profile" not in printed
+
+
+def test_a_shipped_profile_has_rows_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    shipped = shipped_profile(resolve_model_path(None))
+    assert shipped is not None
+    rows = profile_rows(shipped, SMOLLM2, 2 << 30, 128, 16)
+    assert [row["flags"].split()[1] for row in rows] == ["lossless", "balanced", "small"]
+    for row, ratio in zip(rows, measured_ratios(shipped).values(), strict=True):
+        # Some boundaries stay whole, and the requests' open pages are not the cache's.
+        assert 0.75 * ratio < row["x 16 bits"] < 1.1 * ratio
+    assert profile_rows(shipped, SMOLLM2, 2 << 30, 64, 16) == []
+    main(["--memory", "2GiB"])
+    assert "--leankv-profile balanced" in capsys.readouterr().out
