@@ -11,7 +11,9 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from bench.quality.harness import CONTEXT, Bench, Limits, Row
+import torch
+
+from bench.quality.harness import CONTEXT, SERVED_DTYPE, Bench, Limits, Row
 from bench.quality.items import ItemStore
 from bench.quality.plot import METRICS, plot
 from bench.quality.report import print_rows, read_rows
@@ -50,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=Limits.batch, help="answers decoded together")
     parser.add_argument("--page-size", type=int, default=128, choices=(64, 128, 256))
     parser.add_argument("--window", type=int, help="pages of near view, instead of each system's own")
+    parser.add_argument(
+        "--dtype",
+        default=SERVED_DTYPE,
+        choices=(SERVED_DTYPE, "float32"),
+        help="what the model computes in; bfloat16, as served, makes noise of its own",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=1, help="seeds of tasks that are drawn at random")
     parser.add_argument("--text", metavar="FILE", help="instead of the held-out half of WikiText-2")
@@ -75,7 +83,7 @@ def _limits(args: argparse.Namespace) -> Limits:
 def evaluate(args: argparse.Namespace, names: list[str]) -> list[Row]:
     """Run the tasks of parsed arguments; rows."""
     asked = args.systems or (QUICK_SYSTEMS if args.quick else [ALL_FORMS])
-    model, tokenizer = PackedModel.load(args.model)
+    model, tokenizer = PackedModel.load(args.model, getattr(torch, args.dtype))
     chosen = systems([*asked, *args.profile], model.profile_shape, args.window, resolve_model_path(args.model))
     text = Path(args.text).read_text() if args.text else None
     bench = Bench(model, tokenizer, chosen, ItemStore(Path(args.resume)), args.page_size, text)

@@ -15,6 +15,7 @@ from leankv_sglang.offline.packed import PackedModel
 CONTEXT = 4096
 """Tokens of the context whose physical bytes every row's ratio is about."""
 RATIO_WINDOWS = 2
+SERVED_DTYPE = "bfloat16"
 Row = dict[str, Any]
 
 
@@ -62,6 +63,11 @@ class Bench:
     _ids: list[int] = field(default_factory=list)
 
     @property
+    def dtype(self) -> str:
+        """What the model computes in."""
+        return str(self.model.model.dtype).removeprefix("torch.")
+
+    @property
     def every(self) -> list[System | None]:
         """The exact cache (None) and the systems."""
         return [None, *self.systems]
@@ -79,7 +85,7 @@ class Bench:
     def key(self, system: System | None, item: Any) -> dict[str, Any]:
         """Everything that decides the value of an item: the model, the system, the code, and what is asked."""
         what: dict[str, Any] = {"model": self.model.name, "weights": self.model.digest, "item": item}
-        what |= {"system": RAW, "code": code_digest(system is not None)}
+        what |= {"system": RAW, "code": code_digest(system is not None), "dtype": self.dtype}
         if system is not None:
             what |= {"system": system.digest, "page_size": self.page_size}
             what["kernels"] = get_ops("cpu", system.config.kernels).describe()
@@ -132,8 +138,9 @@ class Bench:
 
     def row(self, system: System | None, task: str, **measured: Any) -> Row:
         """A row with every key that rows have; what a task does not measure is None."""
+        ours = "leankv" if self.dtype == SERVED_DTYPE else f"leankv, {self.dtype}"
         row: Row = {"system": RAW if system is None else system.name, "profile": system.profile if system else ""}
-        row |= {"kind": RAW if system is None else "leankv", "task": task, "ratio": self.ratio(system)}
+        row |= {"kind": RAW if system is None else ours, "task": task, "ratio": self.ratio(system)}
         row |= dict.fromkeys(("kl", "ppl_rel", "top1", "score", "score_raw", "spread", "n"))
         row |= {"model": self.model.name, "page_size": self.page_size}
         row |= {"window": system.config.window if system else None}

@@ -19,6 +19,7 @@ from leankv_sglang.profile import Shape, find_profile, shipped_profile
 from leankv_sglang.thresholds import threshold_table
 
 FORMS: dict[str, LeanKVConfig] = {
+    "all k8v8": LeanKVConfig("k8v8", "k8v8"),
     "all k8v4": LeanKVConfig("k8v4", "k8v4"),
     "k8v4,k4v2, a_h 1": LeanKVConfig(),
     "k8v4,k4v2, a_h 2": LeanKVConfig(alpha_high=2.0),

@@ -253,7 +253,7 @@ class LeanCache(Cache[LeanState]):
         if not plan.one_unit_per_row:
             key, value, scores = (page[plan.rows] for page in kept)
             raw = RawPages(key, value, scores, plan.unit_range)
-        raw.write(plan, k, v)
+        raw.write(plan, k.to(self.key.dtype), v.to(self.key.dtype))
         out = self.compressor.forward(layer, plan, q, raw, scale)
         if not plan.one_unit_per_row and plan.open.numel():
             for whole, page in zip(kept, raw[:3], strict=True):

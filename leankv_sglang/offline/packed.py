@@ -31,12 +31,14 @@ class PackedModel:
     Args:
         model: a Hugging Face model of Llama's or Qwen2's architecture.
         name: for rows.
+        cache_dtype: of raw keys and values; the model's by default.
     """
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any, name: str, cache_dtype: torch.dtype | None = None) -> None:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         self.model, self.name = model.eval(), name
+        self.cache_dtype = cache_dtype or model.dtype
         self.shape = shape_of(model.config.to_dict())
         self.digest = ""
         self._cache: Cache[Any] | None = None
@@ -46,8 +48,11 @@ class PackedModel:
         model.set_attn_implementation(key)
 
     @classmethod
-    def load(cls, name: str | None) -> tuple[PackedModel, Any]:
-        """The model in bfloat16 and its tokenizer, by catalog name or folder.
+    def load(cls, name: str | None, dtype: torch.dtype = torch.bfloat16) -> tuple[PackedModel, Any]:
+        """The model and its tokenizer, by catalog name or folder.
+
+        Args:
+            dtype: what the model computes in. Raw keys and values have 16 bits all the same: float16 beside float32.
 
         Raises:
             ModelError: when it cannot be fetched.
@@ -55,7 +60,8 @@ class PackedModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         path = Path(resolve_model_path(name))
-        packed = cls(AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16), path.name)
+        cache_dtype = torch.float16 if dtype == torch.float32 else dtype
+        packed = cls(AutoModelForCausalLM.from_pretrained(path, dtype=dtype), path.name, cache_dtype)
         packed.digest = _folder_digest(path)
         return packed, AutoTokenizer.from_pretrained(path)
 
@@ -85,8 +91,8 @@ class PackedModel:
             alphas, significance: other than the configuration's, see :class:`LeanCache`.
         """
         if config is None:
-            return RawCache(self.shape, self.model.dtype)
-        return LeanCache(self.shape, config, page_size, rows, tokens, self.model.dtype, alphas, significance)
+            return RawCache(self.shape, self.cache_dtype)
+        return LeanCache(self.shape, config, page_size, rows, tokens, self.cache_dtype, alphas, significance)
 
     @torch.inference_mode()
     def extend(self, cache: Cache[Any], batch: Sequence[tuple[State, Sequence[int]]]) -> Tensor:

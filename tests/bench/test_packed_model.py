@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tinymodel import PAGE, tiny_model, tokens
+from tinymodel import PAGE, VOCABULARY, tiny_llama, tiny_model, tokens
 from torch import Tensor
 
 from bench.quality.systems import cache_of, system
@@ -48,6 +48,19 @@ def test_chunks_and_decode_steps_equal_one_prefill(model: PackedModel, name: str
     parts += [model.extend(cache, [(state, [token])]) for token in ids[250:]]
     assert state.length == 300
     close(torch.cat(parts), whole)
+
+
+def test_in_float32_only_the_codec_is_left() -> None:
+    """Without bfloat16's own noise each finer form is nearer to the exact cache, and eight bits are nearly there."""
+    model = PackedModel(tiny_llama(VOCABULARY, 3, 6, 0.2), "tiny", torch.float16)
+    ids = tokens(400, 1)
+    exact = alone(model, None, ids)
+    off = [
+        float((alone(model, name, ids) - exact).norm() / exact.norm()) for name in ("all k8v8", "all k8v4", "all k4v2")
+    ]
+    assert exact.dtype == torch.float32
+    assert off[0] < 0.25 * off[1]
+    assert off[1] < 0.5 * off[2]
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
