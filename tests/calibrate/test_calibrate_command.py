@@ -86,6 +86,14 @@ def test_points_are_added_only_to_what_they_fit(model: str, tmp_path: Path, caps
     assert Path(out).read_text() == before
 
 
+def test_a_target_out_of_reach_is_said(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--model", model, *SMALL, "--out", str(tmp_path / "far.json")]
+    assert command.main([*argv, "--target-ratio", "4.0"]) == 0
+    assert "does not reach" not in capsys.readouterr().out
+    assert command.main([*argv, "--target-kl", "1e-12"]) == 0
+    assert "does not reach KL 1e-12: it is the nearest that was found" in capsys.readouterr().out
+
+
 def test_without_pruning_every_token_is_kept(model: str, tmp_path: Path) -> None:
     out = tmp_path / "kept.json"
     argv = ["--model", model, *SMALL, "--keep-all", "--significance", "attention", "--target-ratio", "3.0"]
