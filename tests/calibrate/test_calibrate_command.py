@@ -22,12 +22,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place of its own for what is kept, and shorter contexts to search on."""
     monkeypatch.setattr(command, "home", lambda: tmp_path / "home")
-    return tmp_path / "home"
+    monkeypatch.setattr(command, "CALIBRATED_TOKENS", TOKENS)
 
 
 SMALL = ("--windows", "1", "--measured", "1")
+TOKENS = 1024
 
 
 @pytest.mark.parametrize("significance", ["predictor", "attention"])
@@ -42,7 +44,7 @@ def test_a_calibration_writes_a_profile_that_serves(model: str, significance: st
     assert measured["ratio"] >= 4.0
     # What the search measured is what the profile gives.
     packed, _ = PackedModel.load(model)
-    ids = torch.randint(1000, (4096,), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = torch.randint(1000, (TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
     with torch.inference_mode():
         cache = packed.cache(profile.config, profile.page_size, 1, len(ids))
         state = cache.new(len(ids))
