@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from kernelutil import TRITON, Backend, Committed, backend_named, sample
+from interpreted import TEST, InterpretedRun
+from kernelutil import INTERPRETED, TRITON, Backend, Committed, backend_named, sample
 
 from leankv_kernels import Ops, get_ops
 
@@ -18,6 +19,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreted_run(request: pytest.FixtureRequest) -> Iterator[InterpretedRun | None]:
+    """Begins with the first test of this folder where its own test is among those that are run; else None."""
+    wanted = any(item.name == TEST for item in request.session.items)
+    if not wanted or INTERPRETED or torch.cuda.is_available():
+        yield None
+        return
+    run = InterpretedRun()
+    yield run
+    run.stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,31 +1,21 @@
 """Runs the tests of the Triton backend in Triton's interpreter, where no GPU can run them.
 
-In a process of its own: Triton reads TRITON_INTERPRET when it is imported, and other tests import it through sglang.
+In a process of its own, since Triton reads TRITON_INTERPRET when it is imported and other tests import it through
+sglang; beside the folder's other tests, since it takes minutes and one core (conftest.py).
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from interpreted import InterpretedRun
 from kernelutil import INTERPRETED
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is running them")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs them")
-def test_the_triton_backend_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", str(Path(__file__).parent), "-k", "[triton", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, "--color=no"],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    skipped = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
+def test_the_triton_backend_in_the_interpreter(interpreted_run: InterpretedRun) -> None:
+    code, output = interpreted_run.wait()
+    assert code == 0, output[-8000:]
+    skipped = [line for line in output.splitlines() if line.startswith("SKIPPED")]
     assert all(line.endswith(": needs a GPU") for line in skipped), skipped
