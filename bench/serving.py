@@ -28,9 +28,9 @@ from bench.server import Server, serve
 from bench.serving_plot import plot_serving
 from bench.table import print_table, write_json
 from bench.workloads import Job, conversations, shared_prefix, unique
-from leankv_sglang.config import DEFAULT_PAGE_SIZE, LeanKVConfig
+from leankv_sglang.config import DEFAULT_PAGE_SIZE
 from leankv_sglang.model_shape import ModelShape, read_shape
-from leankv_sglang.sizing import make_layout, model_dtype_bytes_per_token, tokens_for
+from leankv_sglang.sizing import make_layout, tokens_for
 
 CLIENTS = 8
 PRUNED_PROFILE = str(Path(tempfile.gettempdir()) / "leankv-pruned.json")
@@ -75,9 +75,7 @@ def model_shape() -> ModelShape:
 
 def bytes_per_token() -> int:
     """Of the default model, in 16 bits."""
-    shape = model_shape()
-    layout = make_layout(LeanKVConfig(), DEFAULT_PAGE_SIZE, shape.kv_heads, shape.head_dim)
-    return model_dtype_bytes_per_token(layout, shape.layers)
+    return model_shape().token_bytes
 
 
 def loads(names: list[str], quick: bool) -> list[Load]:

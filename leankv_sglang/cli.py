@@ -14,7 +14,7 @@ from leankv_sglang.config import (
     parse_tiers,
 )
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.profile import NO_PROFILE, Profile, default_profile, find_profile
+from leankv_sglang.profile import NO_PROFILE, Profile, chosen_profile
 
 _METHOD_FLAGS = ("tiers", "alpha_high", "alpha_mid", "alpha_low", "rotation", "significance", "window")
 
@@ -103,14 +103,10 @@ def config_from_args(
         raise LeanKVError(f"--leankv-kernels takes auto, {', '.join(available_backends())}, not {kernels!r}.")
     given = {name: value for name in _METHOD_FLAGS if (value := getattr(args, f"leankv_{name}")) is not None}
     cache = {"demote": args.leankv_demote, "match": args.leankv_match or "strict"}
-    profile = None
-    if args.leankv_profile not in (None, NO_PROFILE):
-        if given:
-            names = ", ".join(f"--leankv-{n.replace('_', '-')}" for n in given)
-            raise LeanKVError(f"--leankv-profile decides {names} too; give the profile or the flags, not both.")
-        profile = find_profile(args.leankv_profile, model, kernels)
-    elif args.leankv_profile is None and not given:
-        profile = default_profile(model, page_size, kernels)
+    if given and args.leankv_profile not in (None, NO_PROFILE):
+        names = ", ".join(f"--leankv-{n.replace('_', '-')}" for n in given)
+        raise LeanKVError(f"--leankv-profile decides {names} too; give the profile or the flags, not both.")
+    profile = None if given else chosen_profile(args.leankv_profile, model, page_size, kernels)
     if profile is not None:
         profile = replace(profile, config=replace(profile.config, **cache))
         return profile.config, profile

@@ -8,7 +8,7 @@ from leankv_sglang.accuracy import resolve, salted
 from leankv_sglang.config import LeanKVConfig, required_config
 from leankv_sglang.launch_server import apply_fields, prepare_environment
 from leankv_sglang.models import resolve_model_path
-from leankv_sglang.profile import NO_PROFILE, default_profile, find_profile
+from leankv_sglang.profile import chosen_profile
 
 
 def engine(model_path: str | None = None, leankv: LeanKVConfig | str | None = None, **server_args: Any) -> Any:
@@ -31,16 +31,11 @@ def engine(model_path: str | None = None, leankv: LeanKVConfig | str | None = No
         LeanKVError: one sentence for arguments and models that LeanKV cannot go with.
     """
     folder = resolve_model_path(model_path)
-    profile = None
-    if leankv is None:
-        profile = default_profile(folder, server_args.get("page_size"))
-    elif isinstance(leankv, str) and leankv != NO_PROFILE:
-        profile = find_profile(leankv, folder)
-    if profile is not None:
-        leankv = profile.config
-    elif not isinstance(leankv, LeanKVConfig):
-        leankv = LeanKVConfig()
-    prepare_environment(leankv)
+    profile, config = None, leankv
+    if not isinstance(config, LeanKVConfig):
+        profile = chosen_profile(config, folder, server_args.get("page_size"))
+        config = profile.config if profile else LeanKVConfig()
+    prepare_environment(config)
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import ServerArgs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
@@ -93,8 +94,6 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
 
 
 def _merge_config_file(argv: list[str]) -> list[str]:
-    import argparse
-
     from sglang.srt.server_args import ServerArgs
     from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
 
@@ -105,8 +104,6 @@ def _merge_config_file(argv: list[str]) -> list[str]:
 
 
 def _print_help() -> None:
-    import argparse
-
     from sglang.srt.server_args import ServerArgs
 
     parser = argparse.ArgumentParser(prog="python -m leankv_sglang.launch_server")
@@ -133,13 +130,10 @@ def _with_model_path(rest: list[str]) -> tuple[list[str], str]:
 
 def _page_size(rest: list[str]) -> int | None:
     """The page size among SGLang's flags; what is no number is left for SGLang to refuse."""
-    found = None
-    for i, arg in enumerate(rest):
-        name, equals, value = arg.partition("=")
-        if name == "--page-size":
-            value = value if equals else "".join(rest[i + 1 : i + 2])
-            found = int(value) if value.isdecimal() else None
-    return found
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--page-size", nargs="?")
+    found: str | None = parser.parse_known_args(rest)[0].page_size
+    return int(found) if found and found.isdecimal() else None
 
 
 def launch(argv: Sequence[str]) -> None:
@@ -189,7 +183,6 @@ def launch(argv: Sequence[str]) -> None:
 
 def main() -> None:
     """Command-line entry: errors are one sentence, exit status 2."""
-
     try:
         launch(sys.argv[1:])
     except LeanKVError as error:

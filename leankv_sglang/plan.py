@@ -69,8 +69,13 @@ def lasting_units(layout: RecordLayout, form: Form, window: int, num_layers: int
         length = int(layout.level_bytes(counts, torch.tensor([level])))
         blocks = torch.tensor([-(-length // layout.block_bytes) * num_layers])
         prices.append(float(ledger.units_of(blocks.numpy())[0]))
+    return _lasting(prices[0], prices[1], window) / layout.page_size
+
+
+def _lasting(far: float, near: float, window: int) -> float:
+    """What a long-held page costs, of its price trimmed and whole."""
     kept = min(window / keep_every(window), 1.0)
-    return ((1 - kept) * prices[0] + kept * prices[1]) / layout.page_size
+    return (1 - kept) * far + kept * near
 
 
 def plan_rows(shape: ModelShape, memory: int, page_size: int, requests: int, window: int) -> list[dict[str, Any]]:
@@ -107,17 +112,15 @@ def profile_rows(profile: Path, shape: ModelShape, memory: int, page_size: int, 
     Raises:
         LeanKVError: as :func:`plan_rows`.
     """
+    loaded = load_profile(str(profile))
+    if loaded.page_size != page_size:
+        return []
+    layout = make_layout(loaded.config, page_size, shape.kv_heads, shape.head_dim)
+    whole = page_bytes(layout, shape.layers) / page_size
+    own_page = open_page_bytes(layout, shape.layers, shape.query_heads) / CALIBRATED_TOKENS
     rows = []
     for name, ratio in measured_ratios(profile).items():
-        point = load_profile(str(profile), name)
-        if point.page_size != page_size:
-            return []
-        layout = make_layout(point.config, page_size, shape.kv_heads, shape.head_dim)
-        whole = page_bytes(layout, shape.layers) / page_size
-        own = shape.token_bytes / ratio - open_page_bytes(layout, shape.layers, shape.query_heads) / CALIBRATED_TOKENS
-        window = point.config.window
-        kept = min(window / keep_every(window), 1.0)
-        cost = (1 - kept) * own / whole + kept
+        cost = _lasting((shape.token_bytes / ratio - own_page) / whole, 1.0, loaded.config.window)
         rows.append(_row(f"profile, {name}", f"--leankv-profile {name}", layout, cost, shape, memory, requests))
     return rows
 

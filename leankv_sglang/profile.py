@@ -108,17 +108,25 @@ def find_profile(text: str, model: str, kernels: str = "auto") -> Profile:
     return load_profile(str(shipped), text, kernels)
 
 
-def default_profile(model: str, page_size: int | None, kernels: str = "auto") -> Profile | None:
-    """What a server takes where nothing was said about compression: the shipped profile's lossless point.
+def chosen_profile(text: str | None, model: str, page_size: int | None, kernels: str = "auto") -> Profile | None:
+    """The profile that a server takes; where nothing was said about compression, the shipped one's lossless point.
 
     Args:
+        text: what ``--leankv-profile`` says, if it was given.
         model: the model's folder.
         page_size: of the server, where it was said.
         kernels: backend of the ops, for the configuration.
 
     Returns:
-        None where no profile is shipped for this model, or for pages of another size only.
+        None where none was asked for, or nothing was said and none is shipped for this model and page size.
+
+    Raises:
+        LeanKVError: as :func:`find_profile`.
     """
+    if text == NO_PROFILE:
+        return None
+    if text is not None:
+        return find_profile(text, model, kernels)
     shipped = shipped_profile(model)
     if shipped is None:
         return None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from leankv_kernels import RecordLayout
 from leankv_sglang.calibrate.capture import Layer, capture
 from leankv_sglang.calibrate.fit import fit
 from leankv_sglang.calibrate.options import Option, options
@@ -69,7 +70,11 @@ class Explored:
 
     def strategy(self, config: LeanKVConfig) -> Significance:
         """The significance that the costs were estimated with."""
-        return STRATEGIES[config.significance]() if self.predictor is None else Predictor(self.predictor)
+        return _strategy(config, self.predictor)
+
+
+def _strategy(config: LeanKVConfig, predictor: Tensor | None) -> Significance:
+    return STRATEGIES[config.significance]() if predictor is None else Predictor(predictor)
 
 
 def explore(model: Callable[[], Any], folder: str, windows: Sequence[Tensor], setting: Setting, kept: Path) -> Explored:
@@ -100,9 +105,9 @@ def explore(model: Callable[[], Any], folder: str, windows: Sequence[Tensor], se
 
 
 def _explore(
-    model: Any, windows: Sequence[Tensor], setting: Setting, layout: Any
+    model: Any, windows: Sequence[Tensor], setting: Setting, layout: RecordLayout
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    page, config = setting.page_size, setting.config
+    page, config, choices = setting.page_size, setting.config, setting.choices
     seen = [
         capture(model, ids, DRAWS, SKIP, setting.seed + i)
         for i, ids in enumerate(tqdm(windows, desc="gradients", unit="window"))
@@ -112,15 +117,12 @@ def _explore(
     for layer in tqdm(range(len(seen[0])), desc="options", unit="layer"):
         of_layer: list[Layer] = [window[layer] for window in seen]
         pages = [full_pages(one, page) for one in of_layer]
-        strategy: Significance
         if config.significance == Predictor.name:
             weights.append(fit(of_layer, pages, config.window))
-            strategy = Predictor(weights[-1][None])
-        else:
-            strategy = STRATEGIES[config.significance]()
+        strategy = _strategy(config, weights[-1][None] if weights else None)
         worth = [strategy(0, full).transpose(0, 1).flatten(1) for full in pages]
         parts = [
-            layer_costs(one, significance, setting.choices, config, layout, SKIP)
+            layer_costs(one, significance, choices, config, layout, SKIP)
             for one, significance in zip(of_layer, worth, strict=True)
         ]
         costs.append(torch.stack(parts).sum(0) / count)

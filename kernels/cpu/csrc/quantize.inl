@@ -76,13 +76,6 @@ LEANKV_INLINE void widen(const void* raw, size_t row, int dim, int dtype, double
     for (int c = 0; c < dim; c++) x[c] = narrow[c];
 }
 
-// Rotates a row, if rows are rotated, but for the factor that it returns.
-LEANKV_INLINE double rotate(double* x, int dim, bool rotated) {
-    const int block = rotated ? dim & -dim : 0;
-    for (int c = 0; block && c < dim; c += block) hadamard(x + c, block);
-    return block ? 1.0 / __builtin_sqrt(double(block)) : 1.0;
-}
-
 // The centre of a page's keys of one head (see reference/codec.py): as halves, and what those say.
 static void find_centre(const CommitArgs& a, int64_t n, int h, uint16_t* halves, double* centre) {
     const int dim = int(a.shape.head_dim);
@@ -98,7 +91,7 @@ static void find_centre(const CommitArgs& a, int64_t n, int h, uint16_t* halves,
         }
     }
     for (int c = 0; c < dim; c++) centre[c] = double(sum[c]) / (kSteps * double(page));
-    const double norm = rotate(centre, dim, a.rotated);
+    const double norm = a.rotated ? rotate(centre, dim) : 1.0;
     for (int c = 0; c < dim; c++) {
         const double mean = centre[c] * norm;
         halves[c] = half_nearest(float(mean > kHalfMax ? kHalfMax : mean < -kHalfMax ? -kHalfMax : mean));
@@ -112,7 +105,7 @@ static void quantize(const CommitArgs& a, const void* raw, size_t row, const dou
     const int dim = int(a.shape.head_dim);
     alignas(64) double x[kMaxDim];
     widen(raw, row, dim, a.dtype, x);
-    const double norm = rotate(x, dim, a.rotated);
+    const double norm = a.rotated ? rotate(x, dim) : 1.0;
     vd low = vd{} + kHalfMax, high = vd{} - kHalfMax;
     for (int c = 0; c < dim; c += kDoubles) {
         vd v = load(x + c) * norm;

@@ -231,10 +231,11 @@ LEANKV_INLINE void hadamard(float* x, int n) { butterflies<vf, vi>(x, n); }
 LEANKV_INLINE void hadamard(double* x, int n) { butterflies<vd, vl>(x, n); }
 
 // Rotates a row in place, block by block (reference/codec.py), but for a factor, which it returns.
-LEANKV_INLINE float rotate(float* x, int head_dim) {
+template <class T>
+LEANKV_INLINE T rotate(T* x, int head_dim) {
     const int block = head_dim & -head_dim;
     for (int c = 0; c < head_dim; c += block) hadamard(x + c, block);
-    return 1.0f / __builtin_sqrtf(float(block));
+    return T(1) / T(__builtin_sqrt(double(block)));
 }
 
 }  // namespace
