@@ -18,12 +18,13 @@ LONG = 1024
 
 
 class Ask(NamedTuple):
-    """One question and what its answer is checked against."""
+    """One question and what its answer is checked against; its answer is drawn by the seed, or greedy without one."""
 
     ids: list[int]
     max_new: int
     truth: Any
     kind: str = ""
+    seed: int | None = None
 
 
 class Item(NamedTuple):
@@ -38,11 +39,25 @@ Score = Callable[[Ask, str], float]
 """Score of an answer's text, 0 to 1."""
 
 
-def run_answers(bench: Bench, task: str, items: Sequence[Item], limits: Limits, score: Score) -> list[Row]:
+def run_answers(
+    bench: Bench,
+    task: str,
+    items: Sequence[Item],
+    limits: Limits,
+    score: Score,
+    prepare: Callable[[Sequence[tuple[Ask, str]]], object] = lambda pairs: None,
+) -> list[Row]:
     """Answer what is not answered yet, for the exact cache and every system; rows for all items, and for each group
-    and kind where there are several."""
+    and kind where there are several.
+
+    Args:
+        score: of one answer.
+        prepare: told of all answers of a system before they are scored one by one.
+    """
     items = [_capped(item, limits) for item in items]
     values = {system: _answered(bench, system, task, items, limits) for system in bench.every}
+    for system in bench.every:
+        prepare([pair for item, value in zip(items, values[system], strict=True) for pair in _pairs(item, value)])
     scores = {system: _scores(items, values[system], score) for system in bench.every}
     parts: list[tuple[str, Callable[[Item, Ask], bool]]] = [(task, lambda item, ask: True)]
     for names, chosen in (
@@ -72,10 +87,10 @@ def _capped(item: Item, limits: Limits) -> Item:
 def _answered(
     bench: Bench, system: System | None, task: str, items: Sequence[Item], limits: Limits
 ) -> list[dict[str, Any]]:
-    keys = [bench.key(system, digest_of([item.context, [ask[:2] for ask in item.asks]])) for item in items]
+    keys = [bench.key(system, digest_of(_content(item, limits))) for item in items]
     found = [bench.store.get(task, key) for key in keys]
     missing = [i for i, value in enumerate(found) if value is None]
-    jobs = [Job(items[i].context, [Question(ask.ids, ask.max_new) for ask in items[i].asks]) for i in missing]
+    jobs = [Job(items[i].context, [Question(ask.ids, ask.max_new, ask.seed) for ask in items[i].asks]) for i in missing]
     label = f"{bench.model.name} {task} {RAW if system is None else system.name}"
     with tqdm(total=len(items), initial=len(items) - len(missing), desc=label, unit="item", disable=bench.quiet) as bar:
         seen = 0
@@ -86,7 +101,8 @@ def _answered(
             bar.set_postfix(tokens=seen, refresh=False)
 
         open_cache = partial(cache_of, bench.model, system, bench.page_size)
-        for done in answer(bench.model, open_cache, jobs, limits.batch, limits.tokens, progress):
+        work = (jobs, limits.batch, limits.tokens, progress, limits.temperature)
+        for done in answer(bench.model, open_cache, *work):
             at, job = missing[done.job], jobs[done.job]
             texts = [bench.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in done.tokens]
             value = {"tokens": done.tokens, "texts": texts, "bytes": done.context_bytes, "context": len(job.context)}
@@ -96,11 +112,18 @@ def _answered(
     return [value for value in found if value is not None]
 
 
+def _content(item: Item, limits: Limits) -> list[Any]:
+    """What decides an item's answers."""
+    drawn = [[ask.seed, limits.temperature] for ask in item.asks if ask.seed is not None]
+    return [item.context, [ask[:2] for ask in item.asks], *drawn]
+
+
 def _scores(items: Sequence[Item], values: Sequence[dict[str, Any]], score: Score) -> list[list[float]]:
-    return [
-        [score(ask, text) for ask, text in zip(item.asks, value["texts"], strict=True)]
-        for item, value in zip(items, values, strict=True)
-    ]
+    return [[score(*pair) for pair in _pairs(item, value)] for item, value in zip(items, values, strict=True)]
+
+
+def _pairs(item: Item, value: dict[str, Any]) -> list[tuple[Ask, str]]:
+    return list(zip(item.asks, value["texts"], strict=True))
 
 
 def _row(
@@ -113,7 +136,7 @@ def _row(
     scores: dict[System | None, list[list[float]]],
 ) -> Row:
     mine, raw, change = [], [], []
-    same = asked = written = held = plain = 0
+    same = asked = written = held = plain = lost = won = 0
     for i, item in enumerate(items):
         chosen = [j for j, ask in enumerate(item.asks) if wanted(item, ask)]
         if not chosen:
@@ -124,6 +147,8 @@ def _row(
         raw.append(sum(scores[None][i][j] for j in chosen) / len(chosen))
         change.append(mine[-1] - raw[-1])
         asked += len(chosen)
+        lost += sum(scores[system][i][j] < scores[None][i][j] for j in chosen)
+        won += sum(scores[system][i][j] > scores[None][i][j] for j in chosen)
         same += sum(own["tokens"][j] == full["tokens"][j] for j in chosen)
         written += sum(len(own["tokens"][j]) for j in chosen)
         if own["context"] >= LONG:
@@ -136,6 +161,8 @@ def _row(
         score_raw=mean_and_error(raw)[0],
         spread=error,
         spread_diff=mean_and_error(change)[1],
+        lost=lost,
+        won=won,
         same_answers=same / asked,
         tokens_out=written / asked,
         ratio_context=plain / held if held else None,

@@ -22,6 +22,7 @@ from bench.quality.tasks import TASKS, task
 from bench.table import write_json
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models import resolve_model_path
+from leankv_sglang.offline.device import add_device_flag, pick_device
 from leankv_sglang.offline.packed import PackedModel
 
 ITEMS = Path(__file__).resolve().parents[2] / "build" / "quality"
@@ -50,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lengths", type=int, nargs="+", metavar="N", help="context lengths of retrieval tasks")
     parser.add_argument("--max-new", type=int, metavar="N", help="cap on the tokens of an answer")
     parser.add_argument("--batch", type=int, default=Limits.batch, help="answers decoded together")
+    parser.add_argument("--tokens", type=int, default=Limits.tokens, help="tokens held while answers are decoded")
+    parser.add_argument("--samples", type=int, default=0, help="humaneval: answers drawn per problem, not one greedy")
+    parser.add_argument("--temperature", type=float, default=Limits.temperature, help="of answers that are drawn")
     parser.add_argument("--page-size", type=int, default=128, choices=(64, 128, 256))
     parser.add_argument("--window", type=int, help="pages of near view, instead of each system's own")
     parser.add_argument(
@@ -58,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=(SERVED_DTYPE, "float32"),
         help="what the model computes in; bfloat16, as served, makes noise of its own",
     )
+    add_device_flag(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=1, help="seeds of tasks that are drawn at random")
     parser.add_argument("--text", metavar="FILE", help="instead of the held-out half of WikiText-2")
@@ -77,13 +82,14 @@ def _limits(args: argparse.Namespace) -> Limits:
     given = {"items": args.limit, "windows": args.windows, "max_new": args.max_new}
     given |= {"lengths": tuple(args.lengths) if args.lengths else None}
     asked = {name: value for name, value in given.items() if value is not None}
-    return replace(limits, **asked, length=args.length, batch=args.batch, repeats=args.repeats)
+    asked |= {name: getattr(args, name) for name in ("length", "batch", "tokens", "repeats", "samples", "temperature")}
+    return replace(limits, **asked)
 
 
 def evaluate(args: argparse.Namespace, names: list[str]) -> list[Row]:
     """Run the tasks of parsed arguments; rows."""
     asked = args.systems or (QUICK_SYSTEMS if args.quick else [ALL_FORMS])
-    model, tokenizer = PackedModel.load(args.model, getattr(torch, args.dtype))
+    model, tokenizer = PackedModel.load(args.model, getattr(torch, args.dtype), pick_device(args.device))
     chosen = systems([*asked, *args.profile], model.profile_shape, args.window, resolve_model_path(args.model))
     text = Path(args.text).read_text() if args.text else None
     bench = Bench(model, tokenizer, chosen, ItemStore(Path(args.resume)), args.page_size, text)

@@ -1,4 +1,4 @@
-"""Greedy answers to questions about contexts, decoded in batches; a context is prefilled, and compressed, once."""
+"""Answers to questions about contexts, decoded in batches; a context is prefilled, and compressed, once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
+from bench.quality.sampling import choose
 from leankv_sglang.offline.caches import Cache, State
 from leankv_sglang.offline.packed import PackedModel
 
@@ -15,10 +19,18 @@ READ_BY = 4
 
 
 class Question(NamedTuple):
-    """What is asked behind a context, and how long the answer may be."""
+    """What is asked behind a context, and how long the answer may be; drawn by a seed where there is one, else
+    greedy.
+    """
 
     ids: list[int]
     max_new: int
+    seed: int | None = None
+
+    @property
+    def room(self) -> int:
+        """Tokens it takes with its answer."""
+        return len(self.ids) + self.max_new
 
 
 class Job(NamedTuple):
@@ -55,6 +67,7 @@ class _Running:
     out: list[int]
     state: State
     room: int
+    seed: int | None
     token: int = -1
 
 
@@ -65,8 +78,9 @@ def answer(
     batch: int,
     tokens: int,
     progress: Callable[[int], object] = lambda count: None,
+    temperature: float = 1.0,
 ) -> Iterator[Answers]:
-    """Answer jobs greedily, each as it would be answered alone; yields them as they are done.
+    """Answer jobs, each as it would be answered alone; yields them as they are done.
 
     Args:
         model: the model.
@@ -75,6 +89,7 @@ def answer(
         batch: answers decoded together; a job with more questions is still taken whole.
         tokens: tokens held at a time; a job that takes more is still taken, alone.
         progress: told of every forward's new tokens, prompts included.
+        temperature: of answers that are drawn.
     """
     if not jobs:
         return
@@ -92,14 +107,15 @@ def answer(
                 rows, free = rows - len(jobs[index].questions), free - costs[index]
                 taken.append(_Open(index, costs[index]))
         if taken:
-            chosen = _start(model, cache, [(one, jobs[one.job]) for one in taken], progress)
+            chosen, out = _start(model, cache, [(one, jobs[one.job]) for one in taken], progress)
             running += chosen
         else:
             chosen = list(running)
             out = model.extend(cache, [(one.state, [one.token]) for one in chosen])
             progress(len(chosen))
-            for one, token in zip(chosen, model.logits(out).argmax(-1).tolist(), strict=True):
-                one.token = token
+        logits, seeds, places = model.logits(out), [one.seed for one in chosen], [len(one.out) for one in chosen]
+        for one, token in zip(chosen, choose(logits, seeds, places, temperature), strict=True):
+            one.token = token
         for one in chosen:
             if _take(one, model.stop_ids):
                 continue
@@ -113,16 +129,16 @@ def answer(
 
 def _cost(job: Job) -> int:
     # Every question may hold a copy of the context, as the exact cache does.
-    return sum(len(job.context) + len(ids) + room for ids, room in job.questions)
+    return sum(len(job.context) + one.room for one in job.questions)
 
 
 def _start(
     model: PackedModel, cache: Cache[Any], jobs: Sequence[tuple[_Open, Job]], progress: Callable[[int], object]
-) -> list[_Running]:
-    """Prefill contexts, then the questions behind them; each answer has its first token afterwards."""
+) -> tuple[list[_Running], Tensor]:
+    """Prefill contexts, then the questions behind them; returns with the answers the outputs of their last tokens."""
     states = []
     for _, job in jobs:
-        capacity = len(job.context) + max(len(ids) + room for ids, room in job.questions)
+        capacity = len(job.context) + max(one.room for one in job.questions)
         states.append(cache.new(capacity))
     contexts = [(state, job.context) for state, (_, job) in zip(states, jobs, strict=True) if job.context]
     model.prefill(cache, contexts)
@@ -134,15 +150,13 @@ def _start(
         owner.left = len(job.questions)
         owner.tokens = [[] for _ in job.questions]
         # The context's own state goes to the last question, once the others have forked it.
-        forks = [cache.fork(state, len(job.context) + len(ids) + room) for ids, room in job.questions[:-1]]
+        forks = [cache.fork(state, len(job.context) + one.room) for one in job.questions[:-1]]
         for mine, question, out in zip([*forks, state], job.questions, owner.tokens, strict=True):
-            started.append(_Running(owner, out, mine, question.max_new))
+            started.append(_Running(owner, out, mine, question.max_new, question.seed))
             asked.append((mine, question.ids))
     outs = model.prefill(cache, asked)
     progress(sum(len(ids) for _, ids in asked))
-    for one, hidden in zip(started, outs, strict=True):
-        one.token = int(model.logits(hidden[-1:]).argmax(-1))
-    return started
+    return started, torch.stack([hidden[-1] for hidden in outs])
 
 
 def _take(one: _Running, stop_ids: frozenset[int]) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from bench.data import wikitext
 from bench.quality.items import ItemStore, code_digest, digest_of
 from bench.quality.systems import RAW, System, cache_of
@@ -31,6 +33,8 @@ class Limits:
         batch: answers decoded together.
         tokens: tokens held at a time while answers are decoded.
         repeats: seeds of tasks that are drawn at random.
+        samples: answers drawn for each problem of ``humaneval``; 0 for one greedy answer.
+        temperature: of answers that are drawn.
     """
 
     items: int | None = None
@@ -41,6 +45,8 @@ class Limits:
     batch: int = 16
     tokens: int = 49152
     repeats: int = 1
+    samples: int = 0
+    temperature: float = 0.6
 
 
 @dataclass
@@ -68,6 +74,12 @@ class Bench:
         return str(self.model.model.dtype).removeprefix("torch.")
 
     @property
+    def device(self) -> str:
+        """What it runs on: cpu, or the GPU's name."""
+        device = self.model.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+    @property
     def every(self) -> list[System | None]:
         """The exact cache (None) and the systems."""
         return [None, *self.systems]
@@ -85,10 +97,10 @@ class Bench:
     def key(self, system: System | None, item: Any) -> dict[str, Any]:
         """Everything that decides the value of an item: the model, the system, the code, and what is asked."""
         what: dict[str, Any] = {"model": self.model.name, "weights": self.model.digest, "item": item}
-        what |= {"system": RAW, "code": code_digest(system is not None), "dtype": self.dtype}
+        what |= {"system": RAW, "code": code_digest(system is not None), "dtype": self.dtype, "device": self.device}
         if system is not None:
             what |= {"system": system.digest, "page_size": self.page_size}
-            what["kernels"] = get_ops("cpu", system.config.kernels).describe()
+            what["kernels"] = get_ops(self.model.device, system.config.kernels).describe()
         return what
 
     def ratio(self, system: System | None) -> float:
@@ -142,7 +154,7 @@ class Bench:
         row: Row = {"system": RAW if system is None else system.name, "profile": system.profile if system else ""}
         row |= {"kind": RAW if system is None else ours, "task": task, "ratio": self.ratio(system)}
         row |= dict.fromkeys(("kl", "ppl_rel", "top1", "score", "score_raw", "spread", "n"))
-        row |= {"model": self.model.name, "page_size": self.page_size}
+        row |= {"model": self.model.name, "page_size": self.page_size, "device": self.device}
         row |= {"window": system.config.window if system else None}
         return row | measured
 

@@ -10,7 +10,7 @@ from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CODE = ("kernels", "leankv_sglang/read_rule.py", "leankv_sglang/sizing.py", "leankv_sglang/significance")
-_EVALUATION = ("leankv_sglang/offline", "bench/quality/decoding.py")
+_EVALUATION = ("leankv_sglang/offline", "bench/quality/decoding.py", "bench/quality/sampling.py")
 _SOURCES = {".py", ".h", ".inl", ".cpp"}
 
 

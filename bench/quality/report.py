@@ -13,7 +13,7 @@ from bench.table import print_table
 KEYS = ("system", "profile", "task", "ratio", "kl", "ppl_rel", "top1", "score", "score_raw")
 _COLUMNS = ("kind", "name", "ratio", "ratio_if_freed")
 _LOSSES = ("kl", "kl_tail", "top1", "top1_tail", "ppl_rel", "ppl_rel_tail", "ppl")
-_SCORES = ("score", "score_raw", "spread_diff", "ratio_context", "tokens_out")
+_SCORES = ("score", "score_raw", "lost", "won", "spread_diff", "ratio_context", "tokens_out")
 
 
 def read_rows(files: Sequence[str]) -> list[Row]:

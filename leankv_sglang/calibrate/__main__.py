@@ -17,6 +17,7 @@ from leankv_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, LeanKVConfig, pa
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.model_shape import read_shape
 from leankv_sglang.models import home, resolve_model_path
+from leankv_sglang.offline.device import add_device_flag, pick_device
 from leankv_sglang.profile import CALIBRATED_TOKENS
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--window", type=int, default=1, help="pages of near view (default: 1)")
     out.add_argument("--page-size", type=int, default=DEFAULT_PAGE_SIZE, choices=PAGE_SIZES)
     out.add_argument("--seed", type=int, default=0)
+    add_device_flag(out)
     return out
 
 
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     from leankv_sglang.calibrate.search import Found, Target
     from leankv_sglang.calibrate.windows import calibration_windows, default_text
 
-    start = time.monotonic()
+    start, device = time.monotonic(), pick_device(args.device)
     high, mid, low = parse_tiers(args.tiers)
     # A predictor comes from the calibration itself; until it is written any file's name does.
     config = LeanKVConfig(
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     def report(target: Target, found: Found) -> None:
         tqdm.write(f"  {target.name:10} {_say(found.measured)}")
 
-    done = calibrate(folder, windows, measured_on, setting, targets, report, home() / "calibration")
+    done = calibrate(folder, windows, measured_on, setting, targets, report, home() / "calibration", device)
     names = [Path(path).name for path in args.text or []] or ["pydoc topics"]
     add(profile, done, {"texts": names, "windows": [args.windows, args.measured], "seed": args.seed})
     write(profile, args.out)

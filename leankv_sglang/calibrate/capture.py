@@ -17,7 +17,7 @@ _NAME = "leankv_calibration"
 
 
 class Layer(NamedTuple):
-    """One layer's attention over one window, float32."""
+    """One layer's attention over one window, float32, kept in main memory until its turn comes."""
 
     q: Tensor  # [Hq, T, D]
     k: Tensor  # [H, T, D], after RoPE
@@ -25,6 +25,10 @@ class Layer(NamedTuple):
     out: Tensor  # [Hq, T, D]
     grads: Tensor  # [S, Hq, T, D], one for each draw
     scale: float
+
+    def to(self, device: torch.device) -> Layer:
+        """The same on a device."""
+        return Layer(*(x.to(device) for x in self[:-1]), self.scale)
 
 
 def capture(model: Any, ids: Tensor, draws: int, skip: int, seed: int) -> list[Layer]:
@@ -56,7 +60,7 @@ def capture(model: Any, ids: Tensor, draws: int, skip: int, seed: int) -> list[L
     model.set_attn_implementation(_NAME)
     model.requires_grad_(False)
     try:
-        embedded = model.get_input_embeddings()(ids[None]).detach().requires_grad_(True)
+        embedded = model.get_input_embeddings()(ids.to(model.device)[None]).detach().requires_grad_(True)
         hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
     finally:
         model.set_attn_implementation(before)
@@ -70,16 +74,16 @@ def capture(model: Any, ids: Tensor, draws: int, skip: int, seed: int) -> list[L
         hidden.backward(upstream, retain_graph=i < draws - 1)
         for kept, layer in zip(grads, seen, strict=True):
             assert layer[3].grad is not None
-            kept.append(layer[3].grad[0].clone())
+            kept.append(layer[3].grad[0].to("cpu", copy=True))
     return [
-        Layer(q, k, v, out.detach()[0], torch.stack(kept), scale)
+        Layer(q.cpu(), k.cpu(), v.cpu(), out.detach()[0].cpu(), torch.stack(kept), scale)
         for (q, k, v, out, scale), kept in zip(seen, grads, strict=True)
     ]
 
 
 def _slopes(head: Tensor, hidden: Tensor, draws: int, seed: int) -> Tensor:
     """Gradients ``[S, n, C]`` of the log-probability of drawn tokens by outputs ``[n, C]``."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(hidden.device).manual_seed(seed)
     out = hidden.new_empty(draws, *hidden.shape)
     for start in range(0, len(hidden), SLICE):
         span = slice(start, start + SLICE)

@@ -68,13 +68,13 @@ class Explored:
     space: Space
     predictor: Tensor | None
 
-    def strategy(self, config: LeanKVConfig) -> Significance:
+    def strategy(self, config: LeanKVConfig, device: torch.device) -> Significance:
         """The significance that the costs were estimated with."""
-        return _strategy(config, self.predictor)
+        return _strategy(config, self.predictor, device)
 
 
-def _strategy(config: LeanKVConfig, predictor: Tensor | None) -> Significance:
-    return STRATEGIES[config.significance]() if predictor is None else Predictor(predictor)
+def _strategy(config: LeanKVConfig, predictor: Tensor | None, device: torch.device) -> Significance:
+    return STRATEGIES[config.significance]() if predictor is None else Predictor(predictor.to(device))
 
 
 def explore(model: Callable[[], Any], folder: str, windows: Sequence[Tensor], setting: Setting, kept: Path) -> Explored:
@@ -115,18 +115,18 @@ def _explore(
     costs, found, weights = [], [], []
     count = sum(len(ids) - SKIP - 1 for ids in windows)
     for layer in tqdm(range(len(seen[0])), desc="options", unit="layer"):
-        of_layer: list[Layer] = [window[layer] for window in seen]
+        of_layer: list[Layer] = [window[layer].to(model.device) for window in seen]
         pages = [full_pages(one, page) for one in of_layer]
         if config.significance == Predictor.name:
-            weights.append(fit(of_layer, pages, config.window))
-        strategy = _strategy(config, weights[-1][None] if weights else None)
+            weights.append(fit(of_layer, pages, config.window).cpu())
+        strategy = _strategy(config, weights[-1][None] if weights else None, model.device)
         worth = [strategy(0, full).transpose(0, 1).flatten(1) for full in pages]
         parts = [
             layer_costs(one, significance, choices, config, layout, SKIP)
             for one, significance in zip(of_layer, worth, strict=True)
         ]
         costs.append(torch.stack(parts).sum(0) / count)
-        found.append(torch.cat(worth, 1))
+        found.append(torch.cat(worth, 1).cpu())
     return torch.stack(costs), torch.stack(found), torch.stack(weights) if weights else None
 
 

@@ -26,8 +26,8 @@ def harm(seen: Layer, window: int, page: int) -> Tensor:
     """
     heads, tokens, _ = seen.k.shape
     group = seen.q.shape[0] // heads
-    position = torch.arange(tokens)
-    total = torch.zeros(heads, tokens, dtype=torch.float64)
+    position = torch.arange(tokens, device=seen.k.device)
+    total = torch.zeros(heads, tokens, dtype=torch.float64, device=seen.k.device)
     for start in range(0, tokens, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, tokens)
         t, keys = position[start:stop, None], position[None, :stop]
@@ -67,7 +67,7 @@ def fit(windows: Sequence[Layer], pages: Sequence[FullPages], window: int) -> Te
     mean, spread = x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-6
     z = (x - mean) / spread
     z[..., -1] = 1
-    gram = z.transpose(1, 2) @ z + RIDGE * z.shape[1] * torch.eye(z.shape[2], dtype=z.dtype)
+    gram = z.transpose(1, 2) @ z + RIDGE * z.shape[1] * torch.eye(z.shape[2], dtype=z.dtype, device=z.device)
     solved = torch.linalg.solve(gram, z.transpose(1, 2) @ y[..., None])[..., 0]
     weights = solved / spread[:, 0]
     weights[:, -1] = solved[:, -1] - (solved[:, :-1] * mean[:, 0, :-1] / spread[:, 0, :-1]).sum(-1)

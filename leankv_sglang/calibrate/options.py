@@ -32,9 +32,9 @@ class Option(NamedTuple):
         """Tiers uint8 ``[..., n]`` of tokens by their rank in significance ``[..., n]``."""
         count = significance.shape[-1]
         rank = significance.argsort(-1, descending=True).argsort(-1).to(torch.float64) + 0.5
-        bounds = torch.tensor(self, dtype=torch.float64).cumsum(0) * count
+        bounds = [count * sum(self[: tier + 1]) for tier in range(3)]
         tiers = torch.full_like(significance, PRUNED, dtype=torch.uint8)
-        for tier, bound in zip((LOW, MID, HIGH), bounds.flip(0), strict=True):
+        for tier, bound in zip((LOW, MID, HIGH), bounds[::-1], strict=True):
             tiers[rank < bound] = tier
         return tiers
 

@@ -30,6 +30,7 @@ def calibrate(
     targets: Sequence[Target],
     report: Callable[[Target, Found], None],
     kept: Path,
+    device: torch.device,
 ) -> Calibrated:
     """Calibrate a model.
 
@@ -41,17 +42,18 @@ def calibrate(
         targets: the points to find.
         report: told of every measurement.
         kept: folder where what the gradients told is kept.
+        device: where the model runs.
     """
 
     def exact() -> Any:
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
 
     explored = explore(exact, folder, windows, setting, kept)
-    served, _ = PackedModel.load(folder)
+    served, _ = PackedModel.load(folder, device=device)
     with torch.inference_mode():
-        significance = explored.strategy(setting.config)
+        significance = explored.strategy(setting.config, device)
         yardstick = Yardstick(served, list(measured_on), setting.config, setting.page_size, significance)
         points = {target.name: search(explored.space, target, yardstick.measure, report) for target in targets}
     return Calibrated(points, explored.predictor)

@@ -24,7 +24,8 @@ QUERY_BLOCK = 512
 def layer_costs(
     seen: Layer, significance: Tensor, options: list[Option], config: LeanKVConfig, layout: RecordLayout, skip: int
 ) -> Tensor:
-    """Estimated KL ``[H, options]`` of every head's options, summed over the window's predictions from ``skip`` on.
+    """Estimated KL ``[H, options]`` of every head's options, summed over the window's predictions from ``skip`` on; in
+    main memory.
 
     Args:
         seen: one layer over one window.
@@ -46,7 +47,8 @@ def layer_costs(
         tiers[:, :SINK_TOKENS] = HIGH
         tiers = torch.nn.functional.pad(tiers, (0, tokens - whole), value=PRUNED)
         # One matrix of values for each precision of keys: [T, options, D + 1], a column of ones for the denominator.
-        sides = {bits: torch.zeros(tokens, len(options), layout.head_dim + 1) for bits in keys}
+        size = (tokens, len(options), layout.head_dim + 1)
+        sides = {bits: torch.zeros(size, device=seen.k.device) for bits in keys}
         for tier, form in ((HIGH, high), (MID, mid), (LOW, low)):
             member = (tiers == tier).T[..., None]
             value = torch.nn.functional.pad(values[form.value_bits][head], (0, 1), value=1.0)
@@ -70,8 +72,8 @@ def _head_cost(
     group = seen.q.shape[0] // seen.k.shape[0]
     rows = slice(head * group, (head + 1) * group)
     tokens, dim = seen.k.shape[1:]
-    position = torch.arange(tokens)
-    cost = torch.zeros(options, dtype=torch.float64)
+    position = torch.arange(tokens, device=seen.k.device)
+    cost = torch.zeros(options, dtype=torch.float64, device=seen.k.device)
     for start in range(skip // page * page, tokens, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, tokens)
         q = seen.q[rows, start:stop] * seen.scale  # [g, B, D]
@@ -104,7 +106,7 @@ def full_pages(seen: Layer, page: int) -> FullPages:
     group, whole = seen.q.shape[0] // heads, tokens // page * page
     q = seen.q[:, :whole].unflatten(1, (-1, page))
     k = seen.k[:, :whole].unflatten(1, (-1, page)).repeat_interleave(group, 0)
-    future = torch.ones(page, page, dtype=torch.bool).triu_(1)
+    future = torch.ones(page, page, dtype=torch.bool, device=q.device).triu_(1)
     weights = (q @ k.transpose(2, 3) * seen.scale).masked_fill_(future, float("-inf")).softmax(-1)
     columns = (weights.double() * COLUMN_SCORE_ONE).round().sum(2).to(torch.int32).transpose(0, 1)
     by_page = (x[:, :whole].unflatten(1, (-1, page)).permute(1, 2, 0, 3) for x in (seen.k, seen.v))

@@ -31,17 +31,19 @@ def compare(model: PackedModel, raw: Tensor, others: Sequence[Tensor], targets: 
         targets: int64 ``[n]``, the tokens that follow.
 
     Returns:
-        NLL of the exact cache, float64 ``[n]``, and each other's loss.
+        NLL of the exact cache, float64 ``[n]``, and each other's loss, all in main memory.
     """
+    targets = targets.to(raw.device)
     nlls: list[Tensor] = []
     parts: list[list[Loss]] = [[] for _ in others]
     for start in range(0, len(raw), SLICE):
         span = slice(start, start + SLICE)
         full, target = model.logits(raw[span]).log_softmax(-1), targets[span, None]
         likely, weight = full.argmax(-1), full.exp()
-        nlls.append(-full.gather(1, target)[:, 0].double())
+        nlls.append(-full.gather(1, target)[:, 0].double().cpu())
         for other, part in zip(others, parts, strict=True):
             ours = model.logits(other[span]).log_softmax(-1)
             nll, top1 = -ours.gather(1, target)[:, 0].double(), (ours.argmax(-1) == likely).double()
-            part.append(Loss((weight * (full - ours)).sum(-1).double(), nll, top1))
+            loss = ((weight * (full - ours)).sum(-1).double(), nll, top1)
+            part.append(Loss(*(x.cpu() for x in loss)))
     return torch.cat(nlls), [Loss(*(torch.cat(x) for x in zip(*part, strict=True))) for part in parts]

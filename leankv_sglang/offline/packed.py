@@ -13,12 +13,14 @@ from torch import Tensor
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.model_shape import shape_of
 from leankv_sglang.models import resolve_model_path
-from leankv_sglang.offline.caches import Cache, LeanCache, RawCache, State
+from leankv_sglang.offline.caches import Cache, State
+from leankv_sglang.offline.lean_cache import LeanCache
+from leankv_sglang.offline.raw_cache import RawCache
 from leankv_sglang.profile import Shape
 from leankv_sglang.significance import Significance
 
-CHUNK = 2048
-"""Tokens of a prefill forward."""
+CHUNK, GPU_CHUNK = 2048, 16384
+"""Tokens of a prefill forward; what comes out does not depend on it."""
 _NAME = "packed"
 
 
@@ -39,6 +41,7 @@ class PackedModel:
 
         self.model, self.name = model.eval(), name
         self.cache_dtype = cache_dtype or model.dtype
+        self.device: torch.device = model.device
         self.shape = shape_of(model.config.to_dict())
         self.digest = ""
         self._cache: Cache[Any] | None = None
@@ -48,11 +51,14 @@ class PackedModel:
         model.set_attn_implementation(key)
 
     @classmethod
-    def load(cls, name: str | None, dtype: torch.dtype = torch.bfloat16) -> tuple[PackedModel, Any]:
+    def load(
+        cls, name: str | None, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"
+    ) -> tuple[PackedModel, Any]:
         """The model and its tokenizer, by catalog name or folder.
 
         Args:
             dtype: what the model computes in. Raw keys and values have 16 bits all the same: float16 beside float32.
+            device: where model and caches live.
 
         Raises:
             ModelError: when it cannot be fetched.
@@ -61,7 +67,7 @@ class PackedModel:
 
         path = Path(resolve_model_path(name))
         cache_dtype = torch.float16 if dtype == torch.float32 else dtype
-        packed = cls(AutoModelForCausalLM.from_pretrained(path, dtype=dtype), path.name, cache_dtype)
+        packed = cls(AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device), path.name, cache_dtype)
         packed.digest = _folder_digest(path)
         return packed, AutoTokenizer.from_pretrained(path)
 
@@ -91,14 +97,16 @@ class PackedModel:
             alphas, significance: other than the configuration's, see :class:`LeanCache`.
         """
         if config is None:
-            return RawCache(self.shape, self.cache_dtype)
-        return LeanCache(self.shape, config, page_size, rows, tokens, self.cache_dtype, alphas, significance)
+            return RawCache(self.shape, rows, self.cache_dtype, self.device)
+        lean = (config, page_size, rows, tokens, self.cache_dtype, alphas, significance)
+        return LeanCache(self.shape, *lean, self.device)
 
     @torch.inference_mode()
     def extend(self, cache: Cache[Any], batch: Sequence[tuple[State, Sequence[int]]]) -> Tensor:
         """One forward over new tokens of sequences; returns the last layer's output after its norm ``[sum T, C]``."""
         ids = torch.tensor([token for _, tokens in batch for token in tokens])
         positions = torch.cat([torch.arange(s.length, s.length + len(tokens)) for s, tokens in batch])
+        ids, positions = ids.to(self.device), positions.to(self.device)
         cache.begin([(state, len(tokens)) for state, tokens in batch])
         count = len(ids)
         if count == 1:
@@ -111,9 +119,10 @@ class PackedModel:
         return out
 
     def prefill(
-        self, cache: Cache[Any], batch: Sequence[tuple[State, Sequence[int]]], chunk: int = CHUNK
+        self, cache: Cache[Any], batch: Sequence[tuple[State, Sequence[int]]], chunk: int | None = None
     ) -> list[Tensor]:
         """Extend sequences in forwards of at most ``chunk`` tokens; returns each one's outputs ``[T, C]``."""
+        chunk = chunk or (CHUNK if self.device.type == "cpu" else GPU_CHUNK)
         parts: list[list[Tensor]] = [[] for _ in batch]
         done, now, room = [0] * len(batch), 0, 0
         while now < len(batch):

@@ -6,17 +6,18 @@ from functools import partial
 
 import pytest
 import torch
-from tinymodel import PAGE, tiny_model, tokens
+from tinymodel import DEVICES, PAGE, tiny_model, tokens
 
 from bench.quality.decoding import Job, Question, answer
 from bench.quality.systems import cache_of, system
-from leankv_sglang.offline.caches import Cache, LeanCache
+from leankv_sglang.offline.caches import Cache
+from leankv_sglang.offline.lean_cache import LeanCache
 from leankv_sglang.offline.packed import PackedModel
 
 
-@pytest.fixture(scope="module")
-def model() -> PackedModel:
-    return tiny_model()
+@pytest.fixture(scope="module", params=DEVICES)
+def model(request: pytest.FixtureRequest) -> PackedModel:
+    return tiny_model(device=request.param)
 
 
 JOBS = [
@@ -32,7 +33,7 @@ def _lags(model: PackedModel, name: str | None, ids: list[int], out: list[int]) 
     cache = cache_of(model, system(name) if name else None, PAGE, 1, 1024)
     whole = ids + out[:-1]
     logits = model.logits(model.prefill(cache, [(cache.new(1024), whole)])[0][len(ids) - 1 :])
-    chosen = logits.gather(1, torch.tensor(out)[:, None])[:, 0]
+    chosen = logits.gather(1, torch.tensor(out, device=logits.device)[:, None])[:, 0]
     lags: list[float] = (logits.amax(1) - chosen).tolist()
     return lags
 
@@ -98,3 +99,20 @@ def test_contexts_are_read_once(model: PackedModel, monkeypatch: pytest.MonkeyPa
     assert seen == [200, 12]
     assert all(len(out) == 1 for out in done.tokens)
     assert torch.tensor(done.tokens).shape == (3, 1)
+
+
+def test_drawn_answers_are_their_seeds_and_nobody_elses(model: PackedModel) -> None:
+    """The same with any company, another for another seed; a greedy question beside them stays greedy."""
+    prompt = tokens(40, 3)
+    open_cache = partial(cache_of, model, None, PAGE)
+
+    def drawn(seeds: list[int | None], batch: int) -> list[list[int]]:
+        jobs = [Job([], [Question(prompt, 6, seed)]) for seed in seeds]
+        done = {one.job: one.tokens[0] for one in answer(model, open_cache, jobs, batch, 4096, temperature=2.0)}
+        return [done[i] for i in range(len(seeds))]
+
+    together = drawn([5, 6, None, 5], 4)
+    assert together[0] == together[3]
+    assert together[0] != together[1]
+    assert together == drawn([5, 6, None, 5], 1)
+    assert together[2] == drawn([None], 1)[0]

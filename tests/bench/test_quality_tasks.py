@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -92,6 +93,12 @@ def test_rows_are_complete_and_found_again(name: str, bench: Bench, monkeypatch:
         bench.model, bench.tokenizer, bench.systems, ItemStore(bench.store.folder), 64, bench.text, quiet=True
     )
     assert task(name).run(again, limits, 0) == rows
+
+
+def test_drawn_answers_are_scored_each(bench: Bench) -> None:
+    rows = task("humaneval").run(bench, replace(LIMITS, samples=3), 0)
+    assert [(row["n"], row["items"]) for row in rows] == [(6, 2)] * 3
+    assert all(row["won"] - row["lost"] == round(6 * (row["score"] - row["score_raw"])) for row in rows)
 
 
 def _refuse(*args: Any) -> None:

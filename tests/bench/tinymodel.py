@@ -10,6 +10,8 @@ from leankv_sglang.offline.packed import PackedModel
 
 PAGE = 64
 VOCABULARY = 512
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+"""Where the runner is tested: on a GPU too, where there is one."""
 
 
 def tiny_llama(vocabulary: int, layers: int, heads: int, gain: float) -> Any:
@@ -32,9 +34,9 @@ def tiny_llama(vocabulary: int, layers: int, heads: int, gain: float) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def tiny_model(vocabulary: int = VOCABULARY, gain: float = 0.2) -> PackedModel:
+def tiny_model(vocabulary: int = VOCABULARY, gain: float = 0.2, device: str = "cpu") -> PackedModel:
     """3 layers, 6 query heads."""
-    return PackedModel(tiny_llama(vocabulary, 3, 6, gain).to(torch.bfloat16), "tiny")
+    return PackedModel(tiny_llama(vocabulary, 3, 6, gain).to(device, torch.bfloat16), "tiny")
 
 
 def tokens(count: int, seed: int) -> list[int]:

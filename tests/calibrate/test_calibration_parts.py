@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -115,6 +116,27 @@ def _kl_of_a_change(model: Any, ids: Tensor, at: int, change: Tensor) -> float:
     logits.append(model(ids[None]).logits[0, PAGE:-1].log_softmax(-1))
     hook.remove()
     return float((logits[0].exp() * (logits[0] - logits[1])).sum())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_estimates_what_a_cpu_does(model: Any, seen: list[Layer]) -> None:
+    worth: dict[str, Tensor] = {}
+    costs = {}
+    for device in ("cpu", "cuda"):
+        layer = seen[1].to(torch.device(device))
+        pages = full_pages(layer, PAGE)
+        weights = fit([layer], [pages], 1)
+        strategy = Predictor(weights[None])
+        worth[device] = strategy(0, pages).transpose(0, 1).flatten(1)
+        costs[device] = layer_costs(layer, worth["cpu"].to(device), options(True), CONFIG, layout(), PAGE).cpu()
+    torch.testing.assert_close(worth["cuda"].cpu().log(), worth["cpu"].log(), rtol=0, atol=0.05)
+    torch.testing.assert_close(costs["cuda"], costs["cpu"], rtol=0.02, atol=1e-9)
+    ids = torch.randint(97, (4 * PAGE + 20,), generator=torch.Generator().manual_seed(1))
+    there = capture(copy.deepcopy(model).to("cuda"), ids, draws=4, skip=PAGE, seed=0)
+    for ours, theirs in zip(there, seen, strict=True):
+        torch.testing.assert_close(ours.out, theirs.out, rtol=1e-3, atol=1e-3)
+        # Other draws of the same distribution.
+        assert float(ours.grads.square().mean() / theirs.grads.square().mean()) == pytest.approx(1, rel=0.5)
 
 
 def test_gradients_tell_the_kl_of_a_small_change(model: Any) -> None:

