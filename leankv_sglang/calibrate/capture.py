@@ -28,7 +28,8 @@ class Layer(NamedTuple):
 
     def to(self, device: torch.device) -> Layer:
         """The same on a device."""
-        return Layer(*(x.to(device) for x in self[:-1]), self.scale)
+        q, k, v, out, grads, scale = self
+        return Layer(q.to(device), k.to(device), v.to(device), out.to(device), grads.to(device), scale)
 
 
 def capture(model: Any, ids: Tensor, draws: int, skip: int, seed: int) -> list[Layer]:
