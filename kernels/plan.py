@@ -38,7 +38,7 @@ class Plan:
     units: Tensor  # int64 [U, 5] for kernels: first query, offset, queries, pages before, first in ``pages``
     full: Tensor  # int64 [f] units that write their page's last token: committed in this forward
     open: Tensor  # int64 [o] the other units: their raw tokens stay in the open page of their row
-    sequence_start: Tensor  # bool [f] for each full unit, whether its page is the sequence's first
+    full_index: Tensor  # int64 [f] pages of its sequence before each full unit's own
     groups: Tensor  # int64 [G, 5] units that read the same pages: see cascade.find_groups; kernels may ignore them
     members: Tensor  # int64 [M] the units of each group
 
@@ -186,7 +186,7 @@ def build_plan(
         units=put(unit_table),
         full=put(np.flatnonzero(full)),
         open=put(np.flatnonzero(~full)),
-        sequence_start=put(page_index[full] == 0),
+        full_index=put(page_index[full]),
         groups=put(groups),
         members=put(members),
     )

@@ -63,6 +63,7 @@ class LeanKVBackend(AttentionBackend):
             config.rotation,
             build_significance(config, pool.device, lambda table: rank_heads(table, pool.head_num)),
             pool.alphas,
+            config.keep_first,
         )
         self.req_to_token_pool = runner.req_to_token_pool
         rows = self.req_to_token_pool.req_to_token.shape[0]

@@ -16,7 +16,7 @@ from leankv_sglang.config import (
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.profile import NO_PROFILE, Profile, chosen_profile
 
-_METHOD_FLAGS = ("tiers", "alpha_high", "alpha_mid", "alpha_low", "rotation", "significance", "window")
+_METHOD_FLAGS = ("tiers", "alpha_high", "alpha_mid", "alpha_low", "rotation", "significance", "window", "keep_first")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +59,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="PAGES",
         help="pages before a token's own page that it reads with every token high (default: 1)",
+    )
+    group.add_argument(
+        "--leankv-keep-first",
+        type=int,
+        metavar="PAGES",
+        help="pages at the start of a sequence of which nothing is pruned, nor low where there are three tiers "
+        "(default: 0)",
     )
     group.add_argument(
         "--leankv-profile",

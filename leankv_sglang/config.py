@@ -20,7 +20,7 @@ DEFAULT_PAGE_SIZE = 128
 TIER_NAMES = tuple(TIERS)
 ROTATIONS = ("hadamard", "none")
 SIGNIFICANCE_NAMES = ("attention", "none", "predictor")
-MAX_WINDOW = 64
+MAX_WINDOW, MAX_KEEP_FIRST = 64, 1024
 MATCHES = ("strict", "relaxed")
 
 Thresholds = float | tuple[tuple[float, ...], ...]
@@ -49,6 +49,7 @@ class LeanKVConfig:
         rotation: ``hadamard`` or ``none``, of keys and values before quantizing.
         significance: the strategy that scores tokens.
         window: pages before a query's own page that it reads with every token high.
+        keep_first: pages at the start of a sequence whose tokens are mid at least, without a middle tier low.
         demote: whether, under pressure, refinements are cut too before pages are evicted.
         match: whether a hit may read demoted pages: ``strict``, never, or ``relaxed``.
         kernels: backend of the ops, or ``auto``.
@@ -69,6 +70,7 @@ class LeanKVConfig:
     rotation: str = "hadamard"
     significance: str = "attention"
     window: int = 1
+    keep_first: int = 0
     demote: bool = False
     match: str = "strict"
     kernels: str = "auto"
@@ -85,6 +87,10 @@ class LeanKVConfig:
             raise LeanKVError("--leankv-match relaxed lets hits read demoted pages; it needs --leankv-demote.")
         if not 0 <= self.window <= MAX_WINDOW:
             raise LeanKVError(f"--leankv-window is a number of pages from 0 to {MAX_WINDOW}, not {self.window}.")
+        if not 0 <= self.keep_first <= MAX_KEEP_FIRST:
+            raise LeanKVError(
+                f"--leankv-keep-first is a number of pages from 0 to {MAX_KEEP_FIRST}, not {self.keep_first}."
+            )
         if self.significance == "predictor" and not self.predictor:
             raise LeanKVError("--leankv-significance predictor comes with a profile; give --leankv-profile instead.")
         for alphas in (self.alphas, *dict(self.points).values()):
@@ -137,6 +143,8 @@ class LeanKVConfig:
             else:
                 mid = f"mid {_say(self.alpha_mid)}, " if self.mid else ""
                 parts.append(f"alpha high {_say(self.alpha_high)}, {mid}low {_say(self.alpha_low)}")
+        if self.keep_first:
+            parts.append(f"first pages kept {self.keep_first}")
         if self.demote:
             parts.append(f"demotion on, {self.match} matches")
         return ", ".join(parts)

@@ -31,7 +31,7 @@ SERVED_POINT = "lossless"
 NO_PROFILE = "none"
 """What ``--leankv-profile`` takes for no profile at all, whatever is shipped."""
 _KEYS = {"leankv_profile", "model", "page_size", "tiers", "rotation", "significance", "window", "points"}
-_OPTIONAL = {"calibration", "predictor"}
+_OPTIONAL = {"calibration", "predictor", "keep_first"}
 _MODEL_KEYS = ("num_layers", "num_kv_heads", "head_dim")
 _ALPHAS = tuple(f"alpha_{tier}" for tier in Alphas._fields)
 
@@ -173,7 +173,9 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
     if not isinstance(model, dict) or any(type(model.get(k)) is not int or model[k] < 1 for k in _MODEL_KEYS):
         raise broken(f'"model" must give {", ".join(_MODEL_KEYS)} as positive whole numbers')
     shape = Shape(*(model[k] for k in _MODEL_KEYS))
-    for name, allowed in (("window", "a whole number of pages"), ("page_size", f"one of {_list(PAGE_SIZES)}")):
+    pages, sizes = "a whole number of pages", f"one of {_list(PAGE_SIZES)}"
+    data.setdefault("keep_first", 0)
+    for name, allowed in (("window", pages), ("keep_first", pages), ("page_size", sizes)):
         if type(data[name]) is not int or (name == "page_size" and data[name] not in PAGE_SIZES):
             raise broken(f'"{name}" must be {allowed}')
     points = _points(data["points"], shape, broken)
@@ -192,6 +194,7 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
             rotation=str(data["rotation"]),
             significance=str(data["significance"]),
             window=data["window"],
+            keep_first=data["keep_first"],
             kernels=kernels,
             profile=f"{model.get('name') or Path(path).stem} {chosen}",
             points=tuple(points.items()),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from leankv_kernels import Ops, Plan, RawPages, RecordStore
+from leankv_kernels import LOW, MID, Ops, Plan, RawPages, RecordStore
 from leankv_kernels.reference.commit import choose_tiers
 from leankv_sglang.significance import FullPages, Significance
 
@@ -20,6 +20,7 @@ class Compressor:
     """What turns full pages into records: the ops, where records go, and how tiers are chosen.
 
     ``alphas`` are float64 ``[layers, 3, H]`` (see ``choose_tiers``): thresholds of pages that have none of their own.
+    Tokens of the first ``keep_first`` pages of a sequence are mid at least, or low where there is no middle tier.
     """
 
     ops: Ops
@@ -27,6 +28,7 @@ class Compressor:
     rotation: str
     significance: Significance
     alphas: Tensor
+    keep_first: int = 0
 
     def forward(
         self, layer: int, plan: Plan, q: Tensor, raw: RawPages, scale: float, alphas: Tensor | None = None
@@ -56,6 +58,7 @@ class Compressor:
         scores, key, value = (x.index_select(0, at) for x in (raw.scores, raw.key, raw.value))
         significance = self.significance(layer, FullPages(scores, key, value))
         chosen = (self.alphas if alphas is None else alphas)[layer]
-        tiers = choose_tiers(significance, chosen, plan.sequence_start)
+        least = LOW if self.store.layout.mid is None else MID
+        tiers = choose_tiers(significance, chosen, plan.full_index, self.keep_first, least)
         pages = plan.own_pages.index_select(0, plan.full)
         self.ops.commit_pages(self.store, layer, pages, key, value, tiers, self.rotation)

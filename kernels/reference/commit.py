@@ -40,14 +40,21 @@ def _uniform_scores(page: int, device: torch.device) -> Tensor:
     return inverse.flip(0).cumsum(0).flip(0) * COLUMN_SCORE_ONE
 
 
-def choose_tiers(significance: Tensor, alphas: Tensor, sequence_start: Tensor) -> Tensor:
+def choose_tiers(
+    significance: Tensor, alphas: Tensor, page_index: Tensor, keep_first: int = 0, least: int = LOW
+) -> Tensor:
     """Tier of every token: high above the first threshold, else mid above the second, else low from the third on, else
-    pruned; sinks are always high.
+    pruned; sinks are always high, and in the first pages nothing is less than ``least``.
+
+    A prompt's first page says what all that follows is about, and of a short context it is most; of a long one it
+    weighs little.
 
     Args:
         significance: float64 ``[n, H, P]``.
         alphas: float64 ``[3, H]``, or ``[n, 3, H]`` where pages differ.
-        sequence_start: bool ``[n]``, whether the page is its sequence's first.
+        page_index: int64 ``[n]``, pages of its sequence before each page.
+        keep_first: how many pages are first pages.
+        least: ``LOW``, or ``MID`` where there is a middle tier.
 
     Returns:
         uint8 ``[n, H, P]``.
@@ -56,7 +63,9 @@ def choose_tiers(significance: Tensor, alphas: Tensor, sequence_start: Tensor) -
     tiers = torch.full_like(significance, PRUNED, dtype=torch.uint8)
     tiers.masked_fill_(significance >= low, LOW).masked_fill_(significance > mid, MID)
     tiers.masked_fill_(significance > high, HIGH)
-    tiers[..., :SINK_TOKENS].masked_fill_(sequence_start[:, None, None], HIGH)
+    if keep_first:
+        tiers.masked_fill_((page_index < keep_first)[:, None, None] & (tiers <= LOW), least)
+    tiers[..., :SINK_TOKENS].masked_fill_((page_index == 0)[:, None, None], HIGH)
     return tiers
 
 

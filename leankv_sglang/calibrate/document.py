@@ -39,6 +39,7 @@ def begin(folder: str, shape: ModelShape, setting: Setting) -> Document:
         "rotation": config.rotation,
         "significance": config.significance,
         "window": config.window,
+        "keep_first": config.keep_first,
         "points": {},
     }
 
@@ -50,7 +51,7 @@ def go_on(path: str, fresh: Document) -> Document:
         LeanKVError: where it is no profile, or one for something else than ``fresh`` was begun for.
     """
     load_profile(path)
-    document: Document = json.loads(Path(path).read_text())
+    document: Document = {"keep_first": 0, **json.loads(Path(path).read_text())}
     if other := [name for name in fresh if name != "points" and document[name] != fresh[name]]:
         raise LeanKVError(f"--add: {path} has another {', '.join(other)}; calibrate it anew, without --add.")
     return document

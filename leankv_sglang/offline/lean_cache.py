@@ -63,7 +63,8 @@ class LeanCache(Cache[LeanState]):
         if alphas is None:
             alphas = threshold_table(config.alphas, shape.layers, shape.kv_heads)
         strategy = build_significance(config, device) if significance is None else significance
-        self.compressor = Compressor(self.ops, self.store, config.rotation, strategy, alphas.to(device))
+        how = (config.rotation, strategy, alphas.to(device), config.keep_first)
+        self.compressor = Compressor(self.ops, self.store, *how)
         open_shape = (shape.layers, rows, page_size, shape.kv_heads, shape.head_dim)
         self.key, self.value = (torch.zeros(open_shape, dtype=dtype, device=device) for _ in range(2))
         scores = (shape.layers, rows, shape.query_heads, page_size)

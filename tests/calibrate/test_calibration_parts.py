@@ -90,7 +90,7 @@ def test_options_are_shares(mid: bool) -> None:
 def test_thresholds_give_the_tiers_of_the_shares(seed: int, option: Option) -> None:
     worth = torch.rand(400, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).square() * 3 + 1e-3
     alphas = torch.tensor(option.alphas(worth), dtype=torch.float64)[:, None]
-    by_threshold = choose_tiers(worth[None, None], alphas, torch.tensor([False]))[0, 0]
+    by_threshold = choose_tiers(worth[None, None], alphas, torch.tensor([1]))[0, 0]
     by_rank = option.tiers(worth)
     assert (by_threshold != by_rank).sum() <= 4
     shares = [float((by_rank == tier).double().mean()) for tier in (HIGH, MID, LOW, PRUNED)]

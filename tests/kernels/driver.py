@@ -138,7 +138,7 @@ class Driver:
             chosen = [[method.alpha_high], [method.alpha_mid], [method.alpha_low]]
             alphas = torch.tensor(chosen, dtype=torch.float64, device=self.device)
             alphas = alphas.expand(3, method.layout.num_kv_heads)
-            tiers = choose_tiers(significance, alphas, plan.sequence_start)
+            tiers = choose_tiers(significance, alphas, plan.full_index)
             pages = plan.own_pages[full]
             ops.commit_pages(self.store, 0, pages, raw.key[full], raw.value[full], tiers, method.rotation)
         for kept, page in zip((self.open_key, self.open_value, self.open_scores), raw[:3], strict=True):

@@ -103,7 +103,7 @@ def tiers_of(
     """Tiers of one head's tokens."""
     alphas = torch.tensor([[high], [mid], [low]], dtype=torch.float64)
     row = torch.tensor([[significance]], dtype=torch.float64)
-    return choose_tiers(row, alphas, torch.tensor([start]))[0, 0].tolist()
+    return choose_tiers(row, alphas, torch.tensor([0 if start else 3]))[0, 0].tolist()
 
 
 def test_a_token_is_high_above_alpha_high_and_low_from_alpha_low_on() -> None:
@@ -132,10 +132,20 @@ def test_sinks_are_high_at_the_start_of_a_sequence_only() -> None:
     assert tiers_of(nothing, start=False) == [PRUNED] * 6
 
 
+@pytest.mark.parametrize("least", [LOW, MID])
+def test_nothing_in_the_first_pages_is_less_than_the_least(least: int) -> None:
+    significance = torch.tensor([2.0, 1.0, 0.6, 0.1] * 2, dtype=torch.float64).expand(3, 1, 8)
+    alphas = torch.tensor([[1.5], [0.8], [0.5]], dtype=torch.float64)
+    tiers = choose_tiers(significance, alphas, torch.tensor([0, 1, 2]), keep_first=2, least=least)
+    assert tiers[0, 0].tolist() == [HIGH] * 5 + [MID, least, least]
+    assert tiers[1, 0].tolist() == [HIGH, MID, least, least] * 2
+    assert tiers[2, 0].tolist() == [HIGH, MID, LOW, PRUNED] * 2
+
+
 def test_every_page_and_head_has_its_own_thresholds_and_start() -> None:
     significance = torch.full((2, 2, 8), 0.7, dtype=torch.float64)
     alphas = torch.tensor([[0.6, 1.0], [INF, INF], [0.0, 0.8]], dtype=torch.float64)
-    tiers = choose_tiers(significance, alphas, torch.tensor([False, True]))
+    tiers = choose_tiers(significance, alphas, torch.tensor([1, 0]))
     assert tiers.dtype == torch.uint8
     assert tiers[0].tolist() == [[HIGH] * 8, [PRUNED] * 8]
     assert tiers[1].tolist() == [[HIGH] * 8, [HIGH] * 4 + [PRUNED] * 4]
@@ -145,7 +155,7 @@ def test_thresholds_per_page_are_those_of_the_pages_alone() -> None:
     rng = torch.Generator().manual_seed(1)
     significance = torch.rand(5, 2, 8, generator=rng, dtype=torch.float64)
     alphas = torch.rand(5, 3, 2, generator=rng, dtype=torch.float64).sort(1, descending=True).values
-    start = torch.tensor([True, False, False, True, False])
+    start = torch.tensor([0, 1, 2, 0, 5])
     tiers = choose_tiers(significance, alphas, start)
     for i in range(5):
         one = slice(i, i + 1)

@@ -83,7 +83,7 @@ def check(batch: Batch) -> None:
     full = [i for i, u in enumerate(units) if u.positions[-1] == size - 1]
     assert plan.full.tolist() == full
     assert sorted(plan.full.tolist() + plan.open.tolist()) == list(range(len(units)))
-    assert plan.sequence_start.tolist() == [units[i].page == 0 for i in full]
+    assert plan.full_index.tolist() == [units[i].page for i in full]
 
     for i, u in enumerate(units):
         assert plan.unwritten[i].tolist() == [position > u.positions[-1] for position in range(size)]
@@ -126,7 +126,7 @@ def test_decode_is_one_unit_of_one_query_per_request() -> None:
     plan = batch.plan()
     assert plan.num_units == plan.num_tokens == 4
     assert plan.full.tolist() == [1]
-    assert plan.sequence_start.tolist() == [True]
+    assert plan.full_index.tolist() == [0]
 
 
 def test_a_request_with_nothing_to_do_has_no_unit_and_reads_no_page() -> None:

@@ -48,6 +48,7 @@ FLAGS: list[tuple[list[str], dict[str, Any]]] = [
     (["--leankv-significance", "none"], {"significance": "none"}),
     (["--leankv-window", "0"], {"window": 0}),
     (["--leankv-window=4"], {"window": 4}),
+    (["--leankv-keep-first", "2"], {"keep_first": 2}),
     (["--leankv-kernels", "reference"], {"kernels": "reference"}),
     (["--leankv-kernels", "auto"], {"kernels": "auto"}),
 ]
@@ -100,6 +101,7 @@ BAD: list[list[str]] = [
     ["--leankv-rotation", "fourier"],
     ["--leankv-significance", "magic"],
     ["--leankv-window", "-1"],
+    ["--leankv-keep-first", "-1"],
     ["--leankv-alpha-high", "nan"],
     ["--leankv-alpha-low", "inf"],
     ["--leankv-kernels", "fpga"],

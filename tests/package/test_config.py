@@ -39,6 +39,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"significance": "magic"}, "--leankv-significance"),
     ({"window": -1}, "--leankv-window"),
     ({"window": 65}, "--leankv-window"),
+    ({"keep_first": -1}, "--leankv-keep-first"),
+    ({"keep_first": 2000}, "--leankv-keep-first"),
     ({"alpha_high": -0.1}, "--leankv-alpha-high"),
     ({"alpha_high": NAN}, "--leankv-alpha-high"),
     ({"alpha_high": ((1.0, -1.0), (1.0, 1.0))}, "--leankv-alpha-high"),

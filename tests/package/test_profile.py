@@ -218,6 +218,8 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("half a window", {"window": 1.5}, '"window" must be a whole number of pages'),
     ("a true window", {"window": True}, '"window" must be a whole number of pages'),
     ("a window too long", {"window": 1000}, "--leankv-window"),
+    ("half a first page", {"keep_first": 0.5}, '"keep_first" must be a whole number of pages'),
+    ("less than no first page", {"keep_first": -1}, "--leankv-keep-first is a number of pages"),
     ("pages of another size", {"page_size": 100}, '"page_size" must be one of 64, 128, 256'),
     ("points that are none", {"points": []}, '"points" must give thresholds by name'),
     ("no points", {"points": {}}, '"points" must give thresholds by name'),

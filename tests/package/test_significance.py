@@ -63,7 +63,7 @@ def test_none_keeps_all_but_the_sinks_low() -> None:
     """With the default thresholds, whatever the scores are."""
     config = LeanKVConfig(significance="none")
     alphas = torch.tensor(config.alphas, dtype=torch.float64)[:, None].expand(3, 2)
-    start = torch.tensor([True, False, False])
+    start = torch.tensor([0, 1, 2])
     tiers = choose_tiers(strategy("none")(0, pages()), alphas, start)
     assert tiers[0].tolist() == [[HIGH] * 4 + [LOW] * 60] * 2
     assert bool((tiers[1:] == LOW).all())
