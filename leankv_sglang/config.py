@@ -49,7 +49,8 @@ class LeanKVConfig:
         rotation: ``hadamard`` or ``none``, of keys and values before quantizing.
         significance: the strategy that scores tokens.
         window: pages before a query's own page that it reads with every token high.
-        keep_first: pages at the start of a sequence whose tokens are mid at least, without a middle tier low.
+        keep_first: pages at the start of a sequence whose tokens are mid at least, without a middle tier low, in heads
+            that keep anything.
         demote: whether, under pressure, refinements are cut too before pages are evicted.
         match: whether a hit may read demoted pages: ``strict``, never, or ``relaxed``.
         kernels: backend of the ops, or ``auto``.

@@ -20,7 +20,8 @@ class Compressor:
     """What turns full pages into records: the ops, where records go, and how tiers are chosen.
 
     ``alphas`` are float64 ``[layers, 3, H]`` (see ``choose_tiers``): thresholds of pages that have none of their own.
-    Tokens of the first ``keep_first`` pages of a sequence are mid at least, or low where there is no middle tier.
+    Tokens of the first ``keep_first`` pages of a sequence are mid at least, or low where there is no middle tier, in
+    heads that keep anything.
     """
 
     ops: Ops

@@ -75,6 +75,7 @@ def run_answers(
 
 def raw_answers(bench: Bench, task: str, items: Sequence[Item], limits: Limits) -> list[list[list[int]]]:
     """The exact cache's answers, tokens per item and question."""
+    items = [_capped(item, limits) for item in items]
     return [value["tokens"] for value in _answered(bench, None, task, items, limits)]
 
 

@@ -15,6 +15,8 @@ from leankv_kernels.store import RecordStore
 
 SINK_TOKENS = 4
 """The first tokens of a sequence, which every head leans on; never below high."""
+NEVER = 1e9
+"""A threshold from here on stands for none: a head with three of them keeps nothing but sinks."""
 
 
 def mean_attention(column_scores: Tensor, num_kv_heads: int) -> Tensor:
@@ -44,10 +46,10 @@ def choose_tiers(
     significance: Tensor, alphas: Tensor, page_index: Tensor, keep_first: int = 0, least: int = LOW
 ) -> Tensor:
     """Tier of every token: high above the first threshold, else mid above the second, else low from the third on, else
-    pruned; sinks are always high, and in the first pages nothing is less than ``least``.
+    pruned; sinks are always high, and in the first pages nothing is less than ``least``, but for heads that prune all.
 
     A prompt's first page says what all that follows is about, and of a short context it is most; of a long one it
-    weighs little.
+    weighs little. A head that keeps nothing else would see it for all of the context.
 
     Args:
         significance: float64 ``[n, H, P]``.
@@ -64,7 +66,8 @@ def choose_tiers(
     tiers.masked_fill_(significance >= low, LOW).masked_fill_(significance > mid, MID)
     tiers.masked_fill_(significance > high, HIGH)
     if keep_first:
-        tiers.masked_fill_((page_index < keep_first)[:, None, None] & (tiers <= LOW), least)
+        keeps = (alphas < NEVER).any(-2).unsqueeze(-1)
+        tiers.masked_fill_((page_index < keep_first)[:, None, None] & keeps & (tiers <= LOW), least)
     tiers[..., :SINK_TOKENS].masked_fill_((page_index == 0)[:, None, None], HIGH)
     return tiers
 

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, RecordLayout
+from leankv_kernels.reference.commit import NEVER
 from leankv_sglang.config import Alphas
-
-NEVER = 1e9
-"""A threshold that no significance reaches."""
 
 
 class Option(NamedTuple):

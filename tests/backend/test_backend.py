@@ -92,7 +92,7 @@ def _tiers(q: np.ndarray, k: np.ndarray, rule: dense.Rule, config: LeanKVConfig)
     worth = dense.mean_attention(q, k, rule)
     tiers = np.where(worth > config.alpha_mid, MID, np.where(worth >= config.alpha_low, LOW, PRUNED))
     tiers = np.where(worth > config.alpha_high, HIGH, tiers)
-    early = tiers[: config.keep_first]
+    early = tiers[: config.keep_first]  # thresholds here let every head keep something
     early[(early == LOW) | (early == PRUNED)] = MID if config.mid else LOW
     tiers[:1, :, :4] = HIGH
     return tiers.astype(np.uint8)

@@ -80,7 +80,7 @@ def test_rows_are_complete_and_found_again(name: str, bench: Bench, monkeypatch:
     assert all(set(row) >= KEYS for row in rows)
     assert whole[0]["ratio"] == 1
     assert 1 < whole[1]["ratio"] < whole[2]["ratio"]
-    if name in ("text", "chat"):
+    if name in ("text", "chat", "code"):
         assert whole[0]["kl"] == 0
         assert 0 < whole[1]["kl"] < whole[2]["kl"]
         assert whole[2]["top1"] < 1

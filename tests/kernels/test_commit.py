@@ -15,7 +15,7 @@ from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, Ops, Plan, RecordStore, build_plan
 from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
-from leankv_kernels.reference.commit import SINK_TOKENS, choose_tiers, mean_attention
+from leankv_kernels.reference.commit import NEVER, SINK_TOKENS, choose_tiers, mean_attention
 from leankv_kernels.reference.record import View, decode, read_tiers
 
 PAGE = 64
@@ -140,6 +140,17 @@ def test_nothing_in_the_first_pages_is_less_than_the_least(least: int) -> None:
     assert tiers[0, 0].tolist() == [HIGH] * 5 + [MID, least, least]
     assert tiers[1, 0].tolist() == [HIGH, MID, least, least] * 2
     assert tiers[2, 0].tolist() == [HIGH, MID, LOW, PRUNED] * 2
+
+
+def test_a_head_that_prunes_all_prunes_the_first_pages_too() -> None:
+    """It would take them for all of the context."""
+    significance = torch.full((2, 2, 6), 0.5, dtype=torch.float64)
+    alphas = torch.tensor([[NEVER, NEVER], [INF, NEVER], [NEVER, 0.9]], dtype=torch.float64)
+    tiers = choose_tiers(significance, alphas, torch.tensor([0, 1]), keep_first=2, least=MID)
+    assert tiers[0].tolist() == [[HIGH] * 4 + [PRUNED] * 2, [HIGH] * 4 + [MID] * 2]
+    assert tiers[1].tolist() == [[PRUNED] * 6, [MID] * 6]
+    each = choose_tiers(significance, alphas.expand(2, -1, -1), torch.tensor([0, 1]), keep_first=2, least=MID)
+    assert torch.equal(each, tiers)
 
 
 def test_every_page_and_head_has_its_own_thresholds_and_start() -> None:

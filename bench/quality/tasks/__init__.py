@@ -7,7 +7,7 @@ from typing import cast
 
 from bench.quality.harness import Task
 
-TASKS = ("text", "needle", "ruler", "gsm8k", "chat", "babilong", "humaneval")
+TASKS = ("text", "needle", "ruler", "gsm8k", "chat", "babilong", "humaneval", "code")
 
 
 def task(name: str) -> Task:

@@ -42,11 +42,6 @@ _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 def run(bench: Bench, limits: Limits, seed: int) -> list[Row]:
     """Rows of every system over the first problems, or all; ``seed`` matters where answers are drawn."""
-    items = []
-    for problem in problems()[: limits.items]:
-        ids = chat(bench.tokenizer, "", f"{_ASK}{problem['prompt'].rstrip()}\n```")[1]
-        seeds = range(seed, seed + limits.samples) if limits.samples else [None]
-        items.append(Item("", [], [Ask(ids, MAX_NEW, problem, seed=one) for one in seeds]))
 
     def score(ask: Ask, text: str) -> float:
         return float(_passed(bench, [program_of(ask.truth, text)])[0])
@@ -54,7 +49,17 @@ def run(bench: Bench, limits: Limits, seed: int) -> list[Row]:
     def prepare(pairs: Sequence[tuple[Ask, str]]) -> None:
         _passed(bench, [program_of(ask.truth, text) for ask, text in pairs])
 
-    return run_answers(bench, name, items, limits, score, prepare)
+    return run_answers(bench, name, items_of(bench, limits, seed), limits, score, prepare)
+
+
+def items_of(bench: Bench, limits: Limits, seed: int) -> list[Item]:
+    """The first problems, or all, each with one greedy question or several drawn ones."""
+    items = []
+    for problem in problems()[: limits.items]:
+        ids = chat(bench.tokenizer, "", f"{_ASK}{problem['prompt'].rstrip()}\n```")[1]
+        seeds = range(seed, seed + limits.samples) if limits.samples else [None]
+        items.append(Item("", [], [Ask(ids, MAX_NEW, problem, seed=one) for one in seeds]))
+    return items
 
 
 def _passed(bench: Bench, programs: Sequence[str]) -> list[bool]:
