@@ -9,6 +9,10 @@ from pathlib import Path
 
 from leankv_sglang.config import CONFIG_ENV
 
+ROW_STABLE_ISA = "AVX512_CORE_FP16"
+"""The highest instruction set up to which oneDNN's 16-bit products do not depend on the number of rows (measured; a CPU
+that has less is left as it is)."""
+
 
 def has_accelerator() -> bool:
     """Whether torch sees a GPU of any kind."""
@@ -27,6 +31,16 @@ def unshadow_kernels() -> None:
     if (root / "kernels" / "layout.py").is_file():
         here = [p for p in sys.path if Path(p or ".").resolve() == root]
         sys.path[:] = [p for p in sys.path if p not in here] + here
+
+
+def keep_rows_alike() -> None:
+    """Have oneDNN give a row of a 16-bit matrix product the same bits whatever rows are beside it, which its AMX kernels
+    do not; before the first such product of the process, and inherited by its children.
+
+    Without it a hit, whose prompt is cut elsewhere, equals a miss but for rounding. ``ONEDNN_MAX_CPU_ISA=DEFAULT`` in
+    the environment keeps AMX.
+    """
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", ROW_STABLE_ISA)
 
 
 def prepare_cpu() -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from leankv_sglang.activation import has_accelerator, prepare_cpu, unshadow_kernels
+from leankv_sglang.activation import has_accelerator, keep_rows_alike, prepare_cpu, unshadow_kernels
 from leankv_sglang.cli import add_flags, config_from_args, split_args
 from leankv_sglang.config import CONFIG_ENV, DEFAULT_PAGE_SIZE, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
@@ -29,6 +29,7 @@ def prepare_environment(config: LeanKVConfig) -> None:
     # The pool is sized once, at start.
     os.environ["SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"] = "0"
     if not has_accelerator():
+        keep_rows_alike()
         prepare_cpu()
 
 
