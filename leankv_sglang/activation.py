@@ -34,8 +34,8 @@ def unshadow_kernels() -> None:
 
 
 def keep_rows_alike() -> None:
-    """Have oneDNN give a row of a 16-bit matrix product the same bits whatever rows are beside it, which its AMX kernels
-    do not; before the first such product of the process, and inherited by its children.
+    """Have oneDNN give a row of a 16-bit matrix product the same bits whatever rows are beside it, which its AMX
+    kernels do not; before the first such product of the process, and inherited by its children.
 
     Without it a hit, whose prompt is cut elsewhere, equals a miss but for rounding. ``ONEDNN_MAX_CPU_ISA=DEFAULT`` in
     the environment keeps AMX.

@@ -33,7 +33,8 @@ def _has_bf16() -> bool:
 @pytest.mark.skipif(not _has_bf16(), reason="without AVX-512 BF16 the library promises nothing")
 def test_rows_do_not_depend_on_how_many_there_are() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"}
-    done = subprocess.run([sys.executable, "-c", PRODUCTS], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", PRODUCTS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
