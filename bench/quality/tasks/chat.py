@@ -26,12 +26,11 @@ def run(bench: Bench, limits: Limits, seed: int) -> list[Row]:
 
 def _talks(bench: Bench, turns: list[list[str]], limits: Limits) -> list[Talk]:
     """Conversations with the exact cache's answers: tokens, and where the two answers lie."""
-    room = min(MAX_NEW, limits.max_new or MAX_NEW)
     prompts = [chat(bench.tokenizer, "", first)[1] for first, *_ in turns]
-    firsts = raw_answers(bench, name, [Item("", [], [Ask(ids, room, None)]) for ids in prompts], limits)
+    firsts = raw_answers(bench, name, [Item("", [], [Ask(ids, MAX_NEW, None)]) for ids in prompts], limits)
     contexts = [prompt + one for prompt, (one,) in zip(prompts, firsts, strict=True)]
     links = [next_turn(bench.tokenizer, first, second) for first, second, *_ in turns]
-    asked = [Item("", context, [Ask(link, room, None)]) for context, link in zip(contexts, links, strict=True)]
+    asked = [Item("", context, [Ask(link, MAX_NEW, None)]) for context, link in zip(contexts, links, strict=True)]
     seconds = raw_answers(bench, name, asked, limits)
     talks = []
     for prompt, context, link, (last,) in zip(prompts, contexts, links, seconds, strict=True):

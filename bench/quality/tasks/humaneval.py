@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,12 @@ def run(bench: Bench, limits: Limits, seed: int) -> list[Row]:
     """Rows of every system over the first problems, or all; ``seed`` matters where answers are drawn."""
 
     def score(ask: Ask, text: str) -> float:
-        return float(_passed(bench, [program_of(ask.truth, text)])[0])
+        done = bench.store.get(TESTS, _key(program_of(ask.truth, text)))
+        assert done is not None
+        return float(done["passed"])
 
     def prepare(pairs: Sequence[tuple[Ask, str]]) -> None:
-        _passed(bench, [program_of(ask.truth, text) for ask, text in pairs])
+        _test(bench, {program_of(ask.truth, text) for ask, text in pairs})
 
     return run_answers(bench, name, items_of(bench, limits, seed), limits, score, prepare)
 
@@ -62,16 +64,17 @@ def items_of(bench: Bench, limits: Limits, seed: int) -> list[Item]:
     return items
 
 
-def _passed(bench: Bench, programs: Sequence[str]) -> list[bool]:
-    """Whether each program passes; what is not known yet is run, as many at a time as there are cores."""
-    keys = [{"program": digest_of(program)} for program in programs]
-    unknown = {key["program"]: i for i, key in enumerate(keys) if bench.store.get(TESTS, key) is None}
+def _key(program: str) -> dict[str, str]:
+    return {"program": digest_of(program)}
+
+
+def _test(bench: Bench, programs: Set[str]) -> None:
+    """Run the programs that have not been run before, as many at a time as there are cores, and keep which pass."""
+    unknown = [program for program in programs if bench.store.get(TESTS, _key(program)) is None]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = pool.map(lambda i: passes(programs[i]), unknown.values())
-        bar = tqdm(outcomes, total=len(unknown), desc="tests", unit="program", disable=bench.quiet or len(unknown) < 2)
-        for i, passed in zip(unknown.values(), bar, strict=True):
-            bench.store.put(TESTS, keys[i], {"passed": passed})
-    return [bool((bench.store.get(TESTS, key) or {})["passed"]) for key in keys]
+        bar = tqdm(pool.map(passes, unknown), total=len(unknown), desc="tests", unit="program", disable=bench.quiet)
+        for program, passed in zip(unknown, bar, strict=True):
+            bench.store.put(TESTS, _key(program), {"passed": passed})
 
 
 def program_of(problem: dict[str, str], answer: str) -> str:
