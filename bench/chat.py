@@ -11,9 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.data import mt_bench, random_prompts
-from bench.server import Server, serve
-from bench.table import print_table, write_json
+from bench.common.data import mt_bench, random_prompts
+from bench.common.server import Server, serve
+from bench.common.table import print_table, write_json
 from leankv_kernels import TIERS, RecordLayout
 from leankv_kernels.layout import align_up
 

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from bench.data import wikitext
-from bench.plot import heatmaps
-from bench.server import Server, serve
-from bench.serving import PRUNED_PROFILE, write_pruned_profile
-from bench.table import print_table, write_json
-from leankv_sglang.model_shape import read_shape
+from bench.common.data import wikitext
+from bench.common.plot import heatmaps
+from bench.common.server import Server, serve
+from bench.common.table import print_table, write_json
+from bench.serving.__main__ import PRUNED_PROFILE, write_pruned_profile
+from leankv_sglang.compression.profile import shipped_profile
 from leankv_sglang.models import resolve_model_path
-from leankv_sglang.profile import shipped_profile
+from leankv_sglang.models.shape import read_shape
 
 PRUNED = "pruned"
 FLAGS = "by flags"

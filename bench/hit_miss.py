@@ -16,9 +16,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.data import mt_bench, random_prompts
-from bench.server import Completion, Server, serve
-from bench.table import print_table, write_json
+from bench.common.data import mt_bench, random_prompts
+from bench.common.server import Completion, Server, serve
+from bench.common.table import print_table, write_json
 
 PRUNED = ("--leankv-alpha-low", "0.3", "--leankv-alpha-high", "1.5")
 SMALL = ("--max-total-tokens", "6144", "--max-running-requests", "4", "--chunked-prefill-size", "1024")

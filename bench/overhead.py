@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bench.data import random_prompts
-from bench.server import Server, serve
-from bench.table import print_table, write_json
+from bench.common.data import random_prompts
+from bench.common.server import Server, serve
+from bench.common.table import print_table, write_json
 
 POOLS = {"large pool": 60_000, "full pool": 12_288}
 
@@ -67,7 +67,7 @@ def main() -> None:
         prompts = random_prompts(args.prompts, 400, args.longest, seed=units)
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder) / "probe.json"
-            path = os.pathsep.join([str(Path(__file__).parent / "probe"), os.environ.get("PYTHONPATH", "")])
+            path = os.pathsep.join([str(Path(__file__).parent / "common" / "probe"), os.environ.get("PYTHONPATH", "")])
             with serve(
                 "--max-total-tokens", str(units), env={"LEANKV_PROBE": str(probe), "PYTHONPATH": path}
             ) as server:

@@ -15,9 +15,9 @@ from typing import Any
 import requests
 from tqdm import tqdm
 
-from bench.data import random_prompts
-from bench.server import Server, serve
-from bench.table import print_table, write_json
+from bench.common.data import random_prompts
+from bench.common.server import Server, serve
+from bench.common.table import print_table, write_json
 
 POOL_TOKENS = 6144
 ENV = {

@@ -15,9 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.data import random_prompts
-from bench.server import Server, serve
-from bench.table import print_table, write_json
+from bench.common.data import random_prompts
+from bench.common.server import Server, serve
+from bench.common.table import print_table, write_json
 
 SHAPES = ("512x1", "2048x1", "6144x1", "512x8", "2048x8", "6144x8")
 QUICK = ("512x1", "2048x8")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from leankv_sglang.accuracy import resolve, salted
+from leankv_sglang.compression.profile import chosen_profile
+from leankv_sglang.compression.request_params import resolve, salted
 from leankv_sglang.config import LeanKVConfig, required_config
 from leankv_sglang.launch_server import apply_fields, prepare_environment
 from leankv_sglang.models import resolve_model_path
-from leankv_sglang.profile import chosen_profile
 
 
 def engine(model_path: str | None = None, leankv: LeanKVConfig | str | None = None, **server_args: Any) -> Any:
@@ -39,8 +39,8 @@ def engine(model_path: str | None = None, leankv: LeanKVConfig | str | None = No
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import ServerArgs
 
-    from leankv_sglang.front import install_front
-    from leankv_sglang.selfcheck import check_launcher
+    from leankv_sglang.plugin.selfcheck import check_launcher
+    from leankv_sglang.server.install import install_front
 
     load_plugins()
     check_launcher()

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from leankv_sglang.activation import has_accelerator, keep_rows_alike, prepare_cpu, unshadow_kernels
-from leankv_sglang.cli import add_flags, config_from_args, split_args
 from leankv_sglang.config import CONFIG_ENV, DEFAULT_PAGE_SIZE, LeanKVConfig
+from leankv_sglang.environment import has_accelerator, keep_rows_alike, prepare_cpu, unshadow_kernels
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.server.args import add_flags, config_from_args, split_args
 
 if TYPE_CHECKING:
-    from leankv_sglang.profile import Profile
+    from leankv_sglang.compression.profile import Profile
 
 DEFAULT_CPU_REQUESTS = 32
 DEFAULT_GPU_REQUESTS = 128
@@ -72,8 +72,8 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
     """
     from sglang.srt.arg_groups.overrides import model_config_of
 
-    from leankv_sglang.checks import check_environment, check_flags
-    from leankv_sglang.profile import Shape
+    from leankv_sglang.compression.profile import Shape
+    from leankv_sglang.plugin.compatibility import check_environment, check_flags
 
     check_environment()
     check_flags(server_args)
@@ -83,7 +83,7 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
     for name, value in default_fields(server_args, not has_accelerator()).items():
         setattr(server_args, name, value)
     if server_args.enable_metrics and not server_args.stat_loggers:
-        from leankv_sglang.metrics import LeanKVMetricsCollector
+        from leankv_sglang.observability.metrics import LeanKVMetricsCollector
 
         server_args.stat_loggers = {"scheduler": LeanKVMetricsCollector}
     server_args.resolve_once()
@@ -159,9 +159,9 @@ def launch(argv: Sequence[str]) -> None:
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
 
-    from leankv_sglang.checks import APP_PATH, APP_PATH_ENV
-    from leankv_sglang.selfcheck import check_launcher
-    from leankv_sglang.summary import print_summary
+    from leankv_sglang.plugin.compatibility import APP_PATH, APP_PATH_ENV
+    from leankv_sglang.plugin.selfcheck import check_launcher
+    from leankv_sglang.server.banner import print_summary
 
     load_plugins()
     check_launcher()

@@ -16,13 +16,13 @@ import torch
 
 from leankv_kernels import RecordLayout, TierCounts
 from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
+from leankv_sglang.compression.profile import CALIBRATED_TOKENS, load_profile, measured_ratios, shipped_profile
 from leankv_sglang.config import PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.memory.ledger import Ledger
-from leankv_sglang.model_shape import ModelShape, read_shape
-from leankv_sglang.profile import CALIBRATED_TOKENS, load_profile, measured_ratios, shipped_profile
-from leankv_sglang.sizing import make_layout, open_page_bytes, page_bytes, tokens_for
-from leankv_sglang.tree.trim import keep_every
+from leankv_sglang.kvcache.ledger import Ledger
+from leankv_sglang.kvcache.sizing import make_layout, open_page_bytes, page_bytes, tokens_for
+from leankv_sglang.kvcache.tree.trim import keep_every
+from leankv_sglang.models.shape import ModelShape, read_shape
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
+from bench.common.table import write_json
 from bench.quality.harness import CONTEXT, SERVED_DTYPE, Bench, Limits, Row
 from bench.quality.items import ItemStore
 from bench.quality.plot import METRICS, plot
 from bench.quality.report import print_rows, read_rows
 from bench.quality.systems import ALL_FORMS, systems
 from bench.quality.tasks import TASKS, task
-from bench.table import write_json
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models import resolve_model_path
 from leankv_sglang.offline.device import add_device_flag, pick_device

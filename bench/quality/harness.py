@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from bench.data import wikitext
+from bench.common.data import wikitext
 from bench.quality.items import ItemStore, code_digest, digest_of
 from bench.quality.systems import RAW, System, cache_of
 from leankv_kernels import get_ops

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[2]
-_CODE = ("kernels", "leankv_sglang/read_rule.py", "leankv_sglang/sizing.py", "leankv_sglang/significance")
+_CODE = (
+    "kernels",
+    "leankv_sglang/attention/read_rule.py",
+    "leankv_sglang/kvcache/sizing.py",
+    "leankv_sglang/compression",
+)
 _EVALUATION = ("leankv_sglang/offline", "bench/quality/decoding.py", "bench/quality/sampling.py")
 _SOURCES = {".py", ".h", ".inl", ".cpp"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.plot import label_points
+from bench.common.plot import label_points
 from bench.quality.harness import Row
 
 METRICS = {

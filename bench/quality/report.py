@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.common.table import print_table
 from bench.quality.harness import Row
 from bench.quality.plot import OURS, label_of
-from bench.table import print_table
 
 KEYS = ("system", "profile", "task", "ratio", "kl", "ppl_rel", "top1", "score", "score_raw")
 _COLUMNS = ("kind", "name", "ratio", "ratio_if_freed")

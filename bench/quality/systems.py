@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from leankv_sglang.accuracy import named
+from leankv_sglang.compression.profile import Shape, find_profile, shipped_profile
+from leankv_sglang.compression.request_params import named
+from leankv_sglang.compression.thresholds import threshold_table
 from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.offline.caches import Cache
 from leankv_sglang.offline.packed import PackedModel
-from leankv_sglang.profile import Shape, find_profile, shipped_profile
-from leankv_sglang.thresholds import threshold_table
 
 FORMS: dict[str, LeanKVConfig] = {
     "all k8v8": LeanKVConfig("k8v8", "k8v8"),

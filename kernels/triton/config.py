@@ -64,7 +64,7 @@ ROWS = Launch(8, 0, 4, 1)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    """Starts a kernel. Every launch goes through here, where ``bench.triton_aot`` sees what there is to compile."""
+    """Starts a kernel. Every launch goes through here, where ``bench.kernels.triton_aot`` sees what to compile."""
     kernel[grid](*args, **options)
 
 

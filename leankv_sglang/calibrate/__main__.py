@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leankv_sglang.command import exit_code
+from leankv_sglang.compression.profile import CALIBRATED_TOKENS
 from leankv_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.model_shape import read_shape
 from leankv_sglang.models import home, resolve_model_path
+from leankv_sglang.models.shape import read_shape
 from leankv_sglang.offline.device import add_device_flag, pick_device
-from leankv_sglang.profile import CALIBRATED_TOKENS
 
 if TYPE_CHECKING:
     from leankv_sglang.calibrate.measure import Measured

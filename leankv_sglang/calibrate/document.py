@@ -9,10 +9,10 @@ from typing import Any
 
 from leankv_sglang.calibrate.explore import Setting
 from leankv_sglang.calibrate.run import Calibrated
+from leankv_sglang.compression.fingerprint import fingerprint
+from leankv_sglang.compression.profile import VERSION, load_profile, pack_predictor
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.fingerprint import fingerprint
-from leankv_sglang.model_shape import ModelShape
-from leankv_sglang.profile import VERSION, load_profile, pack_predictor
+from leankv_sglang.models.shape import ModelShape
 
 Document = dict[str, Any]
 

@@ -20,18 +20,23 @@ from leankv_sglang.calibrate.fit import fit
 from leankv_sglang.calibrate.options import Option, options
 from leankv_sglang.calibrate.search import Space
 from leankv_sglang.calibrate.sensitivity import full_pages, layer_costs
+from leankv_sglang.compression.fingerprint import fingerprint
+from leankv_sglang.compression.significance import STRATEGIES, Predictor, Significance
 from leankv_sglang.config import LeanKVConfig
-from leankv_sglang.fingerprint import fingerprint
-from leankv_sglang.model_shape import read_shape
-from leankv_sglang.significance import STRATEGIES, Predictor, Significance
-from leankv_sglang.sizing import make_layout
+from leankv_sglang.kvcache.sizing import make_layout
+from leankv_sglang.models.shape import read_shape
 
 DRAWS = 3
 """Backward passes of a window."""
 SKIP = 128
 """First tokens of a window whose predictions do not count."""
 _PACKAGE = Path(__file__).resolve().parents[1]
-_SOURCES = ("calibrate/capture.py", "calibrate/fit.py", "calibrate/sensitivity.py", "significance/predictor.py")
+_SOURCES = (
+    "calibrate/capture.py",
+    "calibrate/fit.py",
+    "calibrate/sensitivity.py",
+    "compression/significance/predictor.py",
+)
 
 
 @dataclass(frozen=True)

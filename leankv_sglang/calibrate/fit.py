@@ -9,8 +9,8 @@ from torch import Tensor
 
 from leankv_sglang.calibrate.capture import Layer
 from leankv_sglang.calibrate.sensitivity import QUERY_BLOCK
-from leankv_sglang.significance import FullPages
-from leankv_sglang.significance.predictor import features
+from leankv_sglang.compression.significance import FullPages
+from leankv_sglang.compression.significance.predictor import features
 
 RIDGE = 0.002
 """Weight of the squared coefficients of standardized features, per token."""

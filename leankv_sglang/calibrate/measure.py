@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from leankv_sglang.compression.significance import Significance
+from leankv_sglang.compression.thresholds import threshold_table
 from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.offline.compare import compare
 from leankv_sglang.offline.packed import PackedModel
-from leankv_sglang.significance import Significance
-from leankv_sglang.thresholds import threshold_table
 
 SKIP = 512
 """First tokens of a window that are not scored."""

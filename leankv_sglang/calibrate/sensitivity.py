@@ -15,8 +15,8 @@ from leankv_kernels.reference.codec import bin_centre, centre_of, quantize, rota
 from leankv_kernels.reference.commit import SINK_TOKENS
 from leankv_sglang.calibrate.capture import Layer
 from leankv_sglang.calibrate.options import Option
+from leankv_sglang.compression.significance import FullPages
 from leankv_sglang.config import LeanKVConfig
-from leankv_sglang.significance import FullPages
 
 QUERY_BLOCK = 512
 

@@ -2,6 +2,6 @@
 on a CPU the same matrix products.
 """
 
-from leankv_sglang.activation import keep_rows_alike
+from leankv_sglang.environment import keep_rows_alike
 
 keep_rows_alike()

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leankv_sglang.compression.profile import Shape
+from leankv_sglang.compression.significance import Significance
 from leankv_sglang.config import LeanKVConfig
-from leankv_sglang.model_shape import shape_of
 from leankv_sglang.models import resolve_model_path
+from leankv_sglang.models.shape import shape_of
 from leankv_sglang.offline.caches import Cache, State
 from leankv_sglang.offline.lean_cache import LeanCache
 from leankv_sglang.offline.raw_cache import RawCache
-from leankv_sglang.profile import Shape
-from leankv_sglang.significance import Significance
 
 CHUNK, GPU_CHUNK = 2048, 16384
 """Tokens of a prefill forward; what comes out does not depend on it."""

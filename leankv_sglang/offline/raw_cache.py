@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leankv_sglang.model_shape import ModelShape
+from leankv_sglang.models.shape import ModelShape
 from leankv_sglang.offline.caches import Cache, State
 
 QUERY_BLOCK, GPU_QUERY_BLOCK = 128, 1024

@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 import torch
-from tinymodel import DEVICES, PAGE, tiny_model, tokens
 
 from bench.quality.decoding import Job, Question, answer
 from bench.quality.systems import cache_of, system
 from leankv_sglang.offline.caches import Cache
 from leankv_sglang.offline.lean_cache import LeanCache
 from leankv_sglang.offline.packed import PackedModel
+from tests.tiny_llama import DEVICES, PAGE, tiny_model, tokens
 
 
 @pytest.fixture(scope="module", params=DEVICES)

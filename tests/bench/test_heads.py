@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench import heads
-from bench.plot import heatmaps
-from bench.serving import PRUNED_PROFILE
+from bench.common.plot import heatmaps
+from bench.serving.__main__ import PRUNED_PROFILE
 
 
 def test_the_table_says_how_far_apart_heads_are() -> None:

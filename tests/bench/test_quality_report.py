@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.data import wikitext
+from bench.common.data import wikitext
 from bench.quality import cli
 from bench.quality.items import ItemStore
 from bench.quality.plot import frontier, plot
 from bench.quality.report import family, print_rows, read_rows, same_windows
 from bench.quality.systems import FORMS, system, systems
+from leankv_sglang.compression.profile import Shape
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.profile import Shape
 
 OURS = {"kind": "leankv", "system": "small", "task": "text", "ratio": 3.8, "kl": 0.01, "kl_tail": 0.02, "model": "M"}
 SCORED = {"kind": "leankv", "system": "small", "task": "needle", "ratio": 3.8, "score": 0.5, "score_raw": 0.75}

@@ -11,7 +11,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from tinymodel import tiny_model
 
 from bench.quality import harness
 from bench.quality.harness import Bench, Limits
@@ -20,6 +19,7 @@ from bench.quality.systems import system, systems
 from bench.quality.tasks import TASKS, babilong, gsm8k, humaneval, needle, ruler, task
 from leankv_sglang.models import ensure_model
 from leankv_sglang.offline.packed import PackedModel
+from tests.tiny_llama import tiny_model
 
 WORDS = {"noun": "fox wolf lake hill tree road", "adjective": "red grey old calm wide late", "verb": "run go see"}
 LIMITS = Limits(items=2, windows=2, length=640, lengths=(700,), max_new=6, batch=4)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_model import make_tiny_model
 
 from leankv_sglang.calibrate import __main__ as command
 from leankv_sglang.calibrate import explore
-from leankv_sglang.fingerprint import fingerprint
+from leankv_sglang.compression.fingerprint import fingerprint
+from leankv_sglang.compression.profile import load_profile
 from leankv_sglang.offline.packed import PackedModel
-from leankv_sglang.profile import load_profile
+from tests.tiny_folder import make_tiny_model
 
 
 @pytest.fixture(scope="module")

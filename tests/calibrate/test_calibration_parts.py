@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tinymodel import tiny_llama
 from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, TIERS, RecordLayout
@@ -23,10 +22,11 @@ from leankv_sglang.calibrate.options import Option, options
 from leankv_sglang.calibrate.search import ADDS_UP, Found, Space, Target, search
 from leankv_sglang.calibrate.sensitivity import full_pages, layer_costs
 from leankv_sglang.calibrate.windows import calibration_windows, default_text
+from leankv_sglang.compression.significance import Predictor
+from leankv_sglang.compression.significance.predictor import features
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.significance import Predictor
-from leankv_sglang.significance.predictor import features
+from tests.tiny_llama import tiny_llama
 
 PAGE = 64
 CONFIG = LeanKVConfig(mid="k4v4")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.server import Server, serve
+from bench.common.server import Server, serve
 
 POOL_TOKENS = 16384
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from concurrent.futures import ThreadPoolExecutor
 
-from bench.server import Server
+from bench.common.server import Server
 
 
 def assert_hits_equal_misses(server: Server, prompts: list[list[int]], new_tokens: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench import data
+from bench.common import data
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN_TEXT = "\n".join(p.read_text() for p in sorted([*ROOT.glob("*.md"), *ROOT.glob("kernels/**/*.py")]))

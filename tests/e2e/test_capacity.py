@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import requests
-from pressure import assert_hits_equal_misses
-from prompts import passages
 
-from bench.server import Server, serve
+from bench.common.server import Server, serve
+from tests.e2e.pressure import assert_hits_equal_misses
+from tests.e2e.prompts import passages
 
 UNITS = 3072
 

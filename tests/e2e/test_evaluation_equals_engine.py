@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from prompts import passages
-from tiny_model import make_tiny_model
 from transformers import AutoModelForCausalLM
 
 from bench.quality.decoding import Job, Question, answer
 from bench.quality.systems import System, cache_of
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.offline.packed import PackedModel
+from tests.e2e.prompts import passages
+from tests.tiny_folder import make_tiny_model
 
 CONFIG = LeanKVConfig(alpha_high=1.5, alpha_low=0.4)
 NEW = 48

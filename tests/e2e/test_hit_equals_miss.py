@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import requests
-from prompts import passages
 
+from bench.common.server import Server, serve
 from bench.hit_miss import PRUNED, chat_turns
-from bench.server import Server, serve
+from tests.e2e.prompts import passages
 
 QUESTIONS = ["Who are you?", "What is a fox?", "And a wolf?", "Which is larger?", "Name a third.", "Thank you."]
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bench.server import serve
+from bench.common.server import serve
 
 
 def _launch(*flags: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ import openai
 import pytest
 import requests
 
-from bench.server import Server
+from bench.common.server import Server
 
 MODEL = "default"
 SCHEMA = {

@@ -5,10 +5,9 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from prompts import OWN_TEXT, passages
-
-from bench.server import Completion, Server, serve
+from bench.common.server import Completion, Server, serve
 from bench.stress import ENV, stress
+from tests.e2e.prompts import OWN_TEXT, passages
 
 FIGURES = ("bytes", "ratio")
 

@@ -4,9 +4,9 @@ equals a miss."""
 from __future__ import annotations
 
 import requests
-from prompts import passages
 
-from bench.server import Server
+from bench.common.server import Server
+from tests.e2e.prompts import passages
 
 PAGE, POINTS = 128, ("lossless", "balanced", "small")
 

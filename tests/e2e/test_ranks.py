@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pressure import assert_hits_equal_misses
-from prompts import passages
-from tiny_model import make_tiny_model
 
-from bench.server import Server, serve
+from bench.common.server import Server, serve
+from tests.e2e.pressure import assert_hits_equal_misses
+from tests.e2e.prompts import passages
+from tests.tiny_folder import make_tiny_model
 
 POOL = ("--max-total-tokens", "2048", "--chunked-prefill-size", "256", "--max-running-requests", "4")
 TROUBLE = ("leak", "[pool-bytes]", "Traceback", "differ")

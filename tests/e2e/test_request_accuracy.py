@@ -9,9 +9,9 @@ from typing import Any
 import openai
 import pytest
 import requests
-from prompts import passages
 
-from bench.server import Completion, Server
+from bench.common.server import Completion, Server
+from tests.e2e.prompts import passages
 
 LENGTH, PAGE = 430, 128
 FIELDS: dict[str, dict[str, Any] | None] = {

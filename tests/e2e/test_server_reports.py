@@ -6,9 +6,9 @@ import re
 
 import pytest
 import requests
-from prompts import passages
 
-from bench.server import Server
+from bench.common.server import Server
+from tests.e2e.prompts import passages
 
 
 def _gauges(server: Server) -> dict[str, float]:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from random import Random
 
 import torch
-from driver import Driver, Method, Request, Tokens
-from kernelutil import INTERPRETED, PAIRS, calm_rows, commit, generator, mids, small_layout, wild_rows
 from torch import Tensor
 
 from leankv_kernels import Ops, Plan, RecordLayout, RecordStore, build_plan
 from leankv_kernels import layout as L
 from leankv_kernels.reference.record import cut, read_header
+from tests.kernels.driver import Driver, Method, Request, Tokens
+from tests.kernels.kernelutil import INTERPRETED, PAIRS, calm_rows, commit, generator, mids, small_layout, wild_rows
 
 MODEL_DTYPES = (torch.bfloat16, torch.bfloat16, torch.float16, torch.float32)
 INF = float("inf")

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from interpreted import TEST, InterpretedRun
-from kernelutil import INTERPRETED, TRITON, Backend, Committed, backend_named, sample
 
 from leankv_kernels import Ops, get_ops
+from tests.kernels.interpreted import TEST, InterpretedRun
+from tests.kernels.kernelutil import INTERPRETED, TRITON, Backend, Committed, backend_named, sample
 
 
 @pytest.fixture(scope="module", autouse=True)

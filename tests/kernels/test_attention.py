@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
-import dense
 import numpy as np
 import pytest
 import torch
-from cases import Case, plan_of, random_case, random_length, random_tiers, simple, store_with
-from driver import Driver, Method, Request, Tokens, without_place
 from hypothesis import given
-from kernelutil import commit, dice, few, generator, raw_pages, small_layout
 from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, PRUNED, Ops, RecordStore, build_plan
 from leankv_kernels import layout as L
 from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
 from leankv_kernels.reference.record import read_tiers
+from tests.kernels import dense
+from tests.kernels.cases import Case, plan_of, random_case, random_length, random_tiers, simple, store_with
+from tests.kernels.driver import Driver, Method, Request, Tokens, without_place
+from tests.kernels.kernelutil import commit, dice, few, generator, raw_pages, small_layout
 
 MINUS_INF = float("-inf")
 

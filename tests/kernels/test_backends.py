@@ -7,7 +7,11 @@ from random import Random
 
 import pytest
 import torch
-from cases import (
+from hypothesis import given
+
+from leankv_kernels import HIGH, LOW, PRUNED, Ops, RecordLayout, RecordStore, Tier
+from leankv_kernels import layout as L
+from tests.kernels.cases import (
     MODEL_DTYPES,
     Case,
     plan_of,
@@ -18,9 +22,8 @@ from cases import (
     simple,
     store_with,
 )
-from driver import Method, Tokens
-from hypothesis import given
-from kernelutil import (
+from tests.kernels.driver import Method, Tokens
+from tests.kernels.kernelutil import (
     HEAD_DIMS,
     INTERPRETED,
     PAIRS,
@@ -35,10 +38,7 @@ from kernelutil import (
     small_layout,
     wild_rows,
 )
-from witness import Witness, assert_same_store, check_state
-
-from leankv_kernels import HIGH, LOW, PRUNED, Ops, RecordLayout, RecordStore, Tier
-from leankv_kernels import layout as L
+from tests.kernels.witness import Witness, assert_same_store, check_state
 
 MINUS_INF = float("-inf")
 

@@ -10,15 +10,25 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from cases import Case, random_tiers, simple, store_with
-from driver import Method
 from hypothesis import given
-from kernelutil import HEAD_DIMS, INTERPRETED, PAIRS, TIER_MAPS, Backend, dice, few, pair_name, small_layout
 from torch import Tensor
-from trees import TreeBatch, decode_batch, random_batch, random_lists
-from witness import Witness
 
 from leankv_kernels import PRUNED, TIERS, Ops, Plan, RecordLayout, RecordStore, Tier, build_plan, cascade
+from tests.kernels.cases import Case, random_tiers, simple, store_with
+from tests.kernels.driver import Method
+from tests.kernels.kernelutil import (
+    HEAD_DIMS,
+    INTERPRETED,
+    PAIRS,
+    TIER_MAPS,
+    Backend,
+    dice,
+    few,
+    pair_name,
+    small_layout,
+)
+from tests.kernels.trees import TreeBatch, decode_batch, random_batch, random_lists
+from tests.kernels.witness import Witness
 
 Attended = tuple[Tensor, Tensor]
 
@@ -259,7 +269,7 @@ def test_close_to_the_specification(fast: Backend, ops: Ops) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_cpu_kernels_read_shared_pages_for_the_first_member_alone(isa: str, threads: int) -> None:
     """Not a silent no-op: what the others list in place of shared pages does not matter."""
-    from kernelutil import backend_named
+    from tests.kernels.kernelutil import backend_named
 
     with backend_named(f"cpu-{isa}") as fast:
         layout = RecordLayout(64, 2, 64, TIERS["k8v4"], TIERS["k4v2"])

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
-import dense
 import pytest
 import torch
-from cases import Case, plan_of, simple, store_with
-from driver import Method
-from kernelutil import INTERPRETED, PAIRS, Backend, generator, mids, pair_name, small_layout
-from test_backends import run_beside_the_specification
 from torch import Tensor
-from witness import Witness
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, Ops, RecordLayout, RecordStore, Tier
 from leankv_kernels import layout as L
 from leankv_kernels.reference.codec import rotate
 from leankv_kernels.reference.record import View, decode
+from tests.kernels import dense
+from tests.kernels.cases import Case, plan_of, simple, store_with
+from tests.kernels.driver import Method
+from tests.kernels.kernelutil import INTERPRETED, PAIRS, Backend, generator, mids, pair_name, small_layout
+from tests.kernels.test_backends import run_beside_the_specification
+from tests.kernels.witness import Witness
 
 THREE = "k8v4,k4v4,k4v2"
 BETWEEN = [(high, mid, low) for high, low in PAIRS for mid in mids(high, low)]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dense
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernelutil import HEAD_DIMS, few, generator
 from torch import Tensor
 
 from leankv_kernels.reference.codec import bin_centre, pack, quantize, rotate, unpack
+from tests.kernels import dense
+from tests.kernels.kernelutil import HEAD_DIMS, few, generator
 
 FP16_MAX = 65504.0
 ROUNDING = 1e-11

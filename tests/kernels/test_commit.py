@@ -5,18 +5,18 @@ from __future__ import annotations
 from itertools import pairwise
 from random import Random
 
-import dense
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from kernelutil import dice, few, generator, raw_pages, small_layout, wild_rows
 from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, Ops, Plan, RecordStore, build_plan
 from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
 from leankv_kernels.reference.commit import NEVER, SINK_TOKENS, choose_tiers, mean_attention
 from leankv_kernels.reference.record import View, decode, read_tiers
+from tests.kernels import dense
+from tests.kernels.kernelutil import dice, few, generator, raw_pages, small_layout, wild_rows
 
 PAGE = 64
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from kernelutil import generator, raw_pages
 from torch import Tensor
 
 from leankv_kernels import TIERS, Ops, Plan, RecordLayout, RecordStore, build_plan, get_ops
+from tests.kernels.kernelutil import generator, raw_pages
 
 PAGES, PAGE, HEADS, GROUP, DIM = 70, 64, 3, 3, 64
 

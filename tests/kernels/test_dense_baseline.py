@@ -8,11 +8,11 @@ from random import Random
 import pytest
 import torch
 from hypothesis import given
-from kernelutil import dice, few, generator
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from leankv_kernels.cpu.extension import _cpu
+from tests.kernels.kernelutil import dice, few, generator
 
 SPLIT = 4096
 """Tokens that one thread reads on its own: kDenseSplit."""

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from random import Random
 
-import dense
 import pytest
 import torch
 from hypothesis import given
-from kernelutil import (
+from torch import Tensor
+
+from leankv_kernels import HIGH, LOW, PRUNED, TIERS, RecordLayout, Tier, TierCounts
+from leankv_kernels import layout as L
+from leankv_kernels.reference.record import View, cut, decode, encode, read_header, read_tiers
+from tests.kernels import dense
+from tests.kernels.kernelutil import (
     HEAD_DIMS,
     PAIRS,
     TIER_MAPS,
@@ -23,11 +28,6 @@ from kernelutil import (
     random_layout,
     small_layout,
 )
-from torch import Tensor
-
-from leankv_kernels import HIGH, LOW, PRUNED, TIERS, RecordLayout, Tier, TierCounts
-from leankv_kernels import layout as L
-from leankv_kernels.reference.record import View, cut, decode, encode, read_header, read_tiers
 
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=pair_name)
 

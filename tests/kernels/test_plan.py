@@ -8,10 +8,10 @@ from random import Random
 import pytest
 import torch
 from hypothesis import given
-from kernelutil import dice, few, generator
 from torch import Tensor
 
 from leankv_kernels import Plan, build_plan
+from tests.kernels.kernelutil import dice, few, generator
 
 PAGE_SIZES = (16, 64, 128)
 

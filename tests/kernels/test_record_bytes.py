@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-import dense
-import naive_record
 import numpy as np
 import torch
 from hypothesis import given
-from kernelutil import Committed, dice, every_sample, few, formats, random_layout, random_tier_maps
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, RecordLayout, TierCounts
 from leankv_kernels import layout as L
 from leankv_kernels.reference.record import decode
+from tests.kernels import dense, naive_record
+from tests.kernels.kernelutil import Committed, dice, every_sample, few, formats, random_layout, random_tier_maps
 
 
 @every_sample

@@ -8,16 +8,16 @@ from itertools import chain
 
 import pytest
 import torch
-from driver import without_place
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from kernelutil import PAIRS, TIER_MAPS, commit, few, formats, generator, mids, pair_name, small_layout
 from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, TIERS, BlockRing, RecordLayout, RecordStore
 from leankv_kernels import layout as L
 from leankv_kernels.reference.record import cut, decode, read_header, read_tiers
 from leankv_kernels.store import Usage
+from tests.kernels.driver import without_place
+from tests.kernels.kernelutil import PAIRS, TIER_MAPS, commit, few, formats, generator, mids, pair_name, small_layout
 
 WIDTH = 5
 TRIPLES = [

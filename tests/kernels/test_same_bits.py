@@ -8,11 +8,12 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from cases import MODEL_DTYPES, Case, random_case, random_length, random_splits
-from driver import Driver, Method, Request, Tokens
 from hypothesis import given
-from kernelutil import INTERPRETED, Backend, dice, few, small_layout
 from torch import Tensor
+
+from tests.kernels.cases import MODEL_DTYPES, Case, random_case, random_length, random_splits
+from tests.kernels.driver import Driver, Method, Request, Tokens
+from tests.kernels.kernelutil import INTERPRETED, Backend, dice, few, small_layout
 
 
 @pytest.fixture(scope="module")

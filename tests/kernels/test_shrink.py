@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernelutil import few
 
 from leankv_kernels import RecordLayout, RecordStore, cpu, get_ops
 from leankv_kernels.layout import LEVEL_BASE, LEVEL_NEAR, TIERS
 from leankv_kernels.reference.record import encode
+from tests.kernels.kernelutil import few
 
 PAGES, LAYERS = 7, 3
 PAIRS = (("k8v4", "k4v2"), ("k8v8", "k4v4"), ("k4v2", "k4v2"), ("k8v4", "k8v4"))

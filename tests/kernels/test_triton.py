@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Case, plan_of, simple, store_with
-from driver import Method
-from kernelutil import INTERPRETED, TRITON, Backend, backend_named, generator, raw_pages, small_layout
 from torch import Tensor
 
 from leankv_kernels import RecordStore, get_ops
+from tests.kernels.cases import Case, plan_of, simple, store_with
+from tests.kernels.driver import Method
+from tests.kernels.kernelutil import INTERPRETED, TRITON, Backend, backend_named, generator, raw_pages, small_layout
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -163,7 +163,7 @@ def test_a_decode_step_replays_from_a_cuda_graph(triton: Backend) -> None:
 def test_every_kernel_compiles_for_hopper_without_spills(queries: int) -> None:
     """In a process of its own, whatever this one did to Triton."""
     code = (
-        "import sys, json; from bench.triton_aot import main;"
+        "import sys, json; from bench.kernels.triton_aot import main;"
         f"rows = main(['--models', 'SmolLM2', '--tiers', 'k8v4,k4v2', '--queries', '{queries}']);"
         "sys.exit(json.dumps(rows))"
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from interpreted import InterpretedRun
-from kernelutil import INTERPRETED
+
+from tests.kernels.interpreted import InterpretedRun
+from tests.kernels.kernelutil import INTERPRETED
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is running them")

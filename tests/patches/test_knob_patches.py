@@ -11,10 +11,12 @@ import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry
 
 from leankv_patches import kv_release, meta_info, openai_metadata, output_streamer, row_alloc
-from leankv_sglang import front, knob, selfcheck
-from leankv_sglang.checks import APP_PATH, APP_PATH_ENV, check_environment
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.knob import KnobMiddleware, error_body
+from leankv_sglang.plugin import selfcheck
+from leankv_sglang.plugin.compatibility import APP_PATH, APP_PATH_ENV, check_environment
+from leankv_sglang.server import install as front
+from leankv_sglang.server import middleware as knob
+from leankv_sglang.server.middleware import KnobMiddleware, error_body
 
 TARGETS = [m.TARGET for m in (row_alloc, kv_release, output_streamer, meta_info)] + list(openai_metadata.TARGETS)
 

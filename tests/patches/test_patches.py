@@ -13,8 +13,8 @@ from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator
 from sglang.srt.plugins.hook_registry import HookRegistry
 
 from leankv_patches import SGLANG_VERSION, cell_size, cpu_imports, internal_state, private_pages, single_row
-from leankv_sglang import selfcheck
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.plugin import selfcheck
 
 COUNT = "_get_total_uncached_sizes"
 

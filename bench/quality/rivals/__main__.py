@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bench.table import print_table, write_json
+from bench.common.table import print_table, write_json
 from leankv_sglang.models import DEFAULT_MODEL, ensure_model
 from leankv_sglang.models.catalog import lookup
 

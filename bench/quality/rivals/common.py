@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from bench.data import wikitext
+from bench.common.data import wikitext
 from bench.quality.items import digest_of
 
 CONTEXT, TAIL, CHUNK = 3584, 512, 128

@@ -6,7 +6,7 @@ and no other.
 
 from __future__ import annotations
 
-from bench.data import babilong
+from bench.common.data import babilong
 from bench.quality.answers import Ask, Item, run_answers
 from bench.quality.harness import Bench, Limits, Row
 from bench.quality.prompts import chat

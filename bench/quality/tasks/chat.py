@@ -5,7 +5,7 @@ A conversation is one sequence, read as a server would that has the first turn i
 
 from __future__ import annotations
 
-from bench.data import mt_bench
+from bench.common.data import mt_bench
 from bench.quality.answers import Ask, Item, raw_answers
 from bench.quality.harness import Bench, Limits, Row
 from bench.quality.prompts import chat, next_turn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from bench.data import gsm8k
+from bench.common.data import gsm8k
 from bench.quality.answers import Ask, Item, run_answers
 from bench.quality.harness import Bench, Limits, Row
 from bench.quality.prompts import chat

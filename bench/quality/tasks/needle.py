@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 
-from bench.data import ruler_words
+from bench.common.data import ruler_words
 from bench.quality.answers import Ask, Item, run_answers
 from bench.quality.harness import Bench, Limits, Row
 from bench.quality.prompts import bury, ids_of

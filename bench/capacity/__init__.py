@@ -1,0 +1,1 @@
+"""Tokens held at equal bytes, and its parts."""

@@ -1,0 +1,1 @@
+"""The kernels' benchmark and its parts."""

@@ -1,0 +1,1 @@
+"""Serving at equal bytes, beside stock, and its parts."""

@@ -1,0 +1,178 @@
+"""The attention backend ``leankv``: the read rule, written once for prefill chunks, decode and mixed batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.runtime_context import get_parallel
+from torch import Tensor
+
+from leankv_kernels import build_plan
+from leankv_sglang.attention.read_rule import Compressor
+from leankv_sglang.attention.row_thresholds import RowThresholds
+from leankv_sglang.compression.build import build_significance
+from leankv_sglang.config import required_config
+from leankv_sglang.errors import LeanKVError
+from leankv_sglang.kvcache.pool import LeanKVPool, rank_heads
+from leankv_sglang.plugin.selfcheck import check_process
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    from leankv_kernels import Plan
+
+BACKEND_NAME = "leankv"
+
+
+def check_layer(layer: RadixAttention) -> None:
+    """Raise :class:`LeanKVError` for an attention layer the read rule does not cover."""
+    reason = None
+    if layer.is_cross_attention or layer.attn_type not in (AttentionType.DECODER, None):
+        reason = "it has attention that is not causal self-attention"
+    elif layer.sliding_window_size is not None and layer.sliding_window_size > -1:
+        reason = "it has sliding-window attention layers"
+    elif layer.logit_cap:
+        reason = "its attention logits are capped"
+    elif layer.qk_head_dim != layer.v_head_dim:
+        reason = "its values have another head_dim than its keys"
+    if reason:
+        raise LeanKVError(f"LeanKV cannot serve this model: {reason}.")
+
+
+class LeanKVBackend(AttentionBackend):
+    """Own page raw, near and far views of the pages before, merged; full pages are committed in the same forward."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        super().__init__()
+        config = required_config()
+        pool = runner.token_to_kv_pool
+        check_process(pool, runner.token_to_kv_pool_allocator)
+        assert isinstance(pool, LeanKVPool)
+        for module in runner.model.modules():
+            if isinstance(module, RadixAttention):
+                check_layer(module)
+        self.pool = pool
+        self.window = config.window
+        self.compressor = Compressor(
+            pool.ops,
+            pool.store,
+            config.rotation,
+            build_significance(config, pool.device, lambda table: rank_heads(table, pool.head_num)),
+            pool.alphas,
+            config.keep_first,
+        )
+        self.req_to_token_pool = runner.req_to_token_pool
+        rows = self.req_to_token_pool.req_to_token.shape[0]
+        pool.attach_rows(rows, runner.model_config.get_num_attention_heads(get_parallel().attn_tp_size))
+        self.row_thresholds = RowThresholds(rows, config, pool.thresholds)
+        # Found there when rows are given to requests (patches/row_alloc.py).
+        self.req_to_token_pool.leankv_rows = self.row_thresholds
+        self.req_to_token_pool.register_on_alloc_rows(self._reset_rows)
+        self.forward_metadata: Plan | None = None
+        self.thresholds: Tensor | None = None
+
+    def _reset_rows(self, rows: list[int]) -> None:
+        self.pool.row_fill[rows] = 0
+        self.row_thresholds.reset(rows)
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        """Return the blocks of freed pages and plan the forward; uses lengths the host already has.
+
+        On a CPU the plan also finds requests that share pages, which decode then reads once for all of them.
+        """
+        self.pool.drain()
+        if forward_batch.forward_mode.is_idle():
+            self.forward_metadata = None
+            return
+        if forward_batch.forward_mode.is_decode():
+            seq_lens = forward_batch.seq_lens_cpu.tolist()
+            prefix, extend = [n - 1 for n in seq_lens], [1] * len(seq_lens)
+        else:
+            prefix, extend = forward_batch.extend_prefix_lens_cpu, forward_batch.extend_seq_lens_cpu
+        self._check_rows(forward_batch, prefix, extend)
+        plan = self.forward_metadata = build_plan(
+            forward_batch.req_pool_indices,
+            prefix,
+            extend,
+            self.req_to_token_pool.req_to_token,
+            self.pool.page_size,
+            self.window,
+        )
+        if plan.pages.device.type == "cpu":
+            self.pool.check_window(plan)
+        self.thresholds = self.row_thresholds.of_full_pages(self.forward_metadata)
+
+    def _check_rows(self, forward_batch: ForwardBatch, prefix: list[int], extend: list[int]) -> None:
+        # A forward that starts inside a page continues what its row's open page holds. Reading anything else would
+        # corrupt silently, so what each row holds is tracked on the host.
+        rows = forward_batch.req_pool_indices
+        if rows.device.type != "cpu":
+            return
+        start = torch.as_tensor(prefix)
+        inside = start % self.pool.page_size != 0
+        held = self.pool.row_fill[rows]
+        if bool((inside & (held != start)).any()):
+            raise LeanKVError(
+                "A request continues inside a page that its row does not hold; this serving mode is not supported by "
+                "LeanKV, please report which flags and which kind of request led here."
+            )
+        self.pool.row_fill[rows] = start + torch.as_tensor(extend)
+
+    def forward_extend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Prefill chunks and mixed batches; see :meth:`_run`."""
+        return self._run(q, k, v, layer, save_kv_cache, kwargs)
+
+    def forward_decode(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: RadixAttention,
+        forward_batch: ForwardBatch,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> Tensor:
+        """One token per request; see :meth:`_run`."""
+        return self._run(q, k, v, layer, save_kv_cache, kwargs)
+
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, layer: RadixAttention, save: bool, extra: dict[str, Any]) -> Tensor:
+        if k is None or v is None or not save:
+            raise LeanKVError("LeanKV cannot serve this model: a layer attends without writing its own KV.")
+        if any(value is not None for value in extra.values()):
+            raise LeanKVError(f"LeanKV cannot serve this model: its attention takes {', '.join(extra)}.")
+        plan, pool = self.forward_metadata, self.pool
+        assert plan is not None
+        index = layer.layer_id - pool.start_layer
+        n = plan.num_tokens
+        queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)[:n]
+        keys = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)[:n].to(pool.open_key.dtype)
+        values = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)[:n].to(pool.open_value.dtype)
+        raw = pool.raw_pages(index, plan, keys, values)
+        merged = self.compressor.forward(index, plan, queries, raw, layer.scaling, self.thresholds)
+        pool.keep_open(index, plan, raw)
+        if index == pool.layer_num - 1:
+            pool.note_commits(plan)
+        out = merged.flatten(1).to(q.dtype)
+        padded = q.numel() // (layer.tp_q_head_num * layer.qk_head_dim)
+        return out if padded == n else torch.cat([out, out.new_zeros(padded - n, out.shape[1])])
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        """Unused: graphs are off."""
+        return 1
+
+    def support_triton(self) -> bool:
+        """False: sglang's Triton helpers for slots do not apply."""
+        return False

@@ -1,0 +1,1 @@
+"""What a page is compressed to: formats, thresholds, profiles, significance, and a request's wish."""

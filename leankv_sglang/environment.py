@@ -1,0 +1,75 @@
+"""What sglang's platform discovery calls first, in every process: choose the platform before sglang looks at it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from leankv_sglang.config import CONFIG_ENV
+
+ROW_STABLE_ISA = "AVX512_CORE_FP16"
+"""The highest instruction set up to which oneDNN's 16-bit products do not depend on the number of rows (measured; a CPU
+that has less is left as it is)."""
+
+
+def has_accelerator() -> bool:
+    """Whether torch sees a GPU of any kind."""
+    import torch
+
+    return torch.accelerator.is_available()
+
+
+def unshadow_kernels() -> None:
+    """Let ``import kernels`` find the Hugging Face package, not our folder, when started from the checkout's root.
+
+    ``python -m`` puts the current folder first on the path; a checkout's root moves to its end. Child processes
+    inherit the order.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if (root / "kernels" / "layout.py").is_file():
+        here = [p for p in sys.path if Path(p or ".").resolve() == root]
+        sys.path[:] = [p for p in sys.path if p not in here] + here
+
+
+def keep_rows_alike() -> None:
+    """Have oneDNN give a row of a 16-bit matrix product the same bits whatever rows are beside it, which its AMX
+    kernels do not; before the first such product of the process, and inherited by its children.
+
+    Without it a hit, whose prompt is cut elsewhere, equals a miss but for rounding. ``ONEDNN_MAX_CPU_ISA=DEFAULT`` in
+    the environment keeps AMX.
+    """
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", ROW_STABLE_ISA)
+
+
+def prepare_cpu() -> None:
+    """Make sglang importable and sane on a machine without an accelerator; before sglang is imported, idempotent."""
+    from leankv_patches import cpu_imports
+
+    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+    # Spinning OpenMP threads of several processes cost ten times under contention. Read when libgomp loads, so it
+    # reaches the scheduler, which is a child process.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    noise = "ignore:Only CUDA,ignore:Triton is not supported"
+    given = os.environ.get("PYTHONWARNINGS", "")
+    if noise not in given:
+        os.environ["PYTHONWARNINGS"] = f"{given},{noise}" if given else noise
+    for message in ("Only CUDA", "Triton is not supported"):
+        warnings.filterwarnings("ignore", message=message)
+    cpu_imports.install()
+
+
+def activate() -> str | None:
+    """Entry point of group ``sglang.srt.platforms``: the qualified name of our platform class, or None.
+
+    Without an accelerator the CPU platform is ours always, so that plain ``sglang.launch_server`` works from the same
+    environment; LeanKV itself is on only where the launcher left its configuration in the environment.
+    """
+    unshadow_kernels()
+    if not has_accelerator():
+        prepare_cpu()
+        return "leankv_sglang.plugin.platform:LeanKVCpuPlatform"
+    if CONFIG_ENV in os.environ:
+        return "leankv_sglang.plugin.platform:LeanKVCudaPlatform"
+    return None

@@ -1,0 +1,63 @@
+"""What the scheduler's side wants done to records, carried out at the start of the next forward."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from leankv_kernels import Ops, RecordStore
+from leankv_sglang.kvcache.ledger import Pages
+
+
+class Orders:
+    """Frees, cuts and swaps in the order given, a launch or few for each run of the same kind.
+
+    They wait for the next forward because the device still works on earlier ones, which read these records.
+    """
+
+    def __init__(self, store: RecordStore, ops: Ops) -> None:
+        self.store, self.ops = store, ops
+        self._queue: list[tuple[str, list[Pages], list[Pages]]] = []
+
+    def free(self, pages: Pages) -> None:
+        """Free what pages hold."""
+        self._add("free", pages, pages)
+
+    def cut(self, pages: Pages, level: int) -> None:
+        """Cut records to a level."""
+        self._add("cut", pages, np.full(len(pages), level))
+
+    def swap(self, a: Pages, b: Pages) -> None:
+        """Exchange what pages hold."""
+        self._add("swap", a, b)
+
+    def _add(self, kind: str, pages: Pages, other: Pages) -> None:
+        if not len(pages):
+            return
+        if not self._queue or self._queue[-1][0] != kind or kind == "swap":
+            self._queue.append((kind, [], []))
+        self._queue[-1][1].append(pages)
+        self._queue[-1][2].append(other)
+
+    def run(self) -> bool:
+        """Carry everything out; returns whether there was anything."""
+        queue, self._queue = self._queue, []
+        for kind, pages, other in queue:
+            ids, more = np.concatenate(pages), np.concatenate(other)
+            if kind == "swap":
+                self.store.swap(self._put(ids), self._put(more))
+                continue
+            # A page may be named more than once: freed, handed out and freed again, or cut and cut deeper.
+            unique, last = np.unique(ids[::-1], return_index=True)
+            if kind == "free":
+                self.ops.free_pages(self.store, self._put(unique))
+            else:
+                self.ops.cut_pages(self.store, self._put(unique), self._put(more[::-1][last]))
+        return bool(queue)
+
+    def clear(self) -> None:
+        """Forget what was ordered."""
+        self._queue.clear()
+
+    def _put(self, ids: Pages) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(ids)).to(self.store.blocks.device, non_blocking=True)

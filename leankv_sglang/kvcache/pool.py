@@ -1,0 +1,248 @@
+"""The KV pool SGLang sees: logical pages over the record store, and the raw open pages of running requests."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from torch import Tensor
+
+from leankv_kernels import Plan, RawPages, RecordStore
+from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
+from leankv_sglang.compression.thresholds import threshold_table
+from leankv_sglang.config import Alphas, required_config
+from leankv_sglang.errors import LeanKVError
+from leankv_sglang.kvcache.commit_log import CommitLog
+from leankv_sglang.kvcache.deferred import Orders
+from leankv_sglang.kvcache.ledger import Ledger, Pages
+from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY, make_layout
+from leankv_sglang.plugin.compatibility import kernels_for
+
+logger = logging.getLogger(__name__)
+
+_current: LeanKVPool | None = None
+
+
+def current_pool() -> LeanKVPool | None:
+    """The pool of this process, None where none was built."""
+    return _current
+
+
+def rank_heads(table: Tensor, heads: int) -> Tensor:
+    """The columns of a table ``[layers, all KV heads]`` that this tensor-parallel rank holds."""
+    from sglang.srt.runtime_context import get_parallel
+
+    if table.shape[1] == heads:
+        return table
+    parallel = get_parallel()
+    # With fewer heads than ranks, several ranks hold the same one.
+    first = parallel.attn_tp_rank * table.shape[1] // parallel.attn_tp_size
+    return table[:, first : first + heads]
+
+
+class LeanKVPool(MHATokenToKVPool):
+    """Compressed pages in place of SGLang's token pool.
+
+    Slots are logical: ``slot // page_size`` is a page id, and nothing but this pool and the attention backend knows
+    where its bytes are. A page holds a record per layer once a forward has written its last token; before that its
+    tokens are raw, in the open page of the request's row.
+    """
+
+    store: RecordStore
+    dtype: torch.dtype
+
+    def _create_buffers(self) -> None:
+        global _current
+        self.config = required_config()
+        if self.v_head_dim != self.head_dim:
+            raise LeanKVError("LeanKV cannot serve this model: its values have another head_dim than its keys.")
+        if self.size % self.page_size:
+            self.size -= self.size % self.page_size
+        self.open_dtype: torch.dtype = self.dtype
+        # Some models fuse RoPE with a raw store into the pool when it claims to hold bfloat16.
+        self.dtype = torch.uint8
+        self.layout = make_layout(self.config, self.page_size, self.head_num, self.head_dim)
+        worst = self.layer_num * self.layout.max_blocks
+        self.ledger = Ledger(self.size, self.page_size, worst)
+        blocks = self.size // self.page_size * worst
+        self.store = RecordStore(self.layout, self.layer_num, self.ledger.num_pages, self.device, blocks)
+        self.alphas = self.thresholds(self.config.alphas)
+        self.ops = kernels_for(self.device, self.config)
+        self.orders = Orders(self.store, self.ops)
+        self.commits = CommitLog(self.store, self.ledger, self.ops)
+        self.pages_committed = self.pages_trimmed = self.pages_demoted = self.pages_healed = 0
+        # Changes whenever records do.
+        self.version = 0
+        self.open_key = self.open_value = self.open_scores = torch.empty(0)
+        self.row_fill = torch.zeros(0, dtype=torch.int64)
+        # What the base class's own methods look at.
+        self.k_buffer: list[Tensor] = []
+        self.v_buffer: list[Tensor] = []
+        self.k_scale_buffer = self.v_scale_buffer = None
+        _current = self
+
+    def thresholds(self, alphas: Alphas) -> Tensor:
+        """Thresholds of every layer and KV head of this rank, float64 ``[layers, 3, H]``, on the device.
+
+        Raises:
+            LeanKVError: where a table is not of the model's shape.
+        """
+        table = threshold_table(alphas, self.layer_num, self.head_num, lambda whole: rank_heads(whole, self.head_num))
+        return table.to(self.device)
+
+    def attach_rows(self, num_rows: int, num_query_heads: int) -> None:
+        """Allocate one raw open page per request row (row 0 is SGLang's padding row)."""
+        shape = (self.layer_num, num_rows, self.page_size, self.head_num, self.head_dim)
+        self.open_key = torch.zeros(shape, dtype=self.open_dtype, device=self.device)
+        self.open_value = torch.zeros(shape, dtype=self.open_dtype, device=self.device)
+        self.open_scores = torch.zeros(
+            self.layer_num, num_rows, num_query_heads, self.page_size, dtype=torch.int32, device=self.device
+        )
+        self.row_fill = torch.zeros(num_rows, dtype=torch.int64)
+        logger.info("LeanKV: %d open pages, %.1f MiB", num_rows, self.open_bytes() / 2**20)
+
+    def raw_pages(self, layer: int, plan: Plan, key: Tensor, value: Tensor) -> RawPages:
+        """The own pages of a forward's units with its tokens ``[T, H, D]`` written.
+
+        Where every unit has a row of its own, as in decode, these are the rows' open pages, in place; otherwise copies,
+        which ``keep_open`` takes back.
+        """
+        raw = RawPages(self.open_key[layer], self.open_value[layer], self.open_scores[layer], plan.rows)
+        if not plan.one_unit_per_row:
+            rows = plan.rows
+            raw = RawPages(raw.key[rows], raw.value[rows], raw.scores[rows], plan.unit_range)
+        raw.write(plan, key, value)
+        return raw
+
+    def keep_open(self, layer: int, plan: Plan, raw: RawPages) -> None:
+        """Leave the pages that are not full yet, with their column scores, to their rows."""
+        if not plan.one_unit_per_row and plan.open.numel():
+            rows = plan.rows[plan.open]
+            for kept, page in zip((self.open_key, self.open_value, self.open_scores), raw[:3], strict=True):
+                kept[layer][rows] = page[plan.open]
+
+    def note_commits(self, plan: Plan) -> None:
+        """Take note of the pages that a forward has committed in every layer."""
+        if plan.full.numel():
+            self.commits.add(plan.own_pages.index_select(0, plan.full))
+            self.pages_committed += plan.full.numel()
+            self.version += 1
+
+    def settle(self) -> None:
+        """True up the pages whose commits are done; the scheduler's side calls it before it counts."""
+        self.commits.settle()
+
+    def free(self, pages: Pages) -> None:
+        """Free pages: their units at once, their blocks in order with the forwards already launched, one of which may
+        still commit such a page."""
+        self.ledger.close(pages)
+        self.orders.free(pages)
+
+    def cut(self, pages: Pages, level: int) -> int:
+        """Cut settled pages to a level, in the same order; returns the units gained."""
+        if level == LEVEL_FAR:
+            self.pages_trimmed += len(pages)
+        else:
+            self.pages_demoted += len(pages)
+        self.orders.cut(pages, level)
+        return self.ledger.cut(pages, level)
+
+    def swap(self, a: Pages, b: Pages) -> None:
+        """Give cut pages ``a`` the fuller records of pages ``b`` and these theirs, in the same order; all settled."""
+        self.pages_healed += len(a)
+        self.orders.swap(a, b)
+        self.ledger.swap(a, b)
+
+    def drain(self) -> None:
+        """Carry out what was ordered since the last forward."""
+        if self.orders.run():
+            self.version += 1
+
+    def check_window(self, plan: Plan) -> None:
+        """Raise :class:`LeanKVError` if a page that the plan reads near is not held in full. Asks the device."""
+        cut = self.pages_trimmed + self.pages_demoted
+        if cut and plan.window and (self.ledger.level[plan.near_pages.cpu().numpy()] < LEVEL_NEAR).any():
+            raise LeanKVError(
+                "A request's window covers a page whose near part was trimmed; this is a fault of LeanKV's cache, "
+                "please report which flags and which kind of request led here."
+            )
+
+    def clear(self) -> None:
+        """Forget every page."""
+        self.orders.clear()
+        self.commits.clear()
+        self.ledger.reset()
+        self.store.clear()
+        self.version += 1
+
+    def open_bytes(self) -> int:
+        """Bytes of the raw open pages and their column scores."""
+        return sum(t.numel() * t.element_size() for t in (self.open_key, self.open_value, self.open_scores))
+
+    def open_page_bytes(self) -> int:
+        """Bytes of one row's open page and its column scores."""
+        return self.open_bytes() // max(self.row_fill.numel(), 1)
+
+    def bytes_of_pages(self, pages: Tensor) -> int:
+        """Physical bytes of the records of ``pages`` int64 ``[n]``, with their table entries; asks the device."""
+        blocks = int(self.ops.count_blocks(self.store, pages)[:, -1].sum())
+        records = int((self.store.page_table[:, pages] != 0).sum())
+        return blocks * self.layout.block_bytes + records * PAGE_TABLE_ENTRY
+
+    def audit(self) -> list[str]:
+        """Check of blocks against records and of prices against blocks, one sentence per violation; for idle times."""
+        self.settle()
+        self.drain()
+        problems = self.ledger.audit() + self.store.audit()
+        held = np.flatnonzero((self.ledger.price > 0) & self.ledger.settled)
+        blocks = self.store.level_blocks(torch.from_numpy(held).to(self.device)).cpu().numpy()
+        # Beside other ranks a page may cost more than its blocks here.
+        off = self.ledger.price[held] - self.ledger.units_of(blocks[:, 2])
+        if bad := int(((off < 0) | (off > 0) & (self.commits.group is None)).sum()):
+            problems.append(f"{bad} pages cost another number of units than their blocks say")
+        return problems
+
+    def get_kv_size_bytes(self) -> int:
+        """Physical bytes of the store."""
+        return self.store.nbytes()
+
+    def _clear_buffers(self) -> None:
+        del self.store, self.open_key, self.open_value, self.open_scores
+
+    def finalize_backing(self, config: Any) -> NoReturn:
+        """Refused: the pool is sized once."""
+        raise LeanKVError("LeanKV sizes its pool once; set SGLANG_ENABLE_POST_CAPTURE_KV_SIZING=0.")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise LeanKVError(f"{what} was asked of the LeanKV pool, whose pages hold no raw tokens; report this mode.")
+
+    def get_key_buffer(self, layer_id: int) -> NoReturn:
+        """Refused: there is no raw key buffer."""
+        self._refuse("A raw key buffer")
+
+    def get_value_buffer(self, layer_id: int) -> NoReturn:
+        """Refused: there is no raw value buffer."""
+        self._refuse("A raw value buffer")
+
+    def get_kv_buffer(self, layer_id: int) -> NoReturn:
+        """Refused: there are no raw buffers."""
+        self._refuse("A raw KV buffer")
+
+    def set_kv_buffer(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: only the attention backend writes pages."""
+        self._refuse("A raw write")
+
+    def move_kv_cache(self, tgt_loc: Tensor, src_loc: Tensor) -> NoReturn:
+        """Refused: tokens of a page do not move."""
+        self._refuse("A move of tokens")
+
+    def get_cpu_copy(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: host copies are not supported."""
+        self._refuse("A host copy")
+
+    def load_cpu_copy(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: host copies are not supported."""
+        self._refuse("A host copy")

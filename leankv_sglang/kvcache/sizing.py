@@ -1,0 +1,75 @@
+"""What a token costs, and how many fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from leankv_kernels import RecordLayout
+from leankv_sglang.config import LeanKVConfig, required_config
+from leankv_sglang.errors import LeanKVError
+from leankv_sglang.kvcache.ledger import LOGICAL_FACTOR
+
+DEFAULT_CPU_BYTES = 2 << 30
+"""KV budget on a machine without an accelerator, unless an eighth of its memory is less."""
+PAGE_TABLE_ENTRY = 4
+RING_ENTRY = 4
+SCORE_BYTES = 4
+
+
+def make_layout(config: LeanKVConfig, page_size: int, num_kv_heads: int, head_dim: int) -> RecordLayout:
+    """The record layout for a model's shape.
+
+    Raises:
+        LeanKVError: when the layout cannot hold that shape.
+    """
+    try:
+        return RecordLayout(page_size, num_kv_heads, head_dim, *config.formats, config.window > 0, config.mid_format)
+    except ValueError as error:
+        raise LeanKVError(f"LeanKV cannot serve this model: {error}.") from error
+
+
+def page_bytes(layout: RecordLayout, num_layers: int) -> int:
+    """Bytes one page reserves in all layers: its worst-case blocks, their ring entries, and the page-table entries of
+    the logical pages that may take its place once they have shrunk."""
+    entries = PAGE_TABLE_ENTRY * LOGICAL_FACTOR
+    return num_layers * (layout.record_bytes + layout.max_blocks * RING_ENTRY + entries)
+
+
+def bytes_per_token(kvc: Any, num_layers: int) -> int:
+    """The price SGLang divides its memory budget by; ``kvc`` is its KVCacheConfigurator."""
+    from sglang.srt.runtime_context import get_parallel, get_schedule
+
+    model, page_size = kvc.model_config, get_schedule().page_size
+    heads = model.get_num_kv_heads(get_parallel().attn_tp_size)
+    layout = make_layout(required_config(), page_size, heads, model.head_dim)
+    return -(-page_bytes(layout, num_layers) // page_size)
+
+
+def default_max_total_tokens(model: Any, page_size: int, tp_size: int, dp_size: int) -> int:
+    """Tokens of the default CPU budget for an sglang ModelConfig, shared by all ranks."""
+    import psutil
+
+    layout = make_layout(required_config(), page_size, model.get_num_kv_heads(tp_size), model.head_dim)
+    budget = min(DEFAULT_CPU_BYTES, psutil.virtual_memory().total // 8) // (tp_size * dp_size)
+    return max(budget // page_bytes(layout, model.num_hidden_layers), 1) * page_size
+
+
+def open_page_bytes(layout: RecordLayout, num_layers: int, num_query_heads: int, itemsize: int = 2) -> int:
+    """Bytes of one request row's raw open page and its column scores."""
+    raw = layout.page_size * model_dtype_bytes_per_token(layout, num_layers, itemsize)
+    return raw + num_layers * num_query_heads * layout.page_size * SCORE_BYTES
+
+
+def tokens_for(memory: int, layout: RecordLayout, num_layers: int, num_query_heads: int, requests: int) -> int:
+    """Units (``--max-total-tokens``) whose pool, tables and open pages together take at most ``memory`` bytes.
+
+    Args:
+        requests: running requests; SGLang keeps one row more.
+    """
+    rest = memory - (requests + 1) * open_page_bytes(layout, num_layers, num_query_heads)
+    return max(rest // page_bytes(layout, num_layers), 0) * layout.page_size
+
+
+def model_dtype_bytes_per_token(layout: RecordLayout, num_layers: int, itemsize: int = 2) -> int:
+    """Bytes a token takes in a pool of the model's own dtype."""
+    return 2 * num_layers * layout.num_kv_heads * layout.head_dim * itemsize

@@ -1,0 +1,282 @@
+"""The FULL component of SGLang's unified radix tree, with pages at the prices of the ledger.
+
+A node costs what its pages cost. Under pressure near parts are cut first, then, where that is allowed, refinements,
+and only then are leaves dropped. Prices change in place (a commit is trued up, a page is cut), so pages know their
+node.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sglang.srt.mem_cache.unified_cache.components import ComponentType, FullComponent
+from sglang.srt.mem_cache.unified_cache.components.base import EvictLayer
+
+from leankv_kernels.layout import LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR
+from leankv_sglang.config import required_config
+from leankv_sglang.kvcache.ledger import Pages
+from leankv_sglang.kvcache.tree.trim import legal_end, trim_order
+
+FULL = ComponentType.FULL
+STEP_PAGES = 64
+"""Pages that one step of trimming takes at most, before it is asked whether that was enough."""
+
+
+class PagedComponent(FullComponent):
+    """Nodes of compressed pages; see the module."""
+
+    def __init__(self, cache: Any, params: Any) -> None:
+        super().__init__(cache, params)
+        config = required_config()
+        self.pool = params.token_to_kv_pool_allocator.get_kvcache()
+        self.ledger = self.pool.ledger
+        self.page_size: int = self.pool.page_size
+        self.window = config.window
+        self.demote, self.strict = config.demote, config.match == "strict"
+        self.ledger.on_reprice = self._on_reprice
+        group = params.attn_tp_cache_group
+        if group is not None and torch.distributed.get_world_size(group=group) > 1:
+            self.pool.commits.group = group
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what is known of nodes; the tree was reset."""
+        self._node_of: dict[int, Any] = {}
+        # Nodes that may have something to trim, by the order in which their pages may go.
+        self._candidates: tuple[set[Any], set[Any], set[Any]] = (set(), set(), set())
+        self._heaps: list[list[Any]] = []
+
+    # ---- what a node holds ----
+
+    def pages(self, node: Any) -> Pages:
+        """Logical pages of a node, int64 ``[n]``."""
+        data = node.component_data[FULL]
+        pages = data.metadata.get("pages")
+        if pages is None:
+            slots = data.value if data.value is not None else torch.empty(0)
+            pages = data.metadata["pages"] = self._pages_of(slots)
+        return pages
+
+    def _pages_of(self, slots: torch.Tensor) -> Pages:
+        return slots[:: self.page_size].cpu().numpy().astype(np.int64) // self.page_size
+
+    def start(self, node: Any) -> int:
+        """Pages of the path before a node."""
+        return sum(len(self.pages(n)) for n in self._upwards(node.parent))
+
+    def _upwards(self, node: Any) -> Iterator[Any]:
+        """A node and those above it, without the root."""
+        while node is not None and node is not self.tree_core.root_node:
+            yield node
+            node = node.parent
+
+    def reclaimable_value_len(self, node: Any) -> int:
+        """Units that evicting the node gives back."""
+        return int(self.ledger.price[self.pages(node)].sum()) if self.value_len(node) else 0
+
+    def _own(self, node: Any) -> None:
+        for page in self.pages(node).tolist():
+            self._node_of[page] = node
+        self._reconsider(node)
+
+    def _reconsider(self, node: Any) -> None:
+        if node is not self.tree_core.root_node:
+            for nodes in self._candidates:
+                nodes.add(node)
+
+    def _on_reprice(self, pages: Pages, delta: NDArray[np.int64]) -> None:
+        changes: Counter[Any] = Counter()
+        for page, change in zip(pages.tolist(), delta.tolist(), strict=True):
+            if (node := self._node_of.get(page)) is not None:
+                changes[node] += change
+        for node, change in changes.items():
+            self.tree_core.adjust_component_size(node.id, FULL, change)
+
+    # ---- the tree's hooks ----
+
+    def commit_insert_component_data(
+        self, node: Any, is_new_leaf: bool, params: Any, result: Any, cache_actions: Any
+    ) -> None:
+        """Take charge of a new leaf's pages."""
+        super().commit_insert_component_data(node, is_new_leaf, params, result, cache_actions)
+        if is_new_leaf:
+            self._own(node)
+            # The end of what is now inside a path is no longer where hits end.
+            self._reconsider(node.parent)
+
+    def redistribute_on_node_split(self, new_parent: Any, child: Any) -> None:
+        """Divide a node's pages; window locks lie on pages and stay."""
+        pages, cut = self.pages(child), len(new_parent.key) // self.page_size
+        super().redistribute_on_node_split(new_parent, child)
+        for node, part in ((new_parent, pages[:cut]), (child, pages[cut:])):
+            node.component_data[FULL].metadata["pages"] = part
+            self._own(node)
+
+    def evict_component(
+        self,
+        node: Any,
+        device_frees: Any,
+        host_frees: Any,
+        cache_actions: Any,
+        target: EvictLayer = EvictLayer.DEVICE,
+    ) -> tuple[int, int]:
+        """Give a node's pages up."""
+        freed = super().evict_component(node, device_frees, host_frees, cache_actions, target)
+        if EvictLayer.DEVICE in target:
+            for page in self.pages(node).tolist():
+                self._node_of.pop(page, None)
+            for nodes in self._candidates:
+                nodes.discard(node)
+            if node.parent is not None:
+                self._reconsider(node.parent)
+        return freed
+
+    def update_component_on_insert_overlap(
+        self,
+        node: Any,
+        prefix_len: int,
+        total_prefix_len: int,
+        value_slice: torch.Tensor,
+        params: Any,
+        result: Any,
+        cache_actions: Any,
+    ) -> int:
+        """Where a request brings pages that the tree holds cut, the tree takes over the request's records.
+
+        Both were computed from the same tokens, so what they still hold is the same, and rows that name the tree's
+        page may go on doing so. The request's page, with the shorter record, is then freed as a duplicate.
+        """
+        dup = max(0, params.prev_prefix_len - total_prefix_len)
+        if dup < prefix_len:
+            held = self.pages(node)[dup // self.page_size : prefix_len // self.page_size]
+            fresh = self._pages_of(value_slice[dup:])
+            better = self.ledger.level[fresh] > self.ledger.level[held]
+            if better.any():
+                self.pool.commits.settle(all_of_them=True)
+                self.pool.swap(held[better], fresh[better])
+                self._reconsider(node)
+        return super().update_component_on_insert_overlap(
+            node, prefix_len, total_prefix_len, value_slice, params, result, cache_actions
+        )
+
+    # ---- locks: what a running request's window covers ----
+
+    def _window_pages(self, node: Any) -> Pages:
+        found, need = [np.empty(0, np.int64)], self.window
+        for above in self._upwards(node):
+            if need <= 0:
+                break
+            found.append(self.pages(above)[-need:])
+            need -= len(found[-1])
+        return np.concatenate(found)
+
+    def acquire_component_lock(self, node: Any, result: Any, lock_host: bool = False) -> Any:
+        """Lock the path to a node, and the near parts of its last pages."""
+        if not lock_host:
+            self.ledger.window_locks[self._window_pages(node)] += 1
+        return super().acquire_component_lock(node, result, lock_host)
+
+    def release_component_lock(self, node: Any, params: Any, lock_host: bool = False) -> None:
+        """Undo :meth:`acquire_component_lock`."""
+        if not lock_host:
+            self.ledger.window_locks[self._window_pages(node)] -= 1
+            self._reconsider(node)
+        super().release_component_lock(node, params, lock_host)
+
+    # ---- matching ----
+
+    def legal_length(self, key: Any) -> int:
+        """Tokens of ``key`` at whose end a hit may stop: the pages its first token's window covers are held in full,
+        and, in strict mode, none before it was demoted."""
+        key = key.page_aligned(self.page_size)
+        node, offset, path = self.tree_core.root_node, 0, []
+        while offset < len(key):
+            child = node.children.get(key.child_key_at(offset, self.page_size))
+            if child is None:
+                break
+            length = child.key.match_at(key, offset, page_size=self.page_size)
+            path.append(self.pages(child)[: length // self.page_size])
+            offset += length
+            node = child
+            if length < len(child.key):
+                break
+        if not path:
+            return 0
+        level = self.ledger.level[np.concatenate(path)]
+        if self.strict and (demoted := np.flatnonzero(level == LEVEL_BASE)).size:
+            level = level[: demoted[0]]
+        return legal_end(level == LEVEL_NEAR, self.window) * self.page_size
+
+    # ---- trim, demote, evict ----
+
+    def _evict_device_start(self, request_cnt: int) -> None:
+        super()._evict_device_start(request_cnt)
+        self._heaps = []
+
+    def _evict_device_next_node(
+        self, tracker: dict[Any, int], device_frees: Any, host_frees: Any, cache_actions: Any
+    ) -> int | None:
+        if tracker[FULL] < self._evict_device_request_cnt and (gained := self.shrink_step(3 if self.demote else 2)):
+            tracker[FULL] += gained
+            return None
+        return super()._evict_device_next_node(tracker, device_frees, host_frees, cache_actions)
+
+    def _evict_device_end(self) -> None:
+        super()._evict_device_end()
+        self._heaps = []
+
+    def trim_until(self, free_units: int) -> None:
+        """Trim until so many units are free or nothing is left to trim."""
+        self._heaps = []
+        while self.ledger.free_units < free_units and self.shrink_step(2):
+            pass
+        self._heaps = []
+
+    def shrink_step(self, orders: int) -> int:
+        """Cut some pages of the one node that matters least; returns the units gained, 0 when nothing is left to cut.
+
+        Args:
+            orders: how far to go: 1 for what lies inside nodes, 2 for boundaries where hits seldom end too, 3 for
+                demoting whole nodes.
+        """
+        self._ensure_eviction_strategy()
+        for order in range(orders):
+            while len(self._heaps) <= order:
+                nodes = self._candidates[len(self._heaps)]
+                heap = [(self.session_ref_eviction_strategy(n), n) for n in nodes]
+                heapq.heapify(heap)
+                self._heaps.append(heap)
+            heap = self._heaps[order]
+            while heap:
+                node = heap[0][1]
+                if node in self._candidates[order] and (gained := self._shrink(node, order)):
+                    return gained
+                heapq.heappop(heap)
+        return 0
+
+    def _shrink(self, node: Any, order: int) -> int:
+        pages, level = self.pages(node), LEVEL_FAR
+        if order < 2:
+            chosen = self._trim_order(node) <= order
+        else:
+            level = LEVEL_BASE
+            chosen = np.full(len(pages), node.component_data[FULL].lock_ref == 0)
+        chosen &= (self.ledger.window_locks[pages] == 0) & (self.ledger.gain(pages, level) > 0)
+        cut = pages[chosen][-STEP_PAGES:]
+        if not len(cut):
+            # Reconsidered when something about the node changes.
+            if self.ledger.settled[pages].all():
+                self._candidates[order].discard(node)
+            return 0
+        return int(self.pool.cut(cut, level))
+
+    def _trim_order(self, node: Any) -> NDArray[np.int8]:
+        children = list(node.children.values())
+        ends_here = len(children) != 1 or len(self.pages(children[0])) < self.window
+        return trim_order(self.start(node), len(self.pages(node)), ends_here, self.window)

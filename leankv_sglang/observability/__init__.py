@@ -1,0 +1,1 @@
+"""What the pool and requests report."""

@@ -1,0 +1,51 @@
+"""Prometheus gauges of the pool, beside SGLang's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.observability.metrics_collector import SchedulerMetricsCollector
+
+from leankv_sglang.kvcache.pool import current_pool
+from leankv_sglang.observability.pool_stats import pool_figures
+
+_GAUGES = {
+    "tokens_held": "Tokens in committed pages.",
+    "ratio": "Bytes of the held tokens in the model's dtype over their physical bytes.",
+    "pages_committed": "Pages committed since the start.",
+    "pages_trimmed": "Pages whose near part was cut, since the start.",
+    "pages_demoted": "Pages whose refinement was cut, since the start.",
+    "pages_healed": "Cut pages that were made whole by a recomputation, since the start.",
+    "blocks_free": "Blocks of the pool that hold no record.",
+    "bytes_open_pages": "Bytes of the raw open pages of all request rows.",
+    "bytes_allocated": "Bytes of everything the pool allocated.",
+}
+
+
+class LeanKVMetricsCollector(SchedulerMetricsCollector):
+    """SGLang's scheduler collector plus ``leankv:*`` gauges, set whenever it logs its own."""
+
+    def __init__(self, labels: dict[str, str], *args: Any, **kwargs: Any) -> None:
+        super().__init__(labels, *args, **kwargs)
+        from prometheus_client import Gauge
+
+        gauge = self._gauge_cls or Gauge
+        names = list(labels)
+
+        def make(name: str, text: str, extra: list[str]) -> Any:
+            return gauge(f"leankv:{name}", text, labelnames=names + extra, multiprocess_mode="mostrecent")
+
+        self._leankv = {name: make(name, text, []) for name, text in _GAUGES.items()}
+        self._leankv_bytes = make("bytes", "Physical bytes in use by committed pages, by what they hold.", ["part"])
+
+    def log_stats(self, stats: Any) -> None:
+        """Log SGLang's figures, then ours."""
+        super().log_stats(stats)
+        pool = current_pool()
+        if pool is None:
+            return
+        figures = pool_figures(pool)
+        for name, gauge in self._leankv.items():
+            gauge.labels(**self.labels).set(figures[name])
+        for part, value in figures["bytes"].items():
+            self._leankv_bytes.labels(**self.labels, part=part).set(value)

@@ -1,0 +1,73 @@
+"""The pool's figures, for ``/get_server_info`` and Prometheus alike: one place computes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from leankv_sglang.kvcache.pool import LeanKVPool, current_pool
+from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY, model_dtype_bytes_per_token
+
+
+def pool_figures(pool: LeanKVPool) -> dict[str, Any]:
+    """Physical bytes, tokens and ratio of a pool now.
+
+    ``bytes`` are in use by committed pages; their parts add up to ``bytes_total``, which also counts the pages' table
+    entries. ``ratio`` is what the same tokens would take in the model's dtype over ``bytes_total``;
+    ``ratio_with_open_pages`` adds the raw open pages of all request rows to the latter.
+    """
+    usage, layout, layers = pool.store.usage(), pool.layout, pool.layer_num
+    parts = {
+        "high": usage.high,
+        "mid": usage.mid,
+        "low": usage.low,
+        "near": usage.near,
+        "header": usage.header,
+        "padding": usage.padding,
+        "table": usage.records * PAGE_TABLE_ENTRY,
+    }
+    total = sum(parts.values())
+    tokens = usage.records * layout.page_size // layers
+    raw = tokens * model_dtype_bytes_per_token(layout, layers, pool.open_dtype.itemsize)
+    token_heads = max(usage.high_tokens + usage.mid_tokens + usage.low_tokens + usage.pruned_tokens, 1)
+    return {
+        "config": pool.config.describe(),
+        "bytes": parts,
+        "bytes_total": total,
+        "bytes_open_pages": pool.open_bytes(),
+        "bytes_allocated": pool.store.nbytes() + pool.open_bytes(),
+        "tokens_held": tokens,
+        "ratio": raw / total if total else 0.0,
+        "ratio_with_open_pages": raw / (total + pool.open_bytes()) if total else 0.0,
+        "share_high": usage.high_tokens / token_heads,
+        "share_mid": usage.mid_tokens / token_heads,
+        "share_low": usage.low_tokens / token_heads,
+        "share_pruned": usage.pruned_tokens / token_heads,
+        "pages_committed": pool.pages_committed,
+        "pages_trimmed": pool.pages_trimmed,
+        "pages_demoted": pool.pages_demoted,
+        "pages_healed": pool.pages_healed,
+        "units_total": pool.ledger.units,
+        "units_free": int(pool.ledger.free_units),
+        "blocks_free": pool.store.num_blocks - usage.blocks,
+        "blocks_total": pool.store.num_blocks,
+        "block_bytes": layout.block_bytes,
+        "page_size": layout.page_size,
+    }
+
+
+def server_info(_scheduler: Any) -> dict[str, Any]:
+    """The ``leankv`` entry of ``/get_server_info``: the figures, and ``bytes_by_head``, a list a layer of bytes by KV
+    head.
+
+    The latter reads every record's header, so nobody gets it who does not ask. Over tensor-parallel ranks all of it is
+    about the pool, and the heads, of the rank that answers, the first.
+    """
+    pool = current_pool()
+    if pool is None:
+        return {}
+    if pool.store.blocks.is_cuda:
+        # A forward under way may have entered a record in the table and not written it yet.
+        torch.cuda.synchronize(pool.store.blocks.device)
+    return {**pool_figures(pool), "bytes_by_head": pool.store.usage_by_head().tolist()}

@@ -1,0 +1,150 @@
+"""What LeanKV refuses at the start, each with its own sentence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from leankv_kernels import Ops, get_ops
+from leankv_sglang.config import PAGE_SIZES, LeanKVConfig
+from leankv_sglang.errors import LeanKVError
+
+APP_PATH_ENV = "SGLANG_HTTP_SERVER_APP_PATH"
+"""Names the HTTP app that tokenizer workers import."""
+APP_PATH = "leankv_sglang.server.http_app:app"
+
+
+def _set(name: str) -> Callable[[Any], bool]:
+    return lambda args: bool(getattr(args, name, None))
+
+
+def _over(name: str, limit: int) -> Callable[[Any], bool]:
+    return lambda args: (getattr(args, name, None) or 0) > limit
+
+
+def _other_backend(args: Any) -> bool:
+    names = (args.attention_backend, args.prefill_attention_backend, args.decode_attention_backend)
+    return any(n not in (None, "leankv") for n in names)
+
+
+_FLAGS: list[tuple[Callable[[Any], bool], str]] = [
+    (lambda a: a.page_size is not None and a.page_size not in PAGE_SIZES, "--page-size must be 64, 128 or 256"),
+    (_other_backend, "its attention backend is its own; leave --attention-backend and its variants out"),
+    (
+        lambda a: a.radix_cache_backend not in (None, "leankv"),
+        "its radix cache is its own; leave --radix-cache-backend out",
+    ),
+    (lambda a: a.kv_cache_dtype not in (None, "auto"), "--kv-cache-dtype is decided by --leankv-tiers; leave it out"),
+    (lambda a: a.disaggregation_mode not in (None, "null"), "prefill-decode disaggregation is not supported"),
+    (_set("speculative_algorithm"), "speculative decoding is not supported"),
+    (_set("enable_hierarchical_cache"), "the hierarchical cache (HiCache) is not supported"),
+    (_set("enable_lmcache"), "LMCache is not supported"),
+    (_set("enable_flexkv"), "FlexKV is not supported"),
+    (_set("enable_hisparse"), "hierarchical sparse attention (HiSparse) is not supported"),
+    (_set("enable_unified_memory"), "--enable-unified-memory is not supported"),
+    (_set("enable_page_major_kv_layout"), "--enable-page-major-kv-layout is not supported"),
+    (_set("enable_memory_saver"), "--enable-memory-saver is not supported"),
+    (_set("enable_streaming_session"), "streaming sessions are not supported"),
+    (_set("enable_deterministic_inference"), "--enable-deterministic-inference is not supported"),
+    (_set("enable_two_batch_overlap"), "--enable-two-batch-overlap is not supported"),
+    (_set("enable_pdmux"), "--enable-pdmux is not supported"),
+    (_set("dllm_algorithm"), "diffusion language models are not supported"),
+    (_set("encoder_only"), "--encoder-only is not supported"),
+    (_set("enable_torch_compile"), "--enable-torch-compile is not supported"),
+    (lambda a: a.kv_canary not in (None, "none", "off", ""), "--kv-canary is not supported"),
+    (_over("dcp_size", 1), "decode context parallelism (--dcp-size) is not supported"),
+    (_over("attn_cp_size", 1), "context parallelism (--attn-cp-size) is not supported"),
+    (_set("enable_dp_attention"), "data-parallel attention (--enable-dp-attention) is not supported"),
+    (_over("pp_size", 1), "pipeline parallelism (--pp-size) is not supported yet"),
+    (_set("disable_radix_cache"), "--disable-radix-cache turns off what LeanKV is for; use sglang.launch_server"),
+]
+
+
+def kernels_for(device: str, config: LeanKVConfig) -> Ops:
+    """The kernels that the configuration asks for.
+
+    Raises:
+        LeanKVError: one sentence, where they cannot work on the device.
+    """
+    try:
+        return get_ops(device, config.kernels)
+    except ValueError as error:
+        raise LeanKVError(f"LeanKV has no kernels to serve with: {error}.") from error
+
+
+def check_environment() -> None:
+    """Check what SGLang reads from the environment.
+
+    Raises:
+        LeanKVError: one sentence naming the first variable that cannot go with LeanKV.
+    """
+    from sglang.srt.environ import envs
+
+    if envs.SGLANG_RUST_SERVER.get():
+        raise LeanKVError("LeanKV cannot start: the Rust server is not supported; unset SGLANG_RUST_SERVER.")
+    if os.environ.get(APP_PATH_ENV, APP_PATH) != APP_PATH:
+        raise LeanKVError(f"LeanKV cannot start: its HTTP app is its own; unset {APP_PATH_ENV}.")
+
+
+def check_flags(server_args: Any) -> None:
+    """Check SGLang's flags as the user gave them.
+
+    Raises:
+        LeanKVError: one sentence naming the first flag that cannot go with LeanKV.
+    """
+    for refused, why in _FLAGS:
+        if refused(server_args):
+            raise LeanKVError(f"LeanKV cannot start: {why}.")
+
+
+def _text_config(model: Any) -> Any:
+    return getattr(model, "hf_text_config", None) or model.hf_config
+
+
+def _is_mla(model: Any) -> bool:
+    arch = getattr(model, "attention_arch", None)
+    return getattr(arch, "name", "") == "MLA" or getattr(_text_config(model), "kv_lora_rank", None) is not None
+
+
+def _slides(model: Any) -> bool:
+    config = _text_config(model)
+    types = getattr(config, "layer_types", None) or []
+    if getattr(model, "is_hybrid_swa", False) or any("sliding" in t or "chunked" in t for t in types):
+        return True
+    window = getattr(config, "sliding_window", None)
+    return bool(window) and getattr(config, "use_sliding_window", True)
+
+
+def _recurs(model: Any) -> bool:
+    config = _text_config(model)
+    types = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or []
+    names = ("mamba_d_state", "ssm_state_size", "linear_num_key_heads")
+    return any("linear" in t or "mamba" in t for t in types) or any(getattr(config, n, None) for n in names)
+
+
+_MODELS: list[tuple[Callable[[Any], bool], str]] = [
+    (lambda m: not getattr(m, "is_generation", True), "it is an embedding or reward model"),
+    (lambda m: bool(getattr(m, "is_encoder_decoder", False)), "it is an encoder-decoder model"),
+    (_is_mla, "it has latent attention (MLA), whose cache LeanKV does not compress"),
+    (_recurs, "it has recurrent or linear-attention layers"),
+    (_slides, "it has sliding-window attention layers"),
+    (lambda m: bool(getattr(_text_config(m), "attn_logit_softcapping", None)), "its attention logits are capped"),
+    (
+        lambda m: getattr(m, "v_head_dim", m.head_dim) != m.head_dim,
+        "its values have another head_dim than its keys",
+    ),
+]
+
+
+def check_model(model: Any) -> None:
+    """Check a model, given as sglang's ModelConfig, before its weights are loaded.
+
+    Raises:
+        LeanKVError: one sentence saying what of the model LeanKV cannot serve.
+    """
+    for refused, why in _MODELS:
+        if refused(model):
+            raise LeanKVError(
+                f"LeanKV cannot serve this model: {why}. python -m sglang.launch_server serves it uncompressed."
+            )

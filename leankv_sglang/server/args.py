@@ -1,0 +1,132 @@
+"""Our command-line flags, beside SGLang's."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+from leankv_sglang.compression.profile import NO_PROFILE, Profile, chosen_profile
+from leankv_sglang.config import (
+    MATCHES,
+    ROTATIONS,
+    SIGNIFICANCE_NAMES,
+    LeanKVConfig,
+    parse_tiers,
+)
+from leankv_sglang.errors import LeanKVError
+
+_METHOD_FLAGS = ("tiers", "alpha_high", "alpha_mid", "alpha_low", "rotation", "significance", "window", "keep_first")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the ``--leankv-*`` flags as a group of their own. Defaults are None: LeanKVConfig knows them."""
+    group = parser.add_argument_group("LeanKV", "Compressed KV pages beneath the radix tree (on by default here)")
+    group.add_argument(
+        "--leankv-tiers",
+        metavar="HIGH[,MID][,LOW]",
+        help="formats of two or three tiers, each of k8v8, k8v4, k4v4, k4v2, or a single one for all tokens "
+        "(default: k8v4,k4v2)",
+    )
+    group.add_argument(
+        "--leankv-alpha-high",
+        type=float,
+        metavar="A",
+        help="a token above A times uniform attention is kept at the high tier (default: 1)",
+    )
+    group.add_argument(
+        "--leankv-alpha-mid",
+        type=float,
+        metavar="A",
+        help="with three tiers: a token above A times uniform attention, and not high, is kept at the middle one",
+    )
+    group.add_argument(
+        "--leankv-alpha-low",
+        type=float,
+        metavar="A",
+        help="a token below A times uniform attention is pruned from the far view (default: 0, prunes nothing)",
+    )
+    group.add_argument(
+        "--leankv-rotation", metavar="|".join(ROTATIONS), help="rotation before quantizing (default: hadamard)"
+    )
+    group.add_argument(
+        "--leankv-significance",
+        metavar="|".join(SIGNIFICANCE_NAMES),
+        help="how tokens are scored; none makes every far token low (default: attention)",
+    )
+    group.add_argument(
+        "--leankv-window",
+        type=int,
+        metavar="PAGES",
+        help="pages before a token's own page that it reads with every token high (default: 1)",
+    )
+    group.add_argument(
+        "--leankv-keep-first",
+        type=int,
+        metavar="PAGES",
+        help="pages at the start of a sequence of which nothing is pruned, nor low where there are three tiers "
+        "(default: 0)",
+    )
+    group.add_argument(
+        "--leankv-profile",
+        metavar="NAME|FILE[:NAME]",
+        help="calibrated thresholds per layer and KV head, and the flags above: lossless, balanced or small of the "
+        "profile that comes with the package for this model, a file from python -m leankv_sglang.calibrate, or none "
+        "(default: lossless, if one comes with the package and none of the flags above is given)",
+    )
+    group.add_argument(
+        "--leankv-demote",
+        action="store_true",
+        help="under memory pressure cut cached pages down to the low tier before dropping them (default: off)",
+    )
+    group.add_argument(
+        "--leankv-match",
+        metavar="|".join(MATCHES),
+        help="relaxed lets a hit read pages that were demoted, so that its answer may differ from a miss "
+        "(default: strict)",
+    )
+    group.add_argument(
+        "--leankv-kernels", metavar="NAME", help="backend of the compression kernels (default: auto, by device)"
+    )
+
+
+def config_from_args(
+    args: argparse.Namespace, model: str, page_size: int | None = None
+) -> tuple[LeanKVConfig, Profile | None]:
+    """The validated configuration for the model in a folder, and the profile it came from.
+
+    Args:
+        args: our flags.
+        model: the model's folder.
+        page_size: of the server, where it was said.
+
+    Raises:
+        LeanKVError: one sentence naming the flag that is wrong.
+    """
+    kernels = args.leankv_kernels or "auto"
+    from leankv_kernels import available_backends
+
+    if kernels not in ("auto", *available_backends()):
+        raise LeanKVError(f"--leankv-kernels takes auto, {', '.join(available_backends())}, not {kernels!r}.")
+    given = {name: value for name in _METHOD_FLAGS if (value := getattr(args, f"leankv_{name}")) is not None}
+    cache = {"demote": args.leankv_demote, "match": args.leankv_match or "strict"}
+    if given and args.leankv_profile not in (None, NO_PROFILE):
+        names = ", ".join(f"--leankv-{n.replace('_', '-')}" for n in given)
+        raise LeanKVError(f"--leankv-profile decides {names} too; give the profile or the flags, not both.")
+    profile = None if given else chosen_profile(args.leankv_profile, model, page_size, kernels)
+    if profile is not None:
+        profile = replace(profile, config=replace(profile.config, **cache))
+        return profile.config, profile
+    if "tiers" in given:
+        given["high"], given["mid"], given["low"] = parse_tiers(given.pop("tiers"))
+    return LeanKVConfig(kernels=kernels, **given, **cache), None
+
+
+def split_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our flags, and the rest for SGLang."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_flags(parser)
+    ours, rest = parser.parse_known_args(list(argv))
+    if unknown := [a for a in rest if a.startswith("--leankv")]:
+        raise LeanKVError(f"{unknown[0].split('=')[0]} is not a flag; --help lists the LeanKV flags.")
+    return ours, rest

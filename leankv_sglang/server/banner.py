@@ -1,0 +1,46 @@
+"""The few lines a user sees at the start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.kvcache.sizing import make_layout, model_dtype_bytes_per_token, page_bytes
+from leankv_sglang.plugin.compatibility import kernels_for
+
+
+def summary_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]]:
+    """Name and text of each line, from resolved server arguments."""
+    from sglang.srt.arg_groups.overrides import model_config_of, resolved_view
+
+    cfg, model = resolved_view(server_args), model_config_of(server_args)
+    layout = make_layout(config, cfg.page_size, model.get_num_kv_heads(cfg.tp_size), model.head_dim)
+    layers, page = model.num_hidden_layers, cfg.page_size
+    per_token = page_bytes(layout, layers) / page
+    raw = model_dtype_bytes_per_token(layout, layers)
+    lines = [
+        ("model", f"{Path(cfg.model_path).name} ({layers} layers, {layout.num_kv_heads} KV heads of {model.head_dim})"),
+        ("LeanKV", config.describe()),
+        ("kernels", kernels_for(cfg.device, config).describe()),
+        ("page", f"{page} tokens, {layout.max_blocks} blocks of {layout.block_bytes} B a layer at most"),
+        ("a token", f"{per_token:,.0f} B reserved, {raw:,} B in 16 bits ({raw / per_token:.2f}x)"),
+    ]
+    if cfg.max_total_tokens:
+        pages = cfg.max_total_tokens // page
+        bytes_kv = pages * page_bytes(layout, layers)
+        rows = (cfg.max_running_requests or 0) + 1
+        bytes_open = rows * page * raw
+        lines.append(("KV cache", f"{bytes_kv / 2**20:,.0f} MiB for {pages * page:,} tokens"))
+        lines.append(("open pages", f"{bytes_open / 2**20:,.0f} MiB for {rows - 1} running requests"))
+    else:
+        lines.append(("KV cache", "sized from the free device memory (--mem-fraction-static)"))
+    lines.append(("address", f"http://{cfg.host}:{cfg.port}"))
+    return lines
+
+
+def print_summary(server_args: Any, config: LeanKVConfig) -> None:
+    """Print the summary to standard output."""
+    lines = summary_lines(server_args, config)
+    width = max(len(name) for name, _ in lines)
+    print("\nLeanKV beneath SGLang", *(f"  {name:<{width}}  {text}" for name, text in lines), "", sep="\n", flush=True)

@@ -1,0 +1,57 @@
+"""What LeanKV adds where requests come in and answers go out: the process of the tokenizer manager and the HTTP app."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from leankv_patches import hook, meta_info, openai_metadata
+from leankv_sglang.compression.request_params import FIELD
+from leankv_sglang.plugin.selfcheck import stop_if
+from leankv_sglang.server.middleware import TAKING, KnobMiddleware
+
+
+def install_front() -> None:
+    """Have native answers carry the ``leankv`` object; for the process of a tokenizer manager.
+
+    Raises:
+        LeanKVError: one sentence naming the seam that failed.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    if not hook.is_hooked(meta_info.TARGET):
+        meta_info.install(FIELD)
+        HookRegistry.apply_hooks()
+    stop_if([problem] if (problem := meta_info.problem()) else [])
+
+
+def install_http(app: Any) -> None:
+    """Put the field ``leankv`` in front of SGLang's HTTP app and into its answers; once per process.
+
+    Raises:
+        LeanKVError: one sentence naming every seam that failed.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry
+    from starlette.middleware import Middleware
+
+    install_front()
+    if not any(m.cls is KnobMiddleware for m in app.user_middleware):
+        openai_metadata.install(FIELD)
+        HookRegistry.apply_hooks()
+        # Innermost: behind authentication, decompression and CORS, which add themselves at the other end.
+        app.user_middleware.append(Middleware(KnobMiddleware))
+    stop_if(_problems(app))
+
+
+def _problems(app: Any) -> list[str]:
+    from sglang.srt.entrypoints.engine import Engine
+    from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    problems = [problem] if (problem := openai_metadata.problem()) else []
+    paths = {getattr(route, "path", None) for route in app.routes}
+    problems += [f"there is no route {path}" for path in TAKING if path not in paths]
+    for taker in (GenerateReqInput, CompletionRequest, ChatCompletionRequest, Engine.generate):
+        if "cache_salt" not in inspect.signature(taker).parameters:
+            problems.append(f"{taker.__qualname__} takes no cache_salt")
+    return problems

@@ -1,0 +1,51 @@
+"""Runners, layers and batches for the real backend, without a server."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.test.kits.attention_unittest.attention_methods import dense_attention as kit
+
+from leankv_sglang.attention.backend import LeanKVBackend
+
+
+def create_backend(runner: Any) -> Any:
+    """The backend as SGLang's registry creates it, also kept as ``runner.leankv``."""
+    runner.leankv = LeanKVBackend(runner)
+    return runner.leankv
+
+
+def make_runner(
+    *, heads: int, kv_heads: int, head_dim: int, page_size: int, batch_size: int, max_len: int, dtype: torch.dtype
+) -> Any:
+    """The kit's runner around our pool and backend, as ``runner.leankv``."""
+    case = kit.DenseAttentionCase(
+        "random", "leankv", ForwardMode.EXTEND, heads, kv_heads, page_size, (0,) * batch_size, (1,) * batch_size
+    )
+    config = kit.TinyModelConfig(
+        num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, hidden_size=64, context_len=max_len
+    )
+    runner = kit.MockModelRunner(
+        case=case, model_config=config, dtype=dtype, device="cpu", max_context_len=max_len, head_dim=head_dim
+    )
+    create_backend(runner)
+    return runner
+
+
+def make_layer(heads: int, kv_heads: int, head_dim: int) -> Any:
+    """An attention layer as models have it."""
+    return kit.RadixAttention(heads, head_dim, head_dim**-0.5, kv_heads, layer_id=0)
+
+
+def make_batch(rows: list[int], prefix: list[int], extend: list[int], decode: bool) -> Any:
+    """The fields of a ForwardBatch that the backend reads."""
+    return SimpleNamespace(
+        forward_mode=ForwardMode.DECODE if decode else ForwardMode.EXTEND,
+        req_pool_indices=torch.tensor(rows),
+        seq_lens_cpu=torch.tensor([p + e for p, e in zip(prefix, extend, strict=True)]),
+        extend_prefix_lens_cpu=prefix,
+        extend_seq_lens_cpu=extend,
+    )

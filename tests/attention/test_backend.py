@@ -1,0 +1,187 @@
+"""The real backend over random batches against the read rule evaluated densely, and its guards."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from leankv_kernels import HIGH, LOW, MID, PRUNED, cascade
+from leankv_sglang.attention import backend as backend_module
+from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.errors import LeanKVError
+from tests.attention.backendutil import make_batch, make_layer, make_runner
+from tests.kernels import dense
+
+PAGE = 64
+HEADS, KV_HEADS, DIM = 6, 2, 64
+LENGTHS = (1, PAGE, PAGE + 1, 3 * PAGE + 7, 2 * PAGE - 1, 4 * PAGE)
+TOLERANCE = {"reference": 2e-6, "cpu": 2e-3}
+"""The cpu kernels round queries and softmax weights to 16 bits; values here are up to 6 large."""
+CONFIGS = {
+    "default": LeanKVConfig(),
+    "pruned, window 2": LeanKVConfig("k8v8", "k4v4", alpha_high=1.2, alpha_low=0.6, window=2),
+    "three tiers": LeanKVConfig("k8v4", "k4v2", alpha_high=1.3, alpha_mid=0.9, alpha_low=0.5, mid="k4v4"),
+    "first pages kept": LeanKVConfig(
+        "k8v4", "k4v2", alpha_high=1.6, alpha_mid=1.3, alpha_low=1.0, mid="k4v4", keep_first=2
+    ),
+    "first page kept, two tiers": LeanKVConfig(alpha_high=1.5, alpha_low=1.2, keep_first=1),
+    "window 0, not rotated": LeanKVConfig("k8v4", "k8v4", alpha_low=0.4, window=0, rotation="none"),
+}
+
+
+def _sequences(dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(n: int, heads: int) -> torch.Tensor:
+        return (torch.randn(n, heads, DIM, generator=generator) * 1.5).to(dtype)
+
+    return [(draw(n, HEADS), draw(n, KV_HEADS), draw(n, KV_HEADS)) for n in LENGTHS]
+
+
+def _serve(runner: Any, sequences: list[Any], seed: int) -> list[torch.Tensor]:
+    """Run all sequences to their ends in random batches: chunks of any length, mixed with decode, any order."""
+    rng, backend, layer = random.Random(seed), runner.leankv, make_layer(HEADS, KV_HEADS, DIM)
+    table = runner.req_to_token_pool.req_to_token
+    pages = list(range(1, runner.token_to_kv_pool.store.num_pages + 1))
+    rng.shuffle(pages)
+    rows = runner.req_to_token_pool.alloc_rows(len(sequences))
+    for row in rows:
+        for start in range(0, table.shape[1], PAGE):
+            table[row, start : start + PAGE] = torch.arange(PAGE, dtype=torch.int32) + pages.pop() * PAGE
+    done = [0] * len(sequences)
+    outputs: list[list[torch.Tensor]] = [[] for _ in sequences]
+    while unfinished := [i for i, (q, _, _) in enumerate(sequences) if done[i] < len(q)]:
+        chosen = rng.sample(unfinished, rng.randint(1, len(unfinished)))
+        decode = rng.random() < 0.3
+        left = [len(sequences[i][0]) - done[i] for i in chosen]
+        steps = [1 if decode or rng.random() < 0.2 else rng.randint(1, n) for n in left]
+        starts = [done[i] for i in chosen]
+        backend.init_forward_metadata(make_batch([rows[i] for i in chosen], starts, steps, decode))
+        q, k, v = (
+            torch.cat([sequences[i][x][a : a + n] for i, a, n in zip(chosen, starts, steps, strict=True)]).flatten(1)
+            for x in range(3)
+        )
+        forward = backend.forward_decode if decode else backend.forward_extend
+        out = forward(q, k, v, layer, SimpleNamespace()).unflatten(1, (HEADS, DIM))
+        for i, part in zip(chosen, out.split(steps), strict=True):
+            outputs[i].append(part)
+        for i, n in zip(chosen, steps, strict=True):
+            done[i] += n
+    return [torch.cat(parts) for parts in outputs]
+
+
+def _runner(dtype: torch.dtype) -> Any:
+    return make_runner(
+        heads=HEADS,
+        kv_heads=KV_HEADS,
+        head_dim=DIM,
+        page_size=PAGE,
+        batch_size=len(LENGTHS),
+        max_len=4 * PAGE,
+        dtype=dtype,
+    )
+
+
+def _tiers(q: np.ndarray, k: np.ndarray, rule: dense.Rule, config: LeanKVConfig) -> np.ndarray:
+    worth = dense.mean_attention(q, k, rule)
+    tiers = np.where(worth > config.alpha_mid, MID, np.where(worth >= config.alpha_low, LOW, PRUNED))
+    tiers = np.where(worth > config.alpha_high, HIGH, tiers)
+    early = tiers[: config.keep_first]  # thresholds here let every head keep something
+    early[(early == LOW) | (early == PRUNED)] = MID if config.mid else LOW
+    tiers[:1, :, :4] = HIGH
+    return tiers.astype(np.uint8)
+
+
+@pytest.mark.parametrize("kernels", TOLERANCE)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_random_batches_follow_the_read_rule(name: str, kernels: str, configure) -> None:  # type: ignore[no-untyped-def]
+    config = replace(CONFIGS[name], kernels=kernels)
+    configure(config)
+    sequences = _sequences(torch.float32)
+    outputs = _serve(_runner(torch.float32), sequences, seed=1)
+    rule = dense.Rule(PAGE, config.window, *config.formats, config.rotation, DIM**-0.5, config.mid_format)
+    for (q, k, v), out in zip(sequences, outputs, strict=True):
+        wide = [x.double().numpy() for x in (q, k, v)]
+        expected = dense.attention(*wide, _tiers(wide[0], wide[1], rule, config), rule)
+        np.testing.assert_allclose(out.numpy(), expected, atol=TOLERANCE[kernels], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_any_schedule_gives_the_same_bits(name: str, configure) -> None:  # type: ignore[no-untyped-def]
+    configure(CONFIGS[name])
+    sequences = _sequences(torch.bfloat16)
+    first, second = (_serve(_runner(torch.bfloat16), sequences, seed) for seed in (2, 3))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_pool_accounts_for_every_block(configure) -> None:  # type: ignore[no-untyped-def]
+    configure(LeanKVConfig(alpha_low=0.5))
+    runner = _runner(torch.bfloat16)
+    _serve(runner, _sequences(torch.bfloat16), seed=4)
+    pool = runner.token_to_kv_pool
+    full = sum(n // PAGE for n in LENGTHS)
+    assert pool.pages_committed == full
+    assert pool.store.usage().records == full
+    assert pool.audit() == []
+    held = (pool.store.page_table[0] != 0).nonzero()[:, 0]
+    pool.orders.free(held.numpy())
+    assert pool.audit() == []
+    assert pool.store.usage().blocks == 0
+
+
+def test_decode_reads_shared_pages_once(configure, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """What the tree gives requests of one prefix is a group in every decode step, alone and in mixed batches."""
+    configure(LeanKVConfig())
+    for name, least in (("LEAST_TOKENS", 3 * PAGE), ("LEAST_SAVED", 6 * PAGE)):
+        monkeypatch.setattr(cascade, name, least)
+    runner = _runner(torch.bfloat16)
+    rows = runner.req_to_token_pool.alloc_rows(len(LENGTHS))
+    table, slots = runner.req_to_token_pool.req_to_token, torch.arange(3 * PAGE, dtype=torch.int32) + PAGE
+    for row in rows:
+        table[row, : 3 * PAGE] = slots
+    for steps in ([1] * len(rows), [*[1] * (len(rows) - 1), 2]):
+        prefix = [3 * PAGE] * len(rows)
+        runner.leankv.init_forward_metadata(make_batch(rows, prefix, steps, decode=max(steps) == 1))
+        plan, alike = runner.leankv.forward_metadata, steps.count(1)
+        assert plan.groups.tolist() == [[0, alike, 0, 3, 0]]
+        assert plan.members.tolist() == [*range(alike)]
+
+
+def test_a_row_that_does_not_hold_the_open_page_is_refused(configure) -> None:  # type: ignore[no-untyped-def]
+    configure(LeanKVConfig())
+    runner = _runner(torch.bfloat16)
+    (row,) = runner.req_to_token_pool.alloc_rows(1)
+    with pytest.raises(LeanKVError, match="continues inside a page"):
+        runner.leankv.init_forward_metadata(make_batch([row], [PAGE + 3], [1], decode=True))
+
+
+def test_raw_buffers_are_refused(configure) -> None:  # type: ignore[no-untyped-def]
+    configure(LeanKVConfig())
+    pool = _runner(torch.bfloat16).token_to_kv_pool
+    for ask in (pool.get_key_buffer, pool.get_value_buffer, pool.get_kv_buffer, pool.set_kv_buffer):
+        with pytest.raises(LeanKVError, match="no raw tokens"):
+            ask(0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("is_cross_attention", True, "not causal self-attention"),
+        ("sliding_window_size", 128, "sliding-window"),
+        ("logit_cap", 30.0, "capped"),
+        ("v_head_dim", 32, "another head_dim"),
+    ],
+)
+def test_layers_outside_the_read_rule_are_refused(field: str, value: Any, why: str) -> None:
+    layer = make_layer(HEADS, KV_HEADS, DIM)
+    backend_module.check_layer(layer)
+    setattr(layer, field, value)
+    with pytest.raises(LeanKVError, match=why):
+        backend_module.check_layer(layer)

@@ -1,0 +1,86 @@
+"""Thousands of random steps of serving, every invariant checked after each, every read checked against a fresh page."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
+from tests.kvcache.tree.world import CONTEXT, PAGE, World
+
+CASES = {
+    "default": (LeanKVConfig(), "lru", (0.5, 0.0)),
+    "pruning": (LeanKVConfig(alpha_low=0.1), "lru", (0.3, 0.4)),
+    "two pages near": (LeanKVConfig(window=2), "lfu", (0.4, 0.1)),
+    "no near part": (LeanKVConfig(window=0, alpha_low=0.1), "lru", (0.3, 0.5)),
+    "one tier": (LeanKVConfig(high="k4v2", low="k4v2"), "lru", (0.0, 0.0)),
+    "demoting, strict": (LeanKVConfig(demote=True), "lru", (0.3, 0.0)),
+}
+STEPS = int(os.environ.get("LEANKV_TREE_STEPS", "200"))
+"""For each case; 850 make the five thousand of a full check."""
+
+
+def prompt(world: World) -> list[int]:
+    """Tokens from a small vocabulary in long runs, so that prefixes are shared and branch anywhere."""
+    chance, pages = world.random, world.random.randrange(1, 14)
+    tokens: list[int] = []
+    for _ in range(pages):
+        word = chance.randrange(3 if len(tokens) < 4 * PAGE else 6)
+        tokens += [word * 7 + i % 5 for i in range(PAGE)]
+    return tokens + [99] * chance.randrange(1, PAGE)
+
+
+def step(world: World) -> None:
+    """One thing that happens in a server."""
+    chance = world.random
+    dice = chance.random()
+    if dice < 0.35 or not world.running:
+        world.admit(prompt(world), chunk=chance.choice([None, PAGE, 3 * PAGE]))
+    elif dice < 0.65:
+        req = chance.choice(world.running)
+        for _ in range(chance.randrange(1, 2 * PAGE)):
+            if not world.decode(req):
+                world.drop(chance.choice(world.running))
+                return
+        world.check_reads(req)
+    elif dice < 0.85:
+        world.finish(chance.choice(world.running))
+    elif dice < 0.92:
+        world.drop(chance.choice(world.running))
+    elif dice < 0.96:
+        world.evict(chance.randrange(1, 8 * PAGE))
+    elif dice < 0.995:
+        world.cache.relieve()
+    else:
+        for req in list(world.running):
+            world.drop(req)
+        world.cache.reset()
+        world.allocator.clear()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_invariants_hold_after_every_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, policy, tiers = CASES[name]
+    monkeypatch.setenv(CONFIG_ENV, config.to_json())
+    world = World(pages=40, policy=policy, tiers=tiers, seed=len(name))
+    for _ in range(STEPS):
+        step(world)
+        world.check()
+    for req in list(world.running):
+        world.finish(req)
+        world.check()
+    assert not world.allocator.verify_byte_accounting()
+    assert world.pool.ledger.window_locks.sum() == 0
+    assert world.hit_tokens > 0.05 * world.asked_tokens
+    assert CONTEXT > 40 * PAGE
+    if config.window and name != "one tier":
+        assert world.pool.pages_trimmed > 20
+        assert world.pool.pages_healed > 0
+    if config.demote:
+        assert world.pool.pages_demoted > 0
+    world.evict(world.pool.ledger.units)
+    world.check()
+    assert world.allocator.available_size() == world.pool.ledger.units
+    world.pool.drain()
+    assert int(world.pool.store.ring.free_blocks) == world.pool.store.num_blocks

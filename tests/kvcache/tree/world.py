@@ -1,0 +1,210 @@
+"""A scheduler in miniature around the real pool, allocator and tree: requests come, hit, grow, finish and are dropped.
+
+What a page holds is a function of the tokens up to its end, as the read rule makes it, so every read can be checked.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from typing import Any
+
+import torch
+from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams
+from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+from sglang.srt.mem_cache.radix_cache import RadixKey
+from sglang.srt.mem_cache.unified_cache.components import ComponentType
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from leankv_kernels.layout import LEVEL_BASE
+from leankv_kernels.reference.record import View, decode, encode
+from leankv_sglang.kvcache.allocator import LeanKVAllocator
+from leankv_sglang.kvcache.pool import LeanKVPool
+from leankv_sglang.kvcache.tree.paged_component import PagedComponent
+from leankv_sglang.kvcache.tree.radix_cache import LeanKVRadixCache
+
+PAGE, HEADS, DIM, LAYERS, ROWS, CONTEXT = 16, 2, 32, 2, 9, 1024
+
+
+class World:
+    """Pool, allocator, tree and running requests; the configuration comes from the environment."""
+
+    def __init__(self, pages: int, policy: str = "lru", seed: int = 0, tiers: tuple[float, float] = (0.3, 0.3)) -> None:
+        self.pool = LeanKVPool(pages * PAGE, PAGE, torch.bfloat16, HEADS, DIM, LAYERS, "cpu", False)
+        self.allocator = LeanKVAllocator(pages * PAGE, PAGE, torch.bfloat16, "cpu", self.pool, need_sort=False)
+        self.rows = ReqToTokenPool(size=ROWS, max_context_len=CONTEXT, device="cpu", enable_memory_saver=False)
+        self.cache = LeanKVRadixCache(
+            CacheInitParams(
+                disable=False,
+                req_to_token_pool=self.rows,
+                token_to_kv_pool_allocator=self.allocator,
+                page_size=PAGE,
+                eviction_policy=policy,
+                tree_components=(ComponentType.FULL,),
+                component_registry_override={ComponentType.FULL: PagedComponent},
+            )
+        )
+        self.random = random.Random(seed)
+        self.tiers = tiers
+        self.running: list[Any] = []
+        self.hit_tokens = self.asked_tokens = self.rid = 0
+
+    # ---- what pages hold ----
+
+    def record(self, tokens: list[int], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The record of the last page of a prefix, and its length."""
+        source = torch.Generator().manual_seed(hash((tuple(tokens), layer)) & 0x7FFFFFFF)
+        key, value = (torch.randn(1, HEADS, PAGE, DIM, generator=source, dtype=torch.float64) for _ in range(2))
+        chance = torch.rand(1, HEADS, PAGE, generator=source)
+        low, pruned = self.tiers
+        tiers = 2 - (chance < low + pruned).long() - (chance < pruned).long()
+        return encode(key, value, tiers.to(torch.uint8), self.pool.layout)
+
+    def commit(self, tokens: list[int], start: int, row: int) -> None:
+        """What a forward over ``tokens[start:]`` leaves behind: records of the pages it fills, once drained."""
+        self.pool.drain()
+        first, last = start // PAGE, len(tokens) // PAGE
+        if first == last:
+            return
+        slots = self.rows.req_to_token[row, first * PAGE : last * PAGE : PAGE].long()
+        pages = slots // PAGE
+        for layer in range(LAYERS):
+            parts = [self.record(tokens[: (i + 1) * PAGE], layer) for i in range(first, last)]
+            records, lengths = (torch.cat(x) for x in zip(*parts, strict=True))
+            self.pool.store.write(layer, pages, records, lengths)
+        self.pool.commits.add(pages)
+        self.pool.version += 1
+
+    def check_reads(self, req: Any) -> None:
+        """Every page before a request's own says what it must: near inside the window, far before it."""
+        tokens = req.full_untruncated_fill_ids.tolist()
+        own = len(tokens) // PAGE
+        pages = self.rows.req_to_token[req.kv.req_pool_idx, : own * PAGE : PAGE].long() // PAGE
+        self.pool.settle()
+        self.pool.drain()
+        near = torch.arange(own) >= own - self.pool.config.window
+        assert self.allocator.ledger.window_locks[pages.numpy()][: own - 1].sum() >= 0
+        for layer in range(LAYERS):
+            got = decode(self.pool.store.gather(layer, pages), self.pool.layout, near & self.pool.layout.near)
+            records = torch.cat([self.record(tokens[: (i + 1) * PAGE], layer)[0] for i in range(own)])
+            want = decode(records, self.pool.layout, near & self.pool.layout.near)
+            assert_same(got, want)
+
+    # ---- the life of a request ----
+
+    def admit(self, tokens: list[int], chunk: int | None = None) -> bool:
+        """Match, lock, allocate, prefill (in chunks) and checkpoint; False where memory does not suffice."""
+        free_rows = ROWS - 1 - len(self.running)
+        if not free_rows:
+            return False
+        req = Req(str(self.rid), "", array("q", tokens), SamplingParams(temperature=0, max_new_tokens=64))
+        self.rid += 1
+        key = RadixKey(req.origin_input_ids[: len(tokens) - 1], None)
+        match = self.cache.match_prefix(MatchPrefixParams(key=key, req=req))
+        hit = match.device_prefix_len
+        req.prefix_len, req.last_node = hit, match.last_device_node
+        req.lock = self.cache.lock(req.last_node)
+        req.kv.cache_protected_len = hit
+        prefix = self.cache.path_device_indices(req.last_node)
+        assert len(prefix) == hit
+        self.rows.alloc([req])
+        self.rows.write((req.kv.req_pool_idx, slice(0, hit)), prefix.int())
+        self.running.append(req)
+        self.asked_tokens += len(tokens)
+        done = hit
+        while done < len(tokens):
+            end = min(len(tokens), done + (chunk or len(tokens)))
+            if not self._extend(req, tokens, done, end):
+                self.drop(req)
+                return False
+            done = end
+        self.hit_tokens += hit
+        self.check_reads(req)
+        return True
+
+    def _extend(self, req: Any, tokens: list[int], start: int, end: int) -> bool:
+        pages = -(-end // PAGE) - -(-start // PAGE)
+        self.allocator.evict_to_free_tokens(self.cache, end - start + PAGE)
+        if pages * PAGE > self.allocator.available_size():
+            return False
+        row = req.kv.req_pool_idx
+        last = self.rows.req_to_token[row, start - 1] if start else torch.tensor(-1)
+        one = [torch.tensor([x]) for x in (start, end)]
+        slots = self.allocator.alloc_extend(one[0], one[0], one[1], one[1], last.long()[None], end - start)
+        assert slots is not None
+        self.rows.write((row, slice(start, end)), slots.int())
+        req.full_untruncated_fill_ids = array("q", tokens[:end])
+        req.kv.kv_committed_len = req.kv.kv_allocated_len = end
+        self.commit(tokens[:end], start, row)
+        self.cache.checkpoint(req, up_to=end)
+        return True
+
+    def decode(self, req: Any) -> bool:
+        """One more token; False where memory does not suffice."""
+        tokens = req.full_untruncated_fill_ids.tolist()
+        if len(tokens) + 1 >= CONTEXT or not self.allocator.check_decode_capacity(
+            num_tokens=PAGE if len(tokens) % PAGE == 0 else 0, tree_cache=self.cache
+        ):
+            return False
+        length = torch.tensor([len(tokens) + 1])
+        row = req.kv.req_pool_idx
+        slots = self.allocator.alloc_decode(length, length, self.rows.req_to_token[row, len(tokens) - 1].long()[None])
+        assert slots is not None
+        self.rows.write((row, slice(len(tokens), len(tokens) + 1)), slots.int())
+        tokens.append(self.random.randrange(3))
+        req.output_ids.append(tokens[-1])
+        req.full_untruncated_fill_ids = array("q", tokens)
+        req.kv.kv_committed_len = req.kv.kv_allocated_len = len(tokens)
+        self.commit(tokens, len(tokens) - 1, row)
+        return True
+
+    def finish(self, req: Any) -> None:
+        """The tree takes prompt and output over."""
+        req.finished_reason = FINISH_LENGTH(length=0)
+        self.cache.checkpoint(req, up_to=req.kv.kv_committed_len)
+        self.drop(req)
+
+    def drop(self, req: Any) -> None:
+        """An abort or a retraction: what the tree does not own is freed."""
+        self.cache.free_kv_row(req.kv, [(req.kv.cache_protected_len, req.kv.kv_allocated_len)])
+        self.cache.unlock(req.lock)
+        self.rows.free(req)
+        self.running.remove(req)
+
+    # ---- checks ----
+
+    def private_units(self) -> int:
+        """Units of pages that running requests hold outside the tree."""
+        total = 0
+        for req in self.running:
+            row = self.rows.req_to_token[req.kv.req_pool_idx]
+            slots = row[req.kv.cache_protected_len : req.kv.kv_allocated_len : PAGE].numpy()
+            total += int(self.pool.ledger.price[slots // PAGE].sum())
+        return total
+
+    def check(self) -> None:
+        """Leak identity, books, blocks and the tree's own check."""
+        self.pool.settle()
+        held = self.cache.evictable_size() + self.cache.protected_size() + self.private_units()
+        assert self.allocator.available_size() + held == self.pool.ledger.units
+        self.cache.sanity_check()
+        if problems := self.pool.audit():
+            raise AssertionError("; ".join(problems))
+
+    def evict(self, units: int) -> int:
+        """Ask for memory back."""
+        return self.cache.evict(EvictParams(num_tokens=units)).num_tokens_evicted
+
+    def demoted(self) -> int:
+        """Pages in the tree without refinement."""
+        ledger = self.pool.ledger
+        return int(((ledger.level == LEVEL_BASE) & (ledger.price > 0)).sum())
+
+
+def assert_same(got: View, want: View) -> None:
+    """Both views say the same at every token that is read."""
+    assert torch.equal(got.valid, want.valid)
+    assert torch.equal(got.keys(), want.keys())
+    assert torch.equal(got.values(), want.values())

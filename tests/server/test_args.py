@@ -1,0 +1,174 @@
+"""Our flags, told apart from SGLang's and turned into a configuration."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leankv_kernels import available_backends
+from leankv_sglang.config import Alphas, LeanKVConfig
+from leankv_sglang.errors import LeanKVError
+from leankv_sglang.server.args import add_flags, config_from_args, split_args
+from tests.sentences import is_one_sentence
+
+
+def config_of(*argv: str) -> LeanKVConfig:
+    ours, rest = split_args(argv)
+    assert rest == []
+    config, profile = config_from_args(ours, "nowhere")
+    assert profile is None
+    return config
+
+
+def test_without_flags_the_defaults_hold() -> None:
+    assert config_of() == LeanKVConfig()
+
+
+FLAGS: list[tuple[list[str], dict[str, Any]]] = [
+    (["--leankv-tiers", "k8v8,k4v4"], {"high": "k8v8", "low": "k4v4"}),
+    (["--leankv-tiers=k8v4"], {"high": "k8v4", "low": "k8v4"}),
+    (["--leankv-alpha-high", "1.5"], {"alpha_high": 1.5}),
+    (["--leankv-alpha-high", "inf"], {"alpha_high": float("inf")}),
+    (["--leankv-alpha-high", "0"], {"alpha_high": 0.0}),
+    (["--leankv-alpha-low", "0.2"], {"alpha_low": 0.2}),
+    (
+        ["--leankv-tiers", "k8v4,k4v4,k4v2", "--leankv-alpha-mid", "0.4"],
+        {"alpha_mid": 0.4, "high": "k8v4", "mid": "k4v4", "low": "k4v2"},
+    ),
+    (["--leankv-demote"], {"demote": True}),
+    (["--leankv-match", "relaxed", "--leankv-demote"], {"match": "relaxed", "demote": True}),
+    (["--leankv-rotation", "none"], {"rotation": "none"}),
+    (["--leankv-significance", "none"], {"significance": "none"}),
+    (["--leankv-window", "0"], {"window": 0}),
+    (["--leankv-window=4"], {"window": 4}),
+    (["--leankv-keep-first", "2"], {"keep_first": 2}),
+    (["--leankv-kernels", "reference"], {"kernels": "reference"}),
+    (["--leankv-kernels", "auto"], {"kernels": "auto"}),
+]
+
+
+@pytest.mark.parametrize(("argv", "fields"), FLAGS, ids=str)
+def test_each_flag_sets_its_field(argv: list[str], fields: dict[str, Any]) -> None:
+    assert config_of(*argv) == LeanKVConfig(**fields)
+
+
+def test_every_flag_but_the_profile_is_tried_above() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    add_flags(parser)
+    options = {option for action in parser._actions for option in action.option_strings}
+    tried = {arg.split("=")[0] for argv, _ in FLAGS for arg in argv}
+    assert options - tried == {"--leankv-profile"}
+    assert all(option.startswith("--leankv-") for option in options)
+
+
+def test_the_help_tells_the_defaults_of_the_configuration() -> None:
+    config, parser = LeanKVConfig(), argparse.ArgumentParser(add_help=False)
+    add_flags(parser)
+    helps = {action.dest.removeprefix("leankv_"): action.help or "" for action in parser._actions}
+    defaults = {name: getattr(config, name) for name in helps if name not in ("profile", "alpha_mid")}
+    for name, default in defaults.items():
+        said = "off" if default is False else f"{default:g}" if isinstance(default, float) else default
+        assert re.search(rf"\(default: {said}[,)]", helps[name])
+
+
+def test_other_flags_go_to_sglang_untouched_and_in_order() -> None:
+    argv = ["--model-path", "m", "--leankv-window", "2", "--page-size", "64", "--help", "--tp=1", "--leankv-tiers=k8v4"]
+    ours, rest = split_args(argv)
+    assert rest == ["--model-path", "m", "--page-size", "64", "--help", "--tp=1"]
+    assert (ours.leankv_window, ours.leankv_tiers) == (2, "k8v4")
+
+
+@pytest.mark.parametrize("flag", ["--leankv-foo", "--leankv", "--leankv-tier", "--leankv-alpha=1", "--leankv_window"])
+def test_a_flag_that_does_not_exist_is_refused_by_name(flag: str) -> None:
+    """An abbreviation too: it must not mean something else one day."""
+    with pytest.raises(LeanKVError, match=f"^{flag.split('=')[0]} is not a flag; --help "):
+        split_args(["--model-path", "m", flag, "3"])
+
+
+BAD: list[list[str]] = [
+    ["--leankv-tiers", "k1v1"],
+    ["--leankv-tiers", "k8v4,k8v4,k4v2"],
+    ["--leankv-tiers", "k8v4,k8v8,k4v2"],
+    ["--leankv-tiers", "k8v8,k8v4,k4v4,k4v2"],
+    ["--leankv-alpha-mid", "2.5"],
+    ["--leankv-rotation", "fourier"],
+    ["--leankv-significance", "magic"],
+    ["--leankv-window", "-1"],
+    ["--leankv-keep-first", "-1"],
+    ["--leankv-alpha-high", "nan"],
+    ["--leankv-alpha-low", "inf"],
+    ["--leankv-kernels", "fpga"],
+    ["--leankv-profile", "no/such/file.json"],
+    ["--leankv-profile", "small"],
+]
+
+
+@pytest.mark.parametrize("argv", BAD, ids=lambda argv: argv[0])
+def test_a_bad_value_is_refused_with_one_sentence_naming_the_flag(argv: list[str]) -> None:
+    with pytest.raises(LeanKVError) as refusal:
+        config_of(*argv)
+    text = str(refusal.value)
+    assert argv[0] in text
+    assert argv[1] in text
+    assert is_one_sentence(text)
+
+
+@pytest.mark.parametrize("argv", [["--leankv-window", "two"], ["--leankv-alpha-high", "much"], ["--leankv-tiers"]])
+def test_what_is_no_number_at_all_ends_with_the_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        split_args(argv)
+    assert refusal.value.code == 2
+    assert f"argument {argv[0]}:" in capsys.readouterr().err
+
+
+def test_a_backend_that_does_not_exist_is_refused_and_the_choices_named() -> None:
+    with pytest.raises(LeanKVError) as refusal:
+        config_of("--leankv-kernels", "fpga")
+    assert all(name in str(refusal.value) for name in ("auto", *available_backends()))
+
+
+@pytest.fixture
+def profile_file(tmp_path: Path) -> Callable[..., str]:
+    """A small valid profile."""
+    path = tmp_path / "small.json"
+    model = {"num_layers": 1, "num_kv_heads": 2, "head_dim": 64}
+    fields = {"tiers": "k8v8", "rotation": "none", "significance": "attention", "window": 2}
+    thresholds = {"alpha_high": [[1, 2]], "alpha_low": 0.5}
+    fields |= {"leankv_profile": 2, "model": model, "page_size": 64, "points": {"balanced": thresholds}}
+    path.write_text(json.dumps(fields))
+    return str(path)
+
+
+def test_a_profile_decides_everything_but_the_backend(profile_file: str) -> None:
+    ours, _ = split_args(["--leankv-profile", profile_file, "--leankv-kernels", "reference"])
+    config, profile = config_from_args(ours, "nowhere")
+    assert profile is not None
+    assert config is profile.config
+    assert config == LeanKVConfig(
+        *("k8v8", "k8v8", ((1.0, 2.0),), 0.5),
+        rotation="none",
+        window=2,
+        kernels="reference",
+        profile="small balanced",
+        points=(("balanced", Alphas(((1.0, 2.0),), math.inf, 0.5)),),
+    )
+
+
+METHOD_FLAGS = [
+    argv for argv, _ in FLAGS if not argv[0].startswith(("--leankv-kernels", "--leankv-demote", "--leankv-match"))
+]
+
+
+@pytest.mark.parametrize("argv", METHOD_FLAGS, ids=str)
+def test_a_profile_and_a_flag_it_decides_are_refused_together(profile_file: str, argv: list[str]) -> None:
+    ours, _ = split_args(["--leankv-profile", profile_file, *argv])
+    with pytest.raises(LeanKVError) as refusal:
+        config_from_args(ours, "nowhere")
+    assert str(refusal.value).startswith(f"--leankv-profile decides {argv[0].split('=')[0]}")

@@ -1,0 +1,57 @@
+"""What a server takes that was told nothing about compression."""
+
+from __future__ import annotations
+
+import pytest
+
+from leankv_sglang.compression.profile import load_profile, shipped_profile
+from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.launch_server import _page_size
+from leankv_sglang.models import resolve_model_path
+from leankv_sglang.server.args import config_from_args, split_args
+
+
+@pytest.fixture(scope="module")
+def model() -> str:
+    return resolve_model_path(None)
+
+
+def _config(model: str, *argv: str, page_size: int | None = None) -> LeanKVConfig:
+    return config_from_args(split_args(argv)[0], model, page_size)[0]
+
+
+def test_the_shipped_profile_serves_without_loss(model: str) -> None:
+    shipped = shipped_profile(model)
+    assert shipped is not None
+    lossless = load_profile(str(shipped), "lossless").config
+    assert _config(model) == lossless
+    assert _config(model, page_size=128) == lossless
+    # What is said about the cache leaves the method alone.
+    assert _config(model, "--leankv-demote").alphas == lossless.alphas
+
+
+@pytest.mark.parametrize(
+    "argv", [("--leankv-profile", "none"), ("--leankv-tiers", "k8v4,k4v2"), ("--leankv-window", "1")]
+)
+def test_whoever_says_more_gets_what_was_said(model: str, argv: tuple[str, ...]) -> None:
+    assert _config(model, *argv) == LeanKVConfig()
+
+
+def test_other_pages_and_other_models_have_no_profile(model: str, tmp_path: object) -> None:
+    assert _config(model, page_size=64) == LeanKVConfig()
+    assert _config(str(tmp_path)) == LeanKVConfig()
+    assert _config("somebody/some-model") == LeanKVConfig()
+
+
+@pytest.mark.parametrize(
+    ("rest", "size"),
+    [
+        ((), None),
+        (("--page-size", "64"), 64),
+        (("--port", "1", "--page-size=256"), 256),
+        (("--page-size",), None),
+        (("--page-size", "many"), None),
+    ],
+)
+def test_the_page_size_is_found_among_the_flags(rest: tuple[str, ...], size: int | None) -> None:
+    assert _page_size(list(rest)) == size

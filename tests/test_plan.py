@@ -1,0 +1,98 @@
+"""``python -m leankv_sglang.plan``: its figures follow from the layout, its errors are sentences."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from leankv_sglang.compression.profile import measured_ratios, shipped_profile
+from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.errors import LeanKVError
+from leankv_sglang.kvcache.sizing import make_layout, open_page_bytes, page_bytes
+from leankv_sglang.models import resolve_model_path
+from leankv_sglang.models.shape import ModelShape, read_shape
+from leankv_sglang.plan import FORMS, lasting_units, main, parse_bytes, plan_rows, profile_rows
+from tests.sentences import is_one_sentence
+
+SMOLLM2, LLAMA3 = ModelShape(30, 9, 3, 64), ModelShape(32, 32, 8, 128)
+CONFIG = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576}
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("2GiB", 2 << 30), ("80G", 80 * 10**9), ("1500000000", 1_500_000_000), ("1.5 MiB", 3 << 19), ("7kb", 7000)],
+)
+def test_bytes_are_read_in_every_unit(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "2 apples", "-1G", "1.2.3", "."])
+def test_what_is_not_bytes_is_refused(text: str) -> None:
+    with pytest.raises(LeanKVError) as refusal:
+        parse_bytes(text)
+    assert is_one_sentence(str(refusal.value))
+
+
+def test_shape_comes_from_the_config_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert read_shape(str(tmp_path)) == SMOLLM2
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"head_dim": 128, "num_key_value_heads": None}))
+    assert read_shape(str(tmp_path)) == ModelShape(30, 9, 9, 128)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(LeanKVError) as refusal:
+        read_shape(str(tmp_path))
+    assert is_one_sentence(str(refusal.value))
+
+
+@pytest.mark.parametrize("shape", [SMOLLM2, LLAMA3])
+def test_the_pool_it_proposes_fits_and_one_page_more_does_not(shape: ModelShape) -> None:
+    memory, requests = 3 << 30, 8
+    rows = plan_rows(shape, memory, 128, requests, 1)
+    assert rows[0]["tokens held"] == memory // (4 * shape.layers * shape.kv_heads * shape.head_dim)
+    for row, form in zip(rows[1:], FORMS, strict=True):
+        assert row["flags"] == f"--leankv-tiers {form.tiers}"
+        high, _, low = form.tiers.partition(",")
+        layout = make_layout(LeanKVConfig(high=high, low=low or high), 128, shape.kv_heads, shape.head_dim)
+        pages = row["--max-total-tokens"] // 128
+        taken = pages * page_bytes(layout, shape.layers) + (requests + 1) * open_page_bytes(
+            layout, shape.layers, shape.query_heads
+        )
+        assert taken <= memory < taken + page_bytes(layout, shape.layers)
+        cost = lasting_units(layout, form, 1, shape.layers)
+        assert 0 < cost <= 1
+        assert row["tokens held"] == int(row["--max-total-tokens"] / cost)
+
+
+def test_fewer_high_tokens_and_pruning_hold_more() -> None:
+    held = {row["form"]: row["tokens held"] for row in plan_rows(LLAMA3, 8 << 30, 128, 8, 1)}
+    order = [held[form.name] for form in FORMS[:4]]
+    assert order == sorted(order)
+    assert held["all high"] > 2.2 * held["16 bits, stock SGLang"]
+
+
+def test_too_little_memory_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", str(tmp_path), "--memory", "10M"])
+    assert ended.value.code == 2
+    assert is_one_sentence(capsys.readouterr().err.strip())
+    main(["--model", str(tmp_path), "--memory", "1GiB", "--max-running-requests", "4"])
+    printed = capsys.readouterr().out
+    assert "30 layers, 9 query heads on 3 KV heads of 64" in printed
+    assert all(form.name in printed for form in FORMS)
+    assert "--leankv-profile" not in printed
+
+
+def test_a_shipped_profile_has_rows_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    shipped = shipped_profile(resolve_model_path(None))
+    assert shipped is not None
+    rows = profile_rows(shipped, SMOLLM2, 2 << 30, 128, 16)
+    assert [row["flags"].split()[1] for row in rows] == ["lossless", "balanced", "small"]
+    for row, ratio in zip(rows, measured_ratios(shipped).values(), strict=True):
+        # Some boundaries stay whole, and the requests' open pages are not the cache's.
+        assert 0.75 * ratio < row["x 16 bits"] < 1.1 * ratio
+    assert profile_rows(shipped, SMOLLM2, 2 << 30, 64, 16) == []
+    main(["--memory", "2GiB"])
+    assert "--leankv-profile balanced" in capsys.readouterr().out
