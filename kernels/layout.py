@@ -188,7 +188,7 @@ class RecordLayout:
         num_kv_heads: KV heads held on this rank.
         head_dim: channels of keys and of values, a multiple of 16, 16 to 256.
         high, low: formats of the outer tiers; ``low`` is a cut of ``high`` (equal for a single tier).
-        near: whether a near part is kept (window > 0).
+        near: whether a near part is kept (near_pages > 0).
         mid: format of a tier between them, which has the keys of one and the values of the other.
 
     Raises:

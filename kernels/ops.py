@@ -17,7 +17,7 @@ BACKEND_ENV = "LEANKV_KERNELS"
 
 
 class AttendOpen(Protocol):
-    """Causal attention inside each unit's raw page; see ``reference.attention.attend_open``."""
+    """Causal attention inside each tile's raw page; see ``reference.attention.attend_open``."""
 
     def __call__(self, q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Tensor, Tensor]: ...
 

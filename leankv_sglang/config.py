@@ -20,7 +20,7 @@ DEFAULT_PAGE_SIZE = 128
 TIER_NAMES = tuple(TIERS)
 ROTATIONS = ("hadamard", "none")
 SIGNIFICANCE_NAMES = ("attention", "none", "predictor")
-MAX_WINDOW, MAX_KEEP_FIRST = 64, 1024
+MAX_NEAR_PAGES, MAX_KEEP_FIRST = 64, 1024
 MATCHES = ("strict", "relaxed")
 
 Thresholds = float | tuple[tuple[float, ...], ...]
@@ -48,7 +48,7 @@ class LeanKVConfig:
         alpha_low: a token below this multiple, and neither, is pruned; 0 prunes nothing.
         rotation: ``hadamard`` or ``none``, of keys and values before quantizing.
         significance: the strategy that scores tokens.
-        window: pages before a query's own page that it reads with every token high.
+        near_pages: pages before a query's own page that it reads with every token high.
         keep_first: pages at the start of a sequence whose tokens are mid at least, without a middle tier low, in heads
             that keep anything.
         demote: whether, under pressure, refinements are cut too before pages are evicted.
@@ -70,7 +70,7 @@ class LeanKVConfig:
     mid: str | None = None
     rotation: str = "hadamard"
     significance: str = "attention"
-    window: int = 1
+    near_pages: int = 1
     keep_first: int = 0
     demote: bool = False
     match: str = "strict"
@@ -86,8 +86,10 @@ class LeanKVConfig:
         _one_of("--leankv-match", self.match, MATCHES)
         if self.match == "relaxed" and not self.demote:
             raise LeanKVError("--leankv-match relaxed lets hits read demoted pages; it needs --leankv-demote.")
-        if not 0 <= self.window <= MAX_WINDOW:
-            raise LeanKVError(f"--leankv-window is a number of pages from 0 to {MAX_WINDOW}, not {self.window}.")
+        if not 0 <= self.near_pages <= MAX_NEAR_PAGES:
+            raise LeanKVError(
+                f"--leankv-near-pages is a number of pages from 0 to {MAX_NEAR_PAGES}, not {self.near_pages}."
+            )
         if not 0 <= self.keep_first <= MAX_KEEP_FIRST:
             raise LeanKVError(
                 f"--leankv-keep-first is a number of pages from 0 to {MAX_KEEP_FIRST}, not {self.keep_first}."
@@ -136,7 +138,7 @@ class LeanKVConfig:
 
     def describe(self) -> str:
         """The configuration in one line for people."""
-        parts = [f"tiers {self.tiers}", f"window {self.window}", f"rotation {self.rotation}"]
+        parts = [f"tiers {self.tiers}", f"near pages {self.near_pages}", f"rotation {self.rotation}"]
         parts.append(f"significance {self.significance}")
         if self.significance != "none":
             if self.profile:

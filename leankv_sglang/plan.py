@@ -58,7 +58,7 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def lasting_units(layout: RecordLayout, form: Form, window: int, num_layers: int) -> float:
+def lasting_units(layout: RecordLayout, form: Form, near_pages: int, num_layers: int) -> float:
     """Units a token of a long-held page costs: trimmed, but for the boundaries that are kept."""
     ledger = Ledger(layout.page_size, layout.page_size, num_layers * layout.max_blocks)
     high = round(form.high * layout.page_size)
@@ -69,16 +69,16 @@ def lasting_units(layout: RecordLayout, form: Form, window: int, num_layers: int
         length = int(layout.level_bytes(counts, torch.tensor([level])))
         blocks = torch.tensor([-(-length // layout.block_bytes) * num_layers])
         prices.append(float(ledger.units_of(blocks.numpy())[0]))
-    return _lasting(prices[0], prices[1], window) / layout.page_size
+    return _lasting(prices[0], prices[1], near_pages) / layout.page_size
 
 
-def _lasting(far: float, near: float, window: int) -> float:
+def _lasting(far: float, near: float, near_pages: int) -> float:
     """What a long-held page costs, of its price trimmed and whole."""
-    kept = min(window / keep_every(window), 1.0)
+    kept = min(near_pages / keep_every(near_pages), 1.0)
     return (1 - kept) * far + kept * near
 
 
-def plan_rows(shape: ModelShape, memory: int, page_size: int, requests: int, window: int) -> list[dict[str, Any]]:
+def plan_rows(shape: ModelShape, memory: int, page_size: int, requests: int, near_pages: int) -> list[dict[str, Any]]:
     """One row for each form, after one for 16 bits.
 
     Raises:
@@ -87,9 +87,9 @@ def plan_rows(shape: ModelShape, memory: int, page_size: int, requests: int, win
     rows = []
     for form in FORMS:
         high, mid, low = parse_tiers(form.tiers)
-        config = LeanKVConfig(high=high, mid=mid, low=low, window=window)
+        config = LeanKVConfig(high=high, mid=mid, low=low, near_pages=near_pages)
         layout = make_layout(config, page_size, shape.kv_heads, shape.head_dim)
-        cost = lasting_units(layout, form, window, shape.layers)
+        cost = lasting_units(layout, form, near_pages, shape.layers)
         flags = f"--leankv-tiers {form.tiers}"
         rows.append(_row(form.name, flags, layout, cost, shape, memory, requests))
     raw = shape.token_bytes
@@ -120,7 +120,7 @@ def profile_rows(profile: Path, shape: ModelShape, memory: int, page_size: int, 
     own_page = open_page_bytes(layout, shape.layers, shape.query_heads) / CALIBRATED_TOKENS
     rows = []
     for name, ratio in measured_ratios(profile).items():
-        cost = _lasting((shape.token_bytes / ratio - own_page) / whole, 1.0, loaded.config.window)
+        cost = _lasting((shape.token_bytes / ratio - own_page) / whole, 1.0, loaded.config.near_pages)
         rows.append(_row(f"profile, {name}", f"--leankv-profile {name}", layout, cost, shape, memory, requests))
     return rows
 
@@ -158,13 +158,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--memory", default="2GiB", help="bytes for the KV cache in all (default: 2GiB)")
     parser.add_argument("--page-size", type=int, default=128, choices=PAGE_SIZES)
     parser.add_argument("--max-running-requests", type=int, default=32, help="each has a raw open page (default: 32)")
-    parser.add_argument("--window", type=int, default=1, help="--leankv-window (default: 1)")
+    parser.add_argument("--near-pages", "--window", type=int, default=1, help="--leankv-near-pages (default: 1)")
     args = parser.parse_args(argv)
     try:
         folder = resolve_model_path(args.model)
         shape = read_shape(folder)
         memory = parse_bytes(args.memory)
-        rows = plan_rows(shape, memory, args.page_size, args.max_running_requests, args.window)
+        rows = plan_rows(shape, memory, args.page_size, args.max_running_requests, args.near_pages)
         if shipped := shipped_profile(folder):
             rows[1:1] = profile_rows(shipped, shape, memory, args.page_size, args.max_running_requests)
     except LeanKVError as error:

@@ -37,8 +37,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"high": "k8v8", "low": "k4v2"}, "--leankv-tiers"),
     ({"rotation": "fourier"}, "--leankv-rotation"),
     ({"significance": "magic"}, "--leankv-significance"),
-    ({"window": -1}, "--leankv-window"),
-    ({"window": 65}, "--leankv-window"),
+    ({"near_pages": -1}, "--leankv-near-pages"),
+    ({"near_pages": 65}, "--leankv-near-pages"),
     ({"keep_first": -1}, "--leankv-keep-first"),
     ({"keep_first": 2000}, "--leankv-keep-first"),
     ({"alpha_high": -0.1}, "--leankv-alpha-high"),
@@ -61,9 +61,9 @@ def test_a_bad_value_is_refused_with_one_sentence_naming_the_flag(fields: dict[s
     assert is_one_sentence(str(refusal.value))
 
 
-@pytest.mark.parametrize("field", ["alpha_high", "alpha_low", "window", "rotation", "significance", "high", "low"])
+@pytest.mark.parametrize("field", ["alpha_high", "alpha_low", "near_pages", "rotation", "significance", "high", "low"])
 def test_every_refusal_says_what_was_given(field: str) -> None:
-    bad = -7 if field in ("alpha_high", "alpha_low", "window") else "nonsense"
+    bad = -7 if field in ("alpha_high", "alpha_low", "near_pages") else "nonsense"
     with pytest.raises(LeanKVError, match=str(bad)):
         LeanKVConfig(**{field: bad})
 
@@ -75,8 +75,8 @@ def test_every_refusal_says_what_was_given(field: str) -> None:
         {"alpha_high": INF},
         {"alpha_high": 0.0, "alpha_low": 0.0},
         {"alpha_high": PER_HEAD, "alpha_low": ((0.0, 0.1, 0.2), (0.3, 0.4, 0.5))},
-        {"window": 0},
-        {"window": 64},
+        {"near_pages": 0},
+        {"near_pages": 64},
         {"significance": "none"},
         {"rotation": "none", "high": "k4v4", "low": "k4v4", "kernels": "reference", "profile": "mine"},
     ],
@@ -90,14 +90,14 @@ def test_json_brings_a_configuration_back_as_it_was(fields: dict[str, Any]) -> N
 
 
 def test_what_comes_back_is_validated_again() -> None:
-    fields = json.loads(LeanKVConfig().to_json()) | {"window": 1000}
-    with pytest.raises(LeanKVError, match="--leankv-window"):
+    fields = json.loads(LeanKVConfig().to_json()) | {"near_pages": 1000}
+    with pytest.raises(LeanKVError, match="--leankv-near-pages"):
         LeanKVConfig.from_json(json.dumps(fields))
 
 
 def test_the_configuration_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
-        LeanKVConfig().window = 3  # type: ignore[misc]
+        LeanKVConfig().near_pages = 3  # type: ignore[misc]
     frozen = freeze_thresholds([[1, 2], [3, 4]])
     assert frozen == ((1.0, 2.0), (3.0, 4.0))
     assert hash(LeanKVConfig(alpha_high=frozen)) == hash(LeanKVConfig(alpha_high=frozen))
@@ -154,8 +154,8 @@ def test_names_are_those_of_what_they_name() -> None:
 
 
 def test_the_description_tells_what_was_chosen() -> None:
-    text = LeanKVConfig(window=3, alpha_high=1.5, alpha_low=0.25, rotation="none").describe()
-    assert all(part in text for part in ("k8v4,k4v2", "window 3", "rotation none", "1.5", "0.25"))
+    text = LeanKVConfig(near_pages=3, alpha_high=1.5, alpha_low=0.25, rotation="none").describe()
+    assert all(part in text for part in ("k8v4,k4v2", "near pages 3", "rotation none", "1.5", "0.25"))
     assert "mine" in LeanKVConfig(alpha_high=PER_HEAD, profile="mine").describe()
     assert "alpha" not in LeanKVConfig(significance="none").describe()
 
@@ -169,7 +169,7 @@ def test_a_process_finds_the_configuration_in_its_environment(monkeypatch: pytes
     assert active_config() is None
     with pytest.raises(LeanKVError, match="launch_server"):
         required_config()
-    config = LeanKVConfig(window=2, alpha_high=PER_HEAD)
+    config = LeanKVConfig(near_pages=2, alpha_high=PER_HEAD)
     monkeypatch.setenv(CONFIG_ENV, config.to_json())
     assert active_config() == required_config() == config
 

@@ -93,7 +93,7 @@ def open_rows(shape: Shape, queries: int, batch: int, setup: Setup) -> list[Row]
     key, value = normal(*size, device=device, seed=1), normal(*size, device=device, seed=2)
     scores = torch.zeros(layers, batch, shape.query_heads, PAGE, dtype=torch.int32, device=device)
     q = normal(batch * queries, shape.query_heads, shape.head_dim, device=device, seed=3)
-    raw = [RawPages(key[n], value[n], scores[n], plan.unit_range) for n in range(layers)]
+    raw = [RawPages(key[n], value[n], scores[n], plan.tile_range) for n in range(layers)]
     ours = Contestant("ours", per_layer(lambda n: setup.ops.attend_open(q, raw[n], plan, shape.scale), layers))
     by_head = q.unflatten(0, (batch, queries)).transpose(1, 2).contiguous()
     k, v = (x[:, :, :keys].transpose(2, 3) for x in (key, value))

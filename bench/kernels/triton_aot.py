@@ -57,14 +57,14 @@ def recorded(shape: Shape, tiers: str, dtype: torch.dtype, queries: int) -> Laun
     slots = torch.arange((CONTEXT_PAGES + 2) * PAGE, dtype=torch.int32)[None] + PAGE
     plan = build_plan(torch.tensor([0]), [CONTEXT_PAGES * PAGE + 1], [queries], slots, PAGE, WINDOW)
     q = torch.zeros(queries, shape.query_heads, shape.head_dim, dtype=dtype)
-    page = torch.zeros(plan.num_units, PAGE, shape.kv_heads, shape.head_dim, dtype=dtype)
-    scores = torch.zeros(plan.num_units, shape.query_heads, PAGE, dtype=torch.int32)
+    page = torch.zeros(plan.num_tiles, PAGE, shape.kv_heads, shape.head_dim, dtype=dtype)
+    scores = torch.zeros(plan.num_tiles, shape.query_heads, PAGE, dtype=torch.int32)
     by_token = torch.full((1, shape.kv_heads, PAGE), HIGH, dtype=torch.uint8)
     patches = [mock.patch(f"leankv_kernels.triton.{module}.launch", record) for module in MODULES]
     for patch in patches:
         patch.start()
     try:
-        own = attend_open(q, RawPages(page, page, scores, plan.unit_range), plan, shape.scale)
+        own = attend_open(q, RawPages(page, page, scores, plan.tile_range), plan, shape.scale)
         past = attend_committed(q, store, 0, plan, shape.scale, ROTATION)
         merge_states(*own, *past)
         commit_pages(store, 0, torch.tensor([1]), page[:1], page[:1], by_token, ROTATION)

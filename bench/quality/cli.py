@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=int, default=0, help="humaneval: answers drawn per problem, not one greedy")
     parser.add_argument("--temperature", type=float, default=Limits.temperature, help="of answers that are drawn")
     parser.add_argument("--page-size", type=int, default=128, choices=(64, 128, 256))
-    parser.add_argument("--window", type=int, help="pages of near view, instead of each system's own")
+    parser.add_argument("--near-pages", "--window", type=int, help="pages of near view, instead of each system's own")
     parser.add_argument(
         "--dtype",
         default=SERVED_DTYPE,
@@ -90,7 +90,7 @@ def evaluate(args: argparse.Namespace, names: list[str]) -> list[Row]:
     """Run the tasks of parsed arguments; rows."""
     asked = args.systems or (QUICK_SYSTEMS if args.quick else [ALL_FORMS])
     model, tokenizer = PackedModel.load(args.model, getattr(torch, args.dtype), pick_device(args.device))
-    chosen = systems([*asked, *args.profile], model.profile_shape, args.window, resolve_model_path(args.model))
+    chosen = systems([*asked, *args.profile], model.profile_shape, args.near_pages, resolve_model_path(args.model))
     text = Path(args.text).read_text() if args.text else None
     bench = Bench(model, tokenizer, chosen, ItemStore(Path(args.resume)), args.page_size, text)
     rows: list[Row] = []

@@ -155,7 +155,7 @@ class Bench:
         row |= {"kind": RAW if system is None else ours, "task": task, "ratio": self.ratio(system)}
         row |= dict.fromkeys(("kl", "ppl_rel", "top1", "score", "score_raw", "spread", "n"))
         row |= {"model": self.model.name, "page_size": self.page_size, "device": self.device}
-        row |= {"window": system.config.window if system else None}
+        row |= {"near_pages": system.config.near_pages if system else None}
         return row | measured
 
 

@@ -40,7 +40,7 @@ class System:
 
     Args:
         name: as it was asked for.
-        config: its formats, window, rotation and significance.
+        config: its formats, near pages, rotation and significance.
         alphas: thresholds; they stand in for the configuration's, since an accuracy may lie outside what its flags
             take.
         profile: name of the profile, or empty.
@@ -63,13 +63,13 @@ class System:
         return threshold_table(self.alphas, layers, heads)
 
 
-def system(name: str, shape: Shape | None = None, window: int | None = None, model: str = "") -> System:
+def system(name: str, shape: Shape | None = None, near_pages: int | None = None, model: str = "") -> System:
     """The system of a name: a form, a point of the profile shipped for the model, a profile file (``FILE`` or
     ``FILE:POINT``), or an accuracy a request can name.
 
     Args:
         shape: of the model; a profile made for another one is refused.
-        window: pages of near view instead of the system's own.
+        near_pages: pages of near view instead of the system's own.
         model: the model's folder, for what is shipped for it.
 
     Raises:
@@ -88,15 +88,17 @@ def system(name: str, shape: Shape | None = None, window: int | None = None, mod
     else:
         known = ", ".join([RAW, ALL_FORMS, *plain, *(repr(form) for form in FORMS)])
         raise LeanKVError(f"--systems takes {known} or the path of a profile (.json), not {name!r}.")
-    if window is not None:
-        config = replace(config, window=window)
+    if near_pages is not None:
+        config = replace(config, near_pages=near_pages)
     return System(name, config, alphas, profile)
 
 
-def systems(names: list[str], shape: Shape | None = None, window: int | None = None, model: str = "") -> list[System]:
+def systems(
+    names: list[str], shape: Shape | None = None, near_pages: int | None = None, model: str = ""
+) -> list[System]:
     """The systems of several names, ``forms`` standing for every form and ``raw`` for none: it always runs."""
     spread = [one for name in names for one in (FORMS if name == ALL_FORMS else [name]) if one != RAW]
-    return [system(name, shape, window, model) for name in dict.fromkeys(spread)]
+    return [system(name, shape, near_pages, model) for name in dict.fromkeys(spread)]
 
 
 def cache_of(model: PackedModel, system: System | None, page_size: int, rows: int, tokens: int) -> Cache[Any]:

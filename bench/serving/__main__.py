@@ -126,7 +126,7 @@ def write_pruned_profile() -> None:
         "tiers": "k8v4,k4v2",
         "rotation": "hadamard",
         "significance": "attention",
-        "window": 1,
+        "near_pages": 1,
         "points": {"pruned": {"alpha_high": 1e9, "alpha_low": rows}},
     }
     Path(PRUNED_PROFILE).write_text(json.dumps(profile))

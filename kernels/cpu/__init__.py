@@ -83,14 +83,14 @@ def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Ten
         ValueError: for a dtype or a memory layout the kernels do not take, or more than 64 query heads per KV head.
     """
     q = q.contiguous()
-    _check(key=raw.key, value=raw.value, scores=raw.scores, at=raw.at, units=plan.units)
+    _check(key=raw.key, value=raw.value, scores=raw.scores, at=raw.at, tiles=plan.tiles)
     heads, dim = raw.key.shape[2], q.shape[2]
     if q.shape[1] > MAX_GROUP * heads:
         raise ValueError(f"the cpu kernels take at most {MAX_GROUP} query heads per KV head, not {q.shape[1] // heads}")
     out, lse = _outputs(q)
     _cpu.attend_open(
-        *(x.data_ptr() for x in (q, raw.key, raw.value, raw.scores, raw.at, plan.units, out, lse)),
-        *(plan.num_units, q.shape[1], heads, dim, plan.page_size),
+        *(x.data_ptr() for x in (q, raw.key, raw.value, raw.scores, raw.at, plan.tiles, out, lse)),
+        *(plan.num_tiles, q.shape[1], heads, dim, plan.page_size),
         *(scale, _dtype(q), _dtype(raw.key), torch.get_num_threads()),
     )
     return out, lse
@@ -104,13 +104,13 @@ def attend_committed(
     Queries and softmax weights are rounded to 16 bits, relative to the largest of a query and of a page.
     """
     q = q.contiguous()
-    _check(blocks=store.blocks, units=plan.units, pages=plan.pages, groups=plan.groups, members=plan.members)
+    _check(blocks=store.blocks, tiles=plan.tiles, pages=plan.pages, groups=plan.groups, members=plan.members)
     out, lse = _outputs(q)
     table = store.page_table[layer]
     records, shared = (_shape(store.layout), store.blocks, table), (plan.groups, plan.members)
     _cpu.attend_committed(
-        *(x.data_ptr() for x in (*records, q, plan.units, plan.pages, *shared, out, lse)),
-        *(plan.num_units, len(plan.groups), q.shape[1], plan.window),
+        *(x.data_ptr() for x in (*records, q, plan.tiles, plan.pages, *shared, out, lse)),
+        *(plan.num_tiles, len(plan.groups), q.shape[1], plan.near_pages),
         *(scale, rotation != "none", _dtype(q), torch.get_num_threads()),
     )
     return out, lse

@@ -20,10 +20,10 @@ COLUMN_SCORE_ONE = 1 << 22
 """Fixed-point one of column scores: integers add up exactly in any order, so a score does not depend on the split."""
 
 
-def _by_unit(x: Tensor, plan: Plan) -> Tensor:
+def _by_tile(x: Tensor, plan: Plan) -> Tensor:
     """``[T, ...]`` to zero-padded ``[U, max_queries, ...]``."""
-    out = x.new_zeros(plan.num_units, plan.max_queries, *x.shape[1:])
-    out[plan.token_unit, plan.token_rank] = x
+    out = x.new_zeros(plan.num_tiles, plan.max_queries, *x.shape[1:])
+    out[plan.token_tile, plan.token_rank] = x
     return out
 
 
@@ -40,14 +40,14 @@ def _softmax_state(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
-    """Causal attention of every unit's queries over the raw tokens of their own page.
+    """Causal attention of every tile's queries over the raw tokens of their own page.
 
-    Adds to ``raw.scores`` the in-page softmax probability each key receives from the unit's queries, summed, in units
-    of 1 / COLUMN_SCORE_ONE; a unit that begins a page starts from zero.
+    Adds to ``raw.scores`` the in-page softmax probability each key receives from the tile's queries, summed, in tiles
+    of 1 / COLUMN_SCORE_ONE; a tile that begins a page starts from zero.
 
     Args:
         q: ``[T, Hq, D]``, any float dtype, not rotated.
-        raw: own pages; positions behind a unit's last query are not read.
+        raw: own pages; positions behind a tile's last query are not read.
         plan: the forward's plan.
         scale: factor on q.k.
 
@@ -59,7 +59,7 @@ def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Ten
     stale = plan.unwritten[..., None, None]
     k, v = (x[raw.at].to(torch.float64).masked_fill(stale, 0.0).transpose(1, 2) for x in (raw.key, raw.value))
     # [U, H, g * Q, D]
-    rows = _by_unit(q.to(torch.float64) * scale, plan).unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    rows = _by_tile(q.to(torch.float64) * scale, plan).unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     scores = (rows @ k.transpose(2, 3)).unflatten(2, (-1, plan.max_queries))
     weights, total, lse = _softmax_state(scores.masked_fill_(~plan.causal[:, None, None], float("-inf")))
     prob = weights.div_(total)
@@ -67,14 +67,14 @@ def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Ten
     columns = (prob * (COLUMN_SCORE_ONE * plan.asked[:, None, None, :, None])).round_().to(torch.int32)
     before = raw.scores[raw.at].masked_fill((plan.first == 0)[:, None, None], 0)
     raw.scores[raw.at] = before + columns.sum(3, dtype=torch.int32).flatten(1, 2)
-    at = (plan.token_unit, plan.token_rank)
+    at = (plan.token_tile, plan.token_rank)
     return out.flatten(2, 3)[at], lse.permute(0, 3, 1, 2).flatten(2, 3)[at]
 
 
 def attend_committed(
     q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str
 ) -> tuple[Tensor, Tensor]:
-    """Attention over the pages before each query's own: the last ``plan.window`` at the near view, the rest far.
+    """Attention over the pages before each query's own: the last ``plan.near_pages`` at the near view, the rest far.
 
     Args:
         q: ``[T, Hq, D]``, any float dtype, not rotated.
@@ -92,28 +92,28 @@ def attend_committed(
     lse = torch.full(q.shape[:2], float("-inf"), dtype=torch.float64, device=q.device)
     rotated = (rotate(q, rotation) * scale).unflatten(1, (lay.num_kv_heads, -1))
     by_request: dict[int, list[int]] = {}
-    for unit, request in enumerate(plan.request):
-        if plan.page_index[unit]:
-            by_request.setdefault(request, []).append(unit)
-    for request, units in by_request.items():
+    for tile, request in enumerate(plan.request):
+        if plan.page_index[tile]:
+            by_request.setdefault(request, []).append(tile)
+    for request, tiles in by_request.items():
         records = store.gather(layer, plan.pages[plan.page_indptr[request] : plan.page_indptr[request + 1]])
         last = len(records)
-        first_near = max(plan.page_index[units[0]] - plan.window, 0) if lay.near else last
-        last_far = max(last - plan.window, 0) if lay.near else last
-        # A page between the two is read near by one unit and far by a later one.
+        first_near = max(plan.page_index[tiles[0]] - plan.near_pages, 0) if lay.near else last
+        last_far = max(last - plan.near_pages, 0) if lay.near else last
+        # A page between the two is read near by one tile and far by a later one.
         both = torch.cat([records[:last_far], records[first_near:]]) if first_near < last_far else records
         is_near = torch.arange(len(both), device=q.device) >= last_far
         view = _keys_and_values(decode(both, lay, is_near))
-        for unit in units:
-            tokens = slice(plan.q_indptr[unit], plan.q_indptr[unit + 1])
-            own = plan.page_index[unit]
-            split = max(own - plan.window, 0) if lay.near else own
+        for tile in tiles:
+            tokens = slice(plan.q_indptr[tile], plan.q_indptr[tile + 1])
+            own = plan.page_index[tile]
+            split = max(own - plan.near_pages, 0) if lay.near else own
             shift = len(both) - last
             cuts = [(0, split), (split + shift, own + shift)] if shift else [(0, own)]
             parts = [_slice(view, start, end) for start, end in cuts]
-            unit_out, unit_lse = _attend_views(rotated[tokens], [p for p in parts if len(p.valid)])
-            out[tokens] = rotate(unit_out, rotation)
-            lse[tokens] = unit_lse
+            tile_out, tile_lse = _attend_views(rotated[tokens], [p for p in parts if len(p.valid)])
+            out[tokens] = rotate(tile_out, rotation)
+            lse[tokens] = tile_lse
     return out, lse
 
 

@@ -1,10 +1,10 @@
 """Attention over committed pages by the read rule, in three kernels: rotate queries, attend by splits, merge.
 
-A program takes a tile of query rows of one unit and KV head, and one split of its pages. It loads each word of codes
+A program takes a block of query rows of one tile and KV head, and one split of its pages. It loads each word of codes
 once for the whole query group, turns it into fp16 in registers, and multiplies on tensor cores; queries and weights
 come in two fp16 halves, so products are good to 22 bits. Row sums are products too, with a column of ones, and hence
-added in the same order whatever the tile's layout. Splits are merged in order, by the same arithmetic whether a program
-went through all of them (prefill) or each had its own (decode): the bits do not depend on the batch or the chunk.
+added in the same order however the block is laid out. Splits are merged in order, by the same arithmetic, whether a
+program went through all of them (prefill) or each had its own (decode): no bit depends on the batch or the chunk.
 """
 
 # mypy: allow-untyped-defs
@@ -41,7 +41,7 @@ from leankv_kernels.triton.numbers import (
 from leankv_kernels.triton.record import shape_of
 
 ENOUGH_PROGRAMS, PARTIAL_BYTES = 4096, 1 << 27
-"""From so many tiles on, or where partial results would take more, a program goes through all splits of its rows."""
+"""From so many row blocks, or where partial results would take more, a program goes through all splits of its rows."""
 _SPLIT = tl.constexpr(SPLIT_PAGES)
 _LIFT = tl.constexpr(64.0)  # on scales of values: as far from fp16's smallest numbers as its largest allows
 _WIDTH = tl.constexpr(16)  # the least that a matrix product takes
@@ -138,13 +138,13 @@ def _attend_page(
 
 @triton.jit
 def _row_query(row, first, head, HEADS: tl.constexpr, GROUP: tl.constexpr):
-    # Rows of a unit are its queries' heads of one group, query by query.
+    # Rows of a tile are its queries' heads of one group, query by query.
     return (first + row // GROUP) * (HEADS * GROUP) + head * GROUP + row % GROUP
 
 
 @triton.jit
 def attend_pages(
-    queries, meta, words, table, pages, units, out, state, tiles, splits, window,
+    queries, meta, words, table, pages, tiles, out, state, row_blocks, splits, near_pages,
     HEADS: tl.constexpr, GROUP: tl.constexpr, S: tl.constexpr, R: tl.constexpr, N: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Softmax states of query rows over the pages of a split, or with ``WHOLE`` over all splits, merged.
@@ -152,18 +152,19 @@ def attend_pages(
     Writes ``out [queries, heads, splits, dim]`` and ``state [queries, heads, splits, 2]`` (peak and sum, base 2) where
     there are pages to read.
     """
-    unit, tile, head, split = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(1), tl.program_id(2)
-    at = units + 5 * unit
+    tile, row_block = tl.program_id(0) // row_blocks, tl.program_id(0) % row_blocks
+    head, split = tl.program_id(1), tl.program_id(2)
+    at = tiles + 5 * tile
     first, rows = tl.load(at), (tl.load(at + 2) * GROUP).to(tl.int32)
     before, page_at = tl.load(at + 3).to(tl.int32), tl.load(at + 4)
-    if (tile * R >= rows) | (split * _SPLIT >= before):
+    if (row_block * R >= rows) | (split * _SPLIT >= before):
         return
-    row = tile * R + tl.arange(0, R)
+    row = row_block * R + tl.arange(0, R)
     query = _row_query(row, first, head, HEADS, GROUP)
     above = tl.load(meta + 2 * query, mask=row < rows, other=1.0)
     total = tl.load(meta + 2 * query + 1, mask=row < rows, other=0.0)
     half = tl.arange(0, 2 * R)
-    row_of_half = tile * R + half % R
+    row_of_half = row_block * R + half % R
     half_at = (2 * _row_query(row_of_half, first, head, HEADS, GROUP) + half // R)[:, None] * S.pad
     q = tl.load(queries + half_at + tl.arange(0, S.pad)[None, :], mask=(row_of_half < rows)[:, None], other=0.0)
 
@@ -176,7 +177,7 @@ def attend_pages(
         commons = _common_scores(q, above, words, table, pages + page_at, part * _SPLIT, before, head, S)
         for number in range(part * _SPLIT, tl.minimum((part + 1) * _SPLIT, before)):
             block = tl.load(table + tl.load(pages + page_at + number))
-            near = (number >= before - window) & S.near
+            near = (number >= before - near_pages) & S.near
             common = tl.sum(tl.where(tl.arange(0, _WIDTH)[None, :] == number - part * _SPLIT, commons, 0.0), 1)
             peak, acc, sums, zeros = _attend_page(
                 q, above, total, common, peak, acc, sums, zeros, words, block, head, near, S, N
@@ -194,14 +195,14 @@ def attend_pages(
 
 @triton.jit
 def merge_splits(
-    parts, state, token_unit, units, out, lse, rows, splits, factor,
+    parts, state, token_tile, tiles, out, lse, rows, splits, factor,
     HEADS: tl.constexpr, LOG: tl.constexpr, DIM: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Merges the splits of every query row in order, normalizes, and rotates back."""
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     channel = tl.arange(0, PAD)[None, :]
-    unit = tl.load(token_unit + row // HEADS, mask=row < rows, other=0)
-    before = tl.load(units + 5 * unit + 3, mask=row < rows, other=0)
+    tile = tl.load(token_tile + row // HEADS, mask=row < rows, other=0)
+    before = tl.load(tiles + 5 * tile + 3, mask=row < rows, other=0)
     count = tl.minimum(before, 1) if WHOLE else (before + (_SPLIT - 1)) // _SPLIT
     peak, total = tl.full((R,), -float("inf"), tl.float32), tl.full((R,), 0.0, tl.float32)
     acc = tl.full((R, PAD), 0.0, tl.float32)
@@ -237,9 +238,10 @@ def attend_committed(
     shape, log = shape_of(layout), rotation_log(dim, rotation)
     norm = 1 / math.sqrt(1 << log)
     group = query_heads // heads
-    tile = committed_launch(shape.pad, group)
-    tiles, splits = triton.cdiv(plan.max_queries * group, tile.rows), triton.cdiv(max(plan.page_index), SPLIT_PAGES)
-    whole = plan.num_units * tiles * heads >= ENOUGH_PROGRAMS or 4 * rows * splits * dim > PARTIAL_BYTES
+    sizes = committed_launch(shape.pad, group)
+    row_blocks = triton.cdiv(plan.max_queries * group, sizes.rows)
+    splits = triton.cdiv(max(plan.page_index), SPLIT_PAGES)
+    whole = plan.num_tiles * row_blocks * heads >= ENOUGH_PROGRAMS or 4 * rows * splits * dim > PARTIAL_BYTES
     parts = 1 if whole else max(1, splits)
     prepared = torch.empty(rows, 2, shape.pad, dtype=torch.float16, device=q.device)
     meta = torch.empty(rows, 2, dtype=torch.float32, device=q.device)
@@ -248,11 +250,11 @@ def attend_committed(
     by_rows = (triton.cdiv(rows, ROWS.rows),)
     args: tuple[Any, ...] = (q.contiguous(), prepared, meta, rows, scale * _LOG2_E * norm)
     launch(prepare_queries, by_rows, (*args, log, dim, shape.pad, ROWS.rows), ROWS.options)
-    records = (store.blocks.view(torch.int32), store.page_table[layer], plan.pages, plan.units)
-    constants = (heads, group, shape, tile.rows, tile.tokens, whole)
-    args = (prepared, meta, *records, partial, state, tiles, parts, plan.window, *constants)
-    kernel, options = _attend(tile)
-    launch(kernel, (plan.num_units * tiles, heads, parts), args, options)
-    args = (partial, state, plan.token_unit, plan.units, out, lse, rows, parts, norm)
+    records = (store.blocks.view(torch.int32), store.page_table[layer], plan.pages, plan.tiles)
+    constants = (heads, group, shape, sizes.rows, sizes.tokens, whole)
+    args = (prepared, meta, *records, partial, state, row_blocks, parts, plan.near_pages, *constants)
+    kernel, options = _attend(sizes)
+    launch(kernel, (plan.num_tiles * row_blocks, heads, parts), args, options)
+    args = (partial, state, plan.token_tile, plan.tiles, out, lse, rows, parts, norm)
     launch(merge_splits, by_rows, (*args, query_heads, log, dim, shape.pad, ROWS.rows, whole), ROWS.options)
     return out, lse

@@ -2,7 +2,7 @@
 
 Not a library's attention: the column scores need the probabilities, which no library gives out, and a query must get
 the same bits in a prefill as in decode, where libraries take different kernels. The work is bounded by the page, so it
-is a small part of a forward. A program takes a tile of queries, all heads of one KV head's group, and goes through the
+is a small part of a forward. A program takes a block of queries, all heads of one KV head's group, and goes through the
 page's keys twice: for the softmax's peak and sum, then for outputs and scores.
 """
 
@@ -27,11 +27,11 @@ _LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def begin_pages(scores, at, units, length, B: tl.constexpr):
-    """Zeroes the column scores, ``length`` numbers, of units that begin their page."""
-    unit = tl.program_id(0)
-    if tl.load(units + 5 * unit + 1) == 0:
-        page = scores + tl.load(at + unit) * length
+def begin_pages(scores, at, tiles, length, B: tl.constexpr):
+    """Zeroes the column scores, ``length`` numbers, of tiles that begin their page."""
+    tile = tl.program_id(0)
+    if tl.load(tiles + 5 * tile + 1) == 0:
+        page = scores + tl.load(at + tile) * length
         for begin in range(0, length, B):
             i = begin + tl.arange(0, B)
             tl.store(page + i, tl.full((B,), 0, tl.int32), mask=i < length)
@@ -48,22 +48,22 @@ def _scores(q, key, token, channel, last, position, factor, stride, D: tl.conste
 
 @triton.jit
 def attend_raw(
-    q, key, value, scores, at, units, out, lse, tiles, factor, page_stride, token_stride, head_stride,
+    q, key, value, scores, at, tiles, out, lse, row_blocks, factor, page_stride, token_stride, head_stride,
     HEADS: tl.constexpr, GROUP: tl.constexpr, PAD_GROUP: tl.constexpr, PAGE: tl.constexpr, D: tl.constexpr,
     PAD: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ONE_TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Rows of a tile are queries, for each of them the heads of a group, padded to a power of two.
+    """Rows of a block are queries, for each of them the heads of a group, padded to a power of two.
 
     ``WIDE``: products in float32 whatever the inputs. Otherwise keys and values share a 16-bit dtype, and a weight is
     split in two numbers of it.
     """
-    unit, tile, head = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(1)
-    first, offset, count = tl.load(units + 5 * unit), tl.load(units + 5 * unit + 1), tl.load(units + 5 * unit + 2)
+    tile, row_block, head = tl.program_id(0) // row_blocks, tl.program_id(0) % row_blocks, tl.program_id(1)
+    first, offset, count = tl.load(tiles + 5 * tile), tl.load(tiles + 5 * tile + 1), tl.load(tiles + 5 * tile + 2)
     offset, count = offset.to(tl.int32), count.to(tl.int32)
-    begin = tile * (M // PAD_GROUP)
+    begin = row_block * (M // PAD_GROUP)
     if begin >= count:
         return
-    page = tl.load(at + unit)
+    page = tl.load(at + tile)
     row, channel = tl.arange(0, M), tl.arange(0, PAD)
     rank, member = begin + row // PAD_GROUP, row % PAD_GROUP
     asked = (rank < count) & (member < GROUP)
@@ -128,18 +128,18 @@ def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Ten
         raise ValueError("the triton kernels want keys and values of the same strides, channels and scores contiguous")
     out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    if not plan.num_units:
+    if not plan.num_tiles:
         return out, lse
     group, pad = query_heads // heads, triton.next_power_of_2(dim)
-    pad_group, tile = triton.next_power_of_2(group), open_launch(pad)
-    rows = max(tile.rows, pad_group)
-    tiles = triton.cdiv(plan.max_queries, rows // pad_group)
+    pad_group, sizes = triton.next_power_of_2(group), open_launch(pad)
+    rows = max(sizes.rows, pad_group)
+    row_blocks = triton.cdiv(plan.max_queries, rows // pad_group)
     wide = {q.dtype, raw.key.dtype, raw.value.dtype} not in ({torch.bfloat16}, {torch.float16})
-    if tiles > 1:
+    if row_blocks > 1:
         page = query_heads * plan.page_size
-        launch(begin_pages, (plan.num_units,), (raw.scores, raw.at, plan.units, page, 1024), tile.options)
-    tensors = (q.contiguous(), raw.key, raw.value, raw.scores, raw.at, plan.units, out, lse)
-    constants = (heads, group, pad_group, plan.page_size, dim, pad, rows, tile.tokens, tiles == 1, wide)
-    args = (*tensors, tiles, scale * _LOG2_E, *strides[:3], *constants)
-    launch(attend_raw, (plan.num_units * tiles, heads), args, tile.options)
+        launch(begin_pages, (plan.num_tiles,), (raw.scores, raw.at, plan.tiles, page, 1024), sizes.options)
+    tensors = (q.contiguous(), raw.key, raw.value, raw.scores, raw.at, plan.tiles, out, lse)
+    constants = (heads, group, pad_group, plan.page_size, dim, pad, rows, sizes.tokens, row_blocks == 1, wide)
+    args = (*tensors, row_blocks, scale * _LOG2_E, *strides[:3], *constants)
+    launch(attend_raw, (plan.num_tiles * row_blocks, heads), args, sizes.options)
     return out, lse

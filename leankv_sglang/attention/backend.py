@@ -56,7 +56,7 @@ class LeanKVBackend(AttentionBackend):
             if isinstance(module, RadixAttention):
                 check_layer(module)
         self.pool = pool
-        self.window = config.window
+        self.near_pages = config.near_pages
         self.compressor = Compressor(
             pool.ops,
             pool.store,
@@ -100,10 +100,10 @@ class LeanKVBackend(AttentionBackend):
             extend,
             self.req_to_token_pool.req_to_token,
             self.pool.page_size,
-            self.window,
+            self.near_pages,
         )
         if plan.pages.device.type == "cpu":
-            self.pool.check_window(plan)
+            self.pool.check_near_pages(plan)
         self.thresholds = self.row_thresholds.of_full_pages(self.forward_metadata)
 
     def _check_rows(self, forward_batch: ForwardBatch, prefix: list[int], extend: list[int]) -> None:

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--tiers", default=DEFAULT_TIERS, help=f"as --leankv-tiers (default: {DEFAULT_TIERS})")
     out.add_argument("--significance", default="predictor", choices=("predictor", "attention"))
     out.add_argument("--keep-all", action="store_true", help="prune nothing")
-    out.add_argument("--window", type=int, default=1, help="pages of near view (default: 1)")
+    out.add_argument("--near-pages", "--window", type=int, default=1, help="pages of near view (default: 1)")
     out.add_argument("--keep-first", type=int, default=1, help="as --leankv-keep-first, pages (default: 1)")
     out.add_argument("--page-size", type=int, default=DEFAULT_PAGE_SIZE, choices=PAGE_SIZES)
     out.add_argument("--seed", type=int, default=0)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     start, device = time.monotonic(), pick_device(args.device)
     high, mid, low = parse_tiers(args.tiers)
     # A predictor comes from the calibration itself; until it is written any file's name does.
-    pages = {"window": args.window, "keep_first": args.keep_first}
+    pages = {"near_pages": args.near_pages, "keep_first": args.keep_first}
     config = LeanKVConfig(high=high, mid=mid, low=low, significance=args.significance, predictor=args.out, **pages)
     if args.target_kl is None and args.target_ratio is None:
         targets = [Target(name, **wanted) for name, wanted in TARGETS.items()]

@@ -10,7 +10,7 @@ from typing import Any
 from leankv_sglang.calibrate.explore import Setting
 from leankv_sglang.calibrate.run import Calibrated
 from leankv_sglang.compression.fingerprint import fingerprint
-from leankv_sglang.compression.profile import VERSION, load_profile, pack_predictor
+from leankv_sglang.compression.profile import VERSION, current_names, load_profile, pack_predictor
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models.shape import ModelShape
 
@@ -38,7 +38,7 @@ def begin(folder: str, shape: ModelShape, setting: Setting) -> Document:
         "tiers": config.tiers,
         "rotation": config.rotation,
         "significance": config.significance,
-        "window": config.window,
+        "near_pages": config.near_pages,
         "keep_first": config.keep_first,
         "points": {},
     }
@@ -51,7 +51,7 @@ def go_on(path: str, fresh: Document) -> Document:
         LeanKVError: where it is no profile, or one for something else than ``fresh`` was begun for.
     """
     load_profile(path)
-    document: Document = {"keep_first": 0, **json.loads(Path(path).read_text())}
+    document: Document = {"keep_first": 0, **current_names(json.loads(Path(path).read_text()))}
     if other := [name for name in fresh if name != "points" and document[name] != fresh[name]]:
         raise LeanKVError(f"--add: {path} has another {', '.join(other)}; calibrate it anew, without --add.")
     return document

@@ -44,7 +44,7 @@ class Setting:
     """What is calibrated.
 
     Args:
-        config: tiers, rotation, significance and window.
+        config: tiers, rotation, significance and near pages.
         page_size: tokens of a page.
         prune: whether tokens may be pruned.
         seed: of draws.
@@ -123,7 +123,7 @@ def _explore(
         of_layer: list[Layer] = [window[layer].to(model.device) for window in seen]
         pages = [full_pages(one, page) for one in of_layer]
         if config.significance == Predictor.name:
-            weights.append(fit(of_layer, pages, config.window).cpu())
+            weights.append(fit(of_layer, pages, config.near_pages).cpu())
         strategy = _strategy(config, weights[-1][None] if weights else None, model.device)
         worth = [strategy(0, full).transpose(0, 1).flatten(1) for full in pages]
         parts = [
@@ -141,7 +141,9 @@ def _digest(folder: str, windows: Sequence[Tensor], setting: Setting) -> str:
     if mark is None:
         return ""
     config = dataclasses.asdict(setting.config)
-    what: dict[str, Any] = {name: config[name] for name in ("high", "mid", "low", "rotation", "significance", "window")}
+    what: dict[str, Any] = {
+        name: config[name] for name in ("high", "mid", "low", "rotation", "significance", "near_pages")
+    }
     what |= {"page_size": setting.page_size, "seed": setting.seed, "choices": setting.choices}
     what |= {"model": mark, "shape": read_shape(folder)}
     digest = hashlib.sha256(json.dumps(what).encode())

@@ -18,7 +18,7 @@ _LEAST = 1e-12
 _MOST_WEIGHT = 0.95
 
 
-def harm(seen: Layer, window: int, page: int) -> Tensor:
+def harm(seen: Layer, near_pages: int, page: int) -> Tensor:
     """Mean KL ``[H, T]`` per query that would read a token in the far view, were that token alone pruned; NaN where
     there is no such query.
 
@@ -31,7 +31,7 @@ def harm(seen: Layer, window: int, page: int) -> Tensor:
     for start in range(0, tokens, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, tokens)
         t, keys = position[start:stop, None], position[None, :stop]
-        away = (keys // page < t // page - window)[None]
+        away = (keys // page < t // page - near_pages)[None]
         for head in range(heads):
             rows = slice(head * group, (head + 1) * group)
             scores = (seen.q[rows, start:stop] @ seen.k[head, :stop].T) * seen.scale
@@ -42,22 +42,22 @@ def harm(seen: Layer, window: int, page: int) -> Tensor:
                 at_output = (slope * seen.out[rows, start:stop]).sum(-1, keepdim=True)
                 effect = (moved * (at_output - slope @ seen.v[head, :stop].T)).sum(0)
                 total[head, :stop] += 0.5 * effect.double().square().sum(0) / len(seen.grads)
-    readers = tokens - (position // page + 1 + window) * page
+    readers = tokens - (position // page + 1 + near_pages) * page
     return torch.where(readers > 0, total / readers.clamp(min=1), torch.nan)
 
 
-def fit(windows: Sequence[Layer], pages: Sequence[FullPages], window: int) -> Tensor:
+def fit(windows: Sequence[Layer], pages: Sequence[FullPages], near_pages: int) -> Tensor:
     """Weights ``[H, F]`` of one layer: ridge regression of the logarithm of :func:`harm`, rounded as a profile has
     them.
 
     Args:
         windows: the layer over each window.
         pages: what a strategy sees of each.
-        window: pages of near view.
+        near_pages: pages of near view.
     """
     seen, wanted = [], []
     for layer, full in zip(windows, pages, strict=True):
-        cost = harm(layer, window, full.key.shape[1])
+        cost = harm(layer, near_pages, full.key.shape[1])
         x = features(full).transpose(0, 1).flatten(1, 2)  # [H, T, F]
         known = ~cost[0, : x.shape[1]].isnan()
         seen.append(x[:, known])

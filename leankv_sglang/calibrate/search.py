@@ -19,7 +19,7 @@ STEPS = 7
 ADDS_UP = 0.4
 """Share of a target that the estimated costs begin with: where much is pruned costs add up to more than their sum."""
 FIXED = 0.05
-"""Share of the 16-bit bytes that no option is about: the open page, headers, the window."""
+"""Share of the 16-bit bytes that no option is about: the open page, headers, the near pages."""
 _LEAST, _MOST = 1e-12, 1e3
 
 

@@ -31,7 +31,7 @@ def layer_costs(
         seen: one layer over one window.
         significance: of the tokens of whole pages, ``[H, pages * P]``.
         options: what heads may choose.
-        config: rotation and window.
+        config: rotation and near pages.
         layout: of the records.
         skip: first tokens that do not count.
     """
@@ -55,7 +55,7 @@ def layer_costs(
             sides[form.key_bits] += member * value[:, None]
         near = (keys[high.key_bits][head], values[high.value_bits][head])
         far = [(keys[bits][head], side.flatten(1)) for bits, side in sides.items()]
-        cost[head] = _head_cost(seen, head, near, far, len(options), config.window, layout.page_size, skip)
+        cost[head] = _head_cost(seen, head, near, far, len(options), config.near_pages, layout.page_size, skip)
     return cost
 
 
@@ -65,7 +65,7 @@ def _head_cost(
     near: tuple[Tensor, Tensor],
     far: list[tuple[Tensor, Tensor]],
     options: int,
-    window: int,
+    near_pages: int,
     page: int,
     skip: int,
 ) -> Tensor:
@@ -78,10 +78,10 @@ def _head_cost(
         stop = min(start + QUERY_BLOCK, tokens)
         q = seen.q[rows, start:stop] * seen.scale  # [g, B, D]
         t, own = position[start:stop, None], position[start:stop, None] // page
-        first = max(start // page - window, 0) * page
-        here, last_far = position[None, first:stop], max((stop - 1) // page - window, 0) * page
+        first = max(start // page - near_pages, 0) * page
+        here, last_far = position[None, first:stop], max((stop - 1) // page - near_pages, 0) * page
         raw = (q @ seen.k[head, first:stop].T).masked_fill(~((here // page == own) & (here <= t)), float("-inf"))
-        close = (here // page < own) & (here // page >= own - window)
+        close = (here // page < own) & (here // page >= own - near_pages)
         nears = (q @ near[0][first:stop].T).masked_fill(~close, float("-inf"))
         # Any common offset will do; that of all exact scores keeps every weight in range.
         top = (q @ seen.k[head, :stop].T).masked_fill(position[None, :stop] > t, float("-inf")).amax(-1, keepdim=True)
@@ -90,7 +90,7 @@ def _head_cost(
         parts = [torch.cat([w @ v, w.sum(-1, keepdim=True)], -1) for w, v in zip(weights, values, strict=True)]
         total = (parts[0] + parts[1])[:, :, None].expand(-1, -1, options, -1)
         if last_far:
-            away = position[None, :last_far] // page < own - window
+            away = position[None, :last_far] // page < own - near_pages
             for key, side in far:
                 w = ((q @ key[:last_far].T) - top).masked_fill_(~away, float("-inf")).exp_()
                 total = total + (w @ side[:last_far]).unflatten(-1, (options, dim + 1))

@@ -30,7 +30,7 @@ SERVED_POINT = "lossless"
 """What a server takes that was told nothing: nobody gets other answers than the model's without asking."""
 NO_PROFILE = "none"
 """What ``--leankv-profile`` takes for no profile at all, whatever is shipped."""
-_KEYS = {"leankv_profile", "model", "page_size", "tiers", "rotation", "significance", "window", "points"}
+_KEYS = {"leankv_profile", "model", "page_size", "tiers", "rotation", "significance", "near_pages", "points"}
 _OPTIONAL = {"calibration", "predictor", "keep_first"}
 _MODEL_KEYS = ("num_layers", "num_kv_heads", "head_dim")
 _ALPHAS = tuple(f"alpha_{tier}" for tier in Alphas._fields)
@@ -165,6 +165,7 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
         raise broken(f"is not JSON ({error})") from error
     if not isinstance(data, dict) or data.get("leankv_profile") != VERSION:
         raise broken(f'is not a LeanKV profile of version {VERSION} ("leankv_profile": {VERSION} is missing)')
+    data = current_names(data)
     if unknown := sorted(set(data) - _KEYS - _OPTIONAL):
         raise broken(f"has unknown fields: {', '.join(unknown)}")
     if missing := sorted(_KEYS - set(data)):
@@ -175,7 +176,7 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
     shape = Shape(*(model[k] for k in _MODEL_KEYS))
     pages, sizes = "a whole number of pages", f"one of {_list(PAGE_SIZES)}"
     data.setdefault("keep_first", 0)
-    for name, allowed in (("window", pages), ("keep_first", pages), ("page_size", sizes)):
+    for name, allowed in (("near_pages", pages), ("keep_first", pages), ("page_size", sizes)):
         if type(data[name]) is not int or (name == "page_size" and data[name] not in PAGE_SIZES):
             raise broken(f'"{name}" must be {allowed}')
     points = _points(data["points"], shape, broken)
@@ -193,7 +194,7 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
             alpha_low=points[chosen].low,
             rotation=str(data["rotation"]),
             significance=str(data["significance"]),
-            window=data["window"],
+            near_pages=data["near_pages"],
             keep_first=data["keep_first"],
             kernels=kernels,
             profile=f"{model.get('name') or Path(path).stem} {chosen}",
@@ -206,6 +207,11 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
         raise broken(f"asks for what cannot be ({str(error).rstrip('.')})") from error
     mark = model.get("fingerprint")
     return Profile(shape, mark if isinstance(mark, str) else None, data["page_size"], config)
+
+
+def current_names(data: dict[str, Any]) -> dict[str, Any]:
+    """A profile's fields as they are called now; files of earlier releases call ``near_pages`` ``window``."""
+    return {"near_pages" if name == "window" else name: value for name, value in data.items()}
 
 
 def measured_ratios(path: Path) -> dict[str, float]:

@@ -25,7 +25,7 @@ Pages = NDArray[np.int64]
 
 
 class Ledger:
-    """Prices, levels and window locks of logical pages 1 to ``num_pages``, and the units left.
+    """Prices, levels and near locks of logical pages 1 to ``num_pages``, and the units left.
 
     Args:
         units: units of the pool, a multiple of ``page_size``.
@@ -51,8 +51,8 @@ class Ledger:
         """What a page's records hold, a level of the layout; all of it before the commit."""
         self.settled = np.zeros(n, bool)
         """Whether the true costs of a page are known."""
-        self.window_locks = np.zeros(n, np.int32)
-        """Running requests whose window covers a page."""
+        self.near_locks = np.zeros(n, np.int32)
+        """Running requests that read a page near."""
         self.epoch = np.zeros(n, np.int64)
         """Counts how often a page was opened, so that what was said of an earlier life is not taken for this one."""
         self._cost = np.full((n, LEVEL_NEAR + 1), self.page_size, np.int64)
@@ -132,8 +132,8 @@ class Ledger:
             problems.append(f"{held} units held and {self.free_units} free are not {self.units}")
         if self.free_units < 0:
             problems.append(f"{-self.free_units} units are missing")
-        if self.window_locks.min() < 0:
-            problems.append("a page's window lock was released once too often")
-        if bad := int(((self.window_locks > 0) & (self.level < LEVEL_NEAR)).sum()):
-            problems.append(f"{bad} pages are cut although a running request's window covers them")
+        if self.near_locks.min() < 0:
+            problems.append("a page's near lock was released once too often")
+        if bad := int(((self.near_locks > 0) & (self.level < LEVEL_NEAR)).sum()):
+            problems.append(f"{bad} pages are cut although a running request reads them near")
         return problems

@@ -105,21 +105,21 @@ class LeanKVPool(MHATokenToKVPool):
         logger.info("LeanKV: %d open pages, %.1f MiB", num_rows, self.open_bytes() / 2**20)
 
     def raw_pages(self, layer: int, plan: Plan, key: Tensor, value: Tensor) -> RawPages:
-        """The own pages of a forward's units with its tokens ``[T, H, D]`` written.
+        """The own pages of a forward's tiles with its tokens ``[T, H, D]`` written.
 
-        Where every unit has a row of its own, as in decode, these are the rows' open pages, in place; otherwise copies,
+        Where every tile has a row of its own, as in decode, these are the rows' open pages, in place; otherwise copies,
         which ``keep_open`` takes back.
         """
         raw = RawPages(self.open_key[layer], self.open_value[layer], self.open_scores[layer], plan.rows)
-        if not plan.one_unit_per_row:
+        if not plan.one_tile_per_row:
             rows = plan.rows
-            raw = RawPages(raw.key[rows], raw.value[rows], raw.scores[rows], plan.unit_range)
+            raw = RawPages(raw.key[rows], raw.value[rows], raw.scores[rows], plan.tile_range)
         raw.write(plan, key, value)
         return raw
 
     def keep_open(self, layer: int, plan: Plan, raw: RawPages) -> None:
         """Leave the pages that are not full yet, with their column scores, to their rows."""
-        if not plan.one_unit_per_row and plan.open.numel():
+        if not plan.one_tile_per_row and plan.open.numel():
             rows = plan.rows[plan.open]
             for kept, page in zip((self.open_key, self.open_value, self.open_scores), raw[:3], strict=True):
                 kept[layer][rows] = page[plan.open]
@@ -161,12 +161,12 @@ class LeanKVPool(MHATokenToKVPool):
         if self.orders.run():
             self.version += 1
 
-    def check_window(self, plan: Plan) -> None:
+    def check_near_pages(self, plan: Plan) -> None:
         """Raise :class:`LeanKVError` if a page that the plan reads near is not held in full. Asks the device."""
         cut = self.pages_trimmed + self.pages_demoted
-        if cut and plan.window and (self.ledger.level[plan.near_pages.cpu().numpy()] < LEVEL_NEAR).any():
+        if cut and plan.near_pages and (self.ledger.level[plan.near_page_ids.cpu().numpy()] < LEVEL_NEAR).any():
             raise LeanKVError(
-                "A request's window covers a page whose near part was trimmed; this is a fault of LeanKV's cache, "
+                "A request reads a page near whose near part was trimmed; this is a fault of LeanKV's cache, "
                 "please report which flags and which kind of request led here."
             )
 

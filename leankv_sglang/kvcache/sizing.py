@@ -23,7 +23,9 @@ def make_layout(config: LeanKVConfig, page_size: int, num_kv_heads: int, head_di
         LeanKVError: when the layout cannot hold that shape.
     """
     try:
-        return RecordLayout(page_size, num_kv_heads, head_dim, *config.formats, config.window > 0, config.mid_format)
+        return RecordLayout(
+            page_size, num_kv_heads, head_dim, *config.formats, config.near_pages > 0, config.mid_format
+        )
     except ValueError as error:
         raise LeanKVError(f"LeanKV cannot serve this model: {error}.") from error
 

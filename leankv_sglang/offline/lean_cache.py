@@ -33,7 +33,7 @@ class LeanCache(Cache[LeanState]):
 
     Args:
         shape: the model's.
-        config: formats, window, rotation, significance.
+        config: formats, near_pages, rotation, significance.
         alphas: thresholds, float64 ``[layers, 3, H]``; the configuration's by default.
         page_size: tokens of a page.
         rows: sequences at a time.
@@ -55,7 +55,7 @@ class LeanCache(Cache[LeanState]):
         significance: Significance | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.shape, self.page_size, self.window, self.device = shape, page_size, config.window, device
+        self.shape, self.page_size, self.near_pages, self.device = shape, page_size, config.near_pages, device
         self.layout: RecordLayout = make_layout(config, page_size, shape.kv_heads, shape.head_dim)
         pages = -(-tokens // page_size) + rows
         self.ops = get_ops(device, config.kernels)
@@ -114,7 +114,7 @@ class LeanCache(Cache[LeanState]):
                 self._append(state, self._take())
         rows = torch.tensor([state.row for state, _ in batch], device=self.device)
         prefix, extend = [state.length for state, _ in batch], [count for _, count in batch]
-        self.plan = build_plan(rows, prefix, extend, self.table, self.page_size, self.window)
+        self.plan = build_plan(rows, prefix, extend, self.table, self.page_size, self.near_pages)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """See :meth:`Cache.attend`; pages that become full are committed."""
@@ -122,22 +122,22 @@ class LeanCache(Cache[LeanState]):
         assert plan is not None
         kept = (self.key[layer], self.value[layer], self.scores[layer])
         raw = RawPages(*kept, plan.rows)
-        if not plan.one_unit_per_row:
+        if not plan.one_tile_per_row:
             key, value, scores = (page[plan.rows] for page in kept)
-            raw = RawPages(key, value, scores, plan.unit_range)
+            raw = RawPages(key, value, scores, plan.tile_range)
         raw.write(plan, k.to(self.key.dtype), v.to(self.key.dtype))
         out = self.compressor.forward(layer, plan, q, raw, scale)
-        if not plan.one_unit_per_row and plan.open.numel():
+        if not plan.one_tile_per_row and plan.open.numel():
             for whole, page in zip(kept, raw[:3], strict=True):
                 whole[plan.rows[plan.open]] = page[plan.open]
         return out.to(q.dtype)
 
     def context_bytes(self, state: LeanState) -> int:
         """See :meth:`Cache.context_bytes`: its records in whole blocks, near parts really cut but for the last
-        ``window`` pages, which are all that a sequence goes on to read near; their table entries; one open page, raw
-        with its column scores."""
+        ``near_pages`` pages, which are all that a sequence goes on to read near; their table entries; one open page,
+        raw, with its column scores."""
         pages = torch.tensor(state.pages[: state.length // self.page_size], dtype=torch.int64, device=self.device)
-        far = pages[: max(len(pages) - self.window, 0)]
+        far = pages[: max(len(pages) - self.near_pages, 0)]
         if len(far):
             self.ops.cut_pages(self.store, far, torch.full_like(far, LEVEL_FAR))
         blocks = int(self.ops.count_blocks(self.store, pages)[:, -1].sum()) if len(pages) else 0

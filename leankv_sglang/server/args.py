@@ -16,7 +16,16 @@ from leankv_sglang.config import (
 )
 from leankv_sglang.errors import LeanKVError
 
-_METHOD_FLAGS = ("tiers", "alpha_high", "alpha_mid", "alpha_low", "rotation", "significance", "window", "keep_first")
+_METHOD_FLAGS = (
+    "tiers",
+    "alpha_high",
+    "alpha_mid",
+    "alpha_low",
+    "rotation",
+    "significance",
+    "near_pages",
+    "keep_first",
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +64,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="how tokens are scored; none makes every far token low (default: attention)",
     )
     group.add_argument(
+        "--leankv-near-pages",
         "--leankv-window",
+        dest="leankv_near_pages",
         type=int,
         metavar="PAGES",
         help="pages before a token's own page that it reads with every token high (default: 1)",

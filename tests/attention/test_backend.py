@@ -25,13 +25,13 @@ TOLERANCE = {"reference": 2e-6, "cpu": 2e-3}
 """The cpu kernels round queries and softmax weights to 16 bits; values here are up to 6 large."""
 CONFIGS = {
     "default": LeanKVConfig(),
-    "pruned, window 2": LeanKVConfig("k8v8", "k4v4", alpha_high=1.2, alpha_low=0.6, window=2),
+    "pruned, near_pages 2": LeanKVConfig("k8v8", "k4v4", alpha_high=1.2, alpha_low=0.6, near_pages=2),
     "three tiers": LeanKVConfig("k8v4", "k4v2", alpha_high=1.3, alpha_mid=0.9, alpha_low=0.5, mid="k4v4"),
     "first pages kept": LeanKVConfig(
         "k8v4", "k4v2", alpha_high=1.6, alpha_mid=1.3, alpha_low=1.0, mid="k4v4", keep_first=2
     ),
     "first page kept, two tiers": LeanKVConfig(alpha_high=1.5, alpha_low=1.2, keep_first=1),
-    "window 0, not rotated": LeanKVConfig("k8v4", "k8v4", alpha_low=0.4, window=0, rotation="none"),
+    "no near pages, not rotated": LeanKVConfig("k8v4", "k8v4", alpha_low=0.4, near_pages=0, rotation="none"),
 }
 
 
@@ -105,7 +105,7 @@ def test_random_batches_follow_the_read_rule(name: str, kernels: str, configure)
     configure(config)
     sequences = _sequences(torch.float32)
     outputs = _serve(_runner(torch.float32), sequences, seed=1)
-    rule = dense.Rule(PAGE, config.window, *config.formats, config.rotation, DIM**-0.5, config.mid_format)
+    rule = dense.Rule(PAGE, config.near_pages, *config.formats, config.rotation, DIM**-0.5, config.mid_format)
     for (q, k, v), out in zip(sequences, outputs, strict=True):
         wide = [x.double().numpy() for x in (q, k, v)]
         expected = dense.attention(*wide, _tiers(wide[0], wide[1], rule, config), rule)

@@ -108,7 +108,7 @@ def _refuse(*args: Any) -> None:
 def test_what_matters_is_part_of_the_key(bench: Bench) -> None:
     base = bench.key(bench.systems[0], "x")
     assert bench.key(bench.systems[1], "x") != base
-    assert bench.key(system("balanced", window=2), "x") != base
+    assert bench.key(system("balanced", near_pages=2), "x") != base
     assert bench.key(bench.systems[0], "y") != base
     assert bench.key(None, "x") != base
     bench.page_size = 128

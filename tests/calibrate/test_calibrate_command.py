@@ -82,7 +82,7 @@ def test_points_are_added_only_to_what_they_fit(model: str, tmp_path: Path, caps
     assert command.main(argv) == 0
     before = Path(out).read_text()
     assert command.main([*argv, "--add", "--window", "2"]) == 2
-    assert "has another window" in capsys.readouterr().err
+    assert "has another near_pages" in capsys.readouterr().err
     assert command.main([*argv, "--add", "--seed", "1"]) == 2
     assert "has another predictor" in capsys.readouterr().err
     assert Path(out).read_text() == before

@@ -173,13 +173,13 @@ def test_costs_rise_as_less_is_kept(seen: list[Layer]) -> None:
 def test_pruning_what_matters_least_costs_least(seen: list[Layer]) -> None:
     half = [Option(0, 0, 0.5)]
     for layer in seen:
-        cost = harm(layer, CONFIG.window, PAGE)[:, : 4 * PAGE].nan_to_num()
+        cost = harm(layer, CONFIG.near_pages, PAGE)[:, : 4 * PAGE].nan_to_num()
         best, worst = (layer_costs(layer, worth, half, CONFIG, layout(), PAGE).sum() for worth in (cost, -cost))
         assert best < 0.5 * worst
 
 
 def test_harm_is_of_far_queries_alone(seen: list[Layer]) -> None:
-    cost = harm(seen[0], window=1, page=PAGE)
+    cost = harm(seen[0], near_pages=1, page=PAGE)
     assert bool(cost[:, : 2 * PAGE].isfinite().all())
     # The pages that only the window and their own page's queries read.
     assert bool(cost[:, 3 * PAGE + 20 :].isnan().all())
@@ -188,10 +188,10 @@ def test_harm_is_of_far_queries_alone(seen: list[Layer]) -> None:
 
 def test_the_fit_finds_a_predictor_that_is_there(seen: list[Layer]) -> None:
     """Where harm is what a predictor says, the fit predicts it; and it beats chance on real harm."""
-    weights = fit(seen[:1], [full_pages(seen[0], PAGE)], CONFIG.window)
+    weights = fit(seen[:1], [full_pages(seen[0], PAGE)], CONFIG.near_pages)
     pages = full_pages(seen[0], PAGE)
     said = Predictor(weights[None])(0, pages).transpose(0, 1).flatten(1).log()
-    true = harm(seen[0], CONFIG.window, PAGE)[:, : 4 * PAGE]
+    true = harm(seen[0], CONFIG.near_pages, PAGE)[:, : 4 * PAGE]
     known = ~true[0].isnan()
     for head in range(2):
         pair = torch.stack([said[head, known], (true[head, known] + 1e-12).log()])

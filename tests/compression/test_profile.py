@@ -30,7 +30,7 @@ VALID: dict[str, Any] = {
     "tiers": "k8v4,k4v4,k4v2",
     "rotation": "hadamard",
     "significance": "attention",
-    "window": 1,
+    "near_pages": 1,
     "points": {
         "lossless": {"alpha_high": 0, "alpha_low": 0},
         "balanced": {"alpha_high": TABLE, "alpha_mid": 0.5, "alpha_low": 0.1},
@@ -57,13 +57,19 @@ def write(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
+def test_a_profile_of_an_earlier_release_loads(write: Callable[..., str]) -> None:
+    """It calls near pages ``window``."""
+    path = write({"near_pages": None, "window": 2})
+    assert load_profile(path).config.near_pages == 2
+
+
 def test_a_profile_with_thresholds_per_head_loads(write: Callable[..., str]) -> None:
     profile = load_profile(write(), kernels="reference")
     config = profile.config
     assert profile.shape == SHAPE
     assert config.alpha_high == ((1.0, 0.5, 2.0), (1.5, 1.5, INF))
     assert (config.alpha_mid, config.alpha_low) == (0.5, 0.1)
-    assert (config.tiers, config.rotation, config.significance, config.window) == (
+    assert (config.tiers, config.rotation, config.significance, config.near_pages) == (
         *("k8v4,k4v4,k4v2", "hadamard", "attention"),
         1,
     )
@@ -215,9 +221,9 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     ("an unknown rotation", {"rotation": "fourier"}, "--leankv-rotation"),
     ("an unknown significance", {"significance": "magic"}, "--leankv-significance"),
     ("pruning without significance", {"significance": "none"}, "--leankv-alpha-low"),
-    ("half a window", {"window": 1.5}, '"window" must be a whole number of pages'),
-    ("a true window", {"window": True}, '"window" must be a whole number of pages'),
-    ("a window too long", {"window": 1000}, "--leankv-window"),
+    ("half a page near", {"near_pages": 1.5}, '"near_pages" must be a whole number of pages'),
+    ("a true number of near pages", {"near_pages": True}, '"near_pages" must be a whole number of pages'),
+    ("too many near pages", {"near_pages": 1000}, "--leankv-near-pages"),
     ("half a first page", {"keep_first": 0.5}, '"keep_first" must be a whole number of pages'),
     ("less than no first page", {"keep_first": -1}, "--leankv-keep-first is a number of pages"),
     ("pages of another size", {"page_size": 100}, '"page_size" must be one of 64, 128, 256'),

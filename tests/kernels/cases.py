@@ -61,8 +61,8 @@ class Case:
 
 
 def random_case(rng: Random, *dtypes: torch.dtype, device: str = "cpu") -> Case:
-    """Any shape, pair of tiers, window and thresholds."""
-    window = rng.randint(0, 2)
+    """Any shape, pair of tiers, near_pages and thresholds."""
+    near_pages = rng.randint(0, 2)
     high_format, low_format = rng.choice(PAIRS)
     layout = RecordLayout(
         rng.choice((16, 32) if INTERPRETED else (16, 32, 64)),
@@ -70,12 +70,12 @@ def random_case(rng: Random, *dtypes: torch.dtype, device: str = "cpu") -> Case:
         rng.choice((64, 80) if INTERPRETED else (64, 80, 128)),
         high_format,
         low_format,
-        near=window > 0,
+        near=near_pages > 0,
         mid=rng.choice([None, *mids(high_format, low_format)]),
     )
     alphas = rng.choice(ALPHAS)
     rotation = rng.choice(("hadamard", "hadamard", "none"))
-    return Case(Method(layout, window, rotation, *alphas), rng.randint(1, 8), rng.choice(dtypes), device)
+    return Case(Method(layout, near_pages, rotation, *alphas), rng.randint(1, 8), rng.choice(dtypes), device)
 
 
 def random_length(rng: Random, page: int, pages: int = 4) -> int:
@@ -93,12 +93,12 @@ def random_splits(rng: Random, length: int) -> list[int]:
     return chunks
 
 
-def plan_of(case: Case, queries: int, before: int = 0, window: int | None = None) -> Plan:
+def plan_of(case: Case, queries: int, before: int = 0, near_pages: int | None = None) -> Plan:
     """One request with ``before`` whole pages, ids 1, 2, ..., behind it."""
     slots = torch.arange((before + 2) * case.page, dtype=torch.int32)[None] + case.page
-    window = case.method.window if window is None else window
+    near_pages = case.method.near_pages if near_pages is None else near_pages
     row = torch.tensor([0], device=case.device)
-    return build_plan(row, [before * case.page], [queries], slots.to(case.device), case.page, window)
+    return build_plan(row, [before * case.page], [queries], slots.to(case.device), case.page, near_pages)
 
 
 def store_with(
@@ -117,9 +117,9 @@ def store_with(
     return store
 
 
-def simple(window: int = 1, near: bool = True) -> Case:
+def simple(near_pages: int = 1, near: bool = True) -> Case:
     """Two KV heads of 64, pages of 32."""
-    return Case(Method(small_layout(near=near), window), 2, torch.float64)
+    return Case(Method(small_layout(near=near), near_pages), 2, torch.float64)
 
 
 def random_tiers(pages: int) -> Tensor:

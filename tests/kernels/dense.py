@@ -65,7 +65,7 @@ class Rule:
     """What of the configuration the read rule depends on."""
 
     page: int
-    window: int
+    near_pages: int
     high: Tier
     low: Tier
     rotation: str
@@ -133,8 +133,8 @@ def attention(q: Array, k: Array, v: Array, tiers: NDArray[np.uint8], rule: Rule
     for t in range(tokens):
         own = t // rule.page
         raw = np.arange(own * rule.page, t + 1)
-        near = np.arange(max(own - rule.window, 0) * rule.page, own * rule.page)
-        far = np.arange(max(own - rule.window, 0) * rule.page)
+        near = np.arange(max(own - rule.near_pages, 0) * rule.page, own * rule.page)
+        far = np.arange(max(own - rule.near_pages, 0) * rule.page)
         for h in range(heads):
             tier = tiers[:, h].reshape(-1)[far]
             read = {HIGH: np.concatenate([far[tier == HIGH], near]), MID: far[tier == MID], LOW: far[tier == LOW]}

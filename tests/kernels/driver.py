@@ -28,7 +28,7 @@ class Method:
     """How pages are compressed."""
 
     layout: RecordLayout
-    window: int = 1
+    near_pages: int = 1
     rotation: str = "hadamard"
     alpha_high: float = 1.0
     alpha_mid: float = 0.8
@@ -115,7 +115,7 @@ class Driver:
             [n for _, n in batch],
             self.req_to_token,
             size,
-            self.method.window,
+            self.method.near_pages,
         )
         parts = zip(*[(r.tokens.q, r.tokens.k, r.tokens.v) for r, _ in batch], strict=True)
         spans = [slice(r.done, r.done + n) for r, n in batch]
@@ -129,7 +129,7 @@ class Driver:
         ops, method, rows = self.ops, self.method, plan.rows
         scale = q.shape[-1] ** -0.5
         # Always copies, as a prefill of several pages needs them; the pool's tests cover the way in place.
-        raw = RawPages(self.open_key[rows], self.open_value[rows], self.open_scores[rows], plan.unit_range)
+        raw = RawPages(self.open_key[rows], self.open_value[rows], self.open_scores[rows], plan.tile_range)
         raw.write(plan, k, v)
         own, own_lse = ops.attend_open(q, raw, plan, scale)
         full, still = plan.full, plan.open

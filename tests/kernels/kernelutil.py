@@ -214,6 +214,6 @@ every_sample = pytest.mark.parametrize(
 
 
 def raw_pages(key: Tensor, value: Tensor, query_heads: int) -> RawPages:
-    """Pages ``[U, P, H, D]`` of as many units, with nothing observed yet."""
+    """Pages ``[U, P, H, D]`` of as many tiles, with nothing observed yet."""
     scores = torch.zeros(key.shape[0], query_heads, key.shape[1], dtype=torch.int32)
     return RawPages(key, value, scores, torch.arange(len(key)))

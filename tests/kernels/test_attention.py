@@ -28,7 +28,7 @@ MINUS_INF = float("-inf")
 
 def rule_of(method: Method) -> dense.Rule:
     lay = method.layout
-    return dense.Rule(lay.page_size, method.window, lay.high, lay.low, method.rotation, lay.head_dim**-0.5, lay.mid)
+    return dense.Rule(lay.page_size, method.near_pages, lay.high, lay.low, method.rotation, lay.head_dim**-0.5, lay.mid)
 
 
 def arrays(tokens: Tokens) -> tuple[dense.Array, dense.Array, dense.Array]:
@@ -62,7 +62,7 @@ def test_every_token_reads_what_the_rule_says(ops: Ops, rng: Random) -> None:
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 128])
 @pytest.mark.parametrize("group", [1, 3, 8])
 def test_the_rule_holds_at_the_edges_of_pages(ops: Ops, length: int, group: int) -> None:
-    method = Method(small_layout(page_size=64, num_kv_heads=2), window=1, alpha_high=1.2, alpha_low=0.4)
+    method = Method(small_layout(page_size=64, num_kv_heads=2), near_pages=1, alpha_high=1.2, alpha_low=0.4)
     case = Case(method, group, torch.float64)
     driver, request = case.alone(ops, case.tokens(length, seed=length))
     want = dense.attention(*arrays(request.tokens), stored_tiers(driver, request), rule_of(method))
@@ -97,8 +97,8 @@ def test_the_column_scores_of_all_queries_add_up_to_their_number(ops: Ops, rng: 
 
 
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf"), MINUS_INF])
-def test_open_pages_are_read_up_to_each_units_last_query_only(ops: Ops, garbage: float) -> None:
-    """Units of unequal length: neither outputs nor scores see what lies behind."""
+def test_open_pages_are_read_up_to_each_tiles_last_query_only(ops: Ops, garbage: float) -> None:
+    """Tiles of unequal length: neither outputs nor scores see what lies behind."""
     case = simple()
     slots = torch.arange(64, dtype=torch.int32).expand(2, 64) + 32
     plan = build_plan(torch.tensor([0, 1]), [5, 3], [1, 20], slots, case.page, 1)
@@ -131,10 +131,12 @@ def test_exactly_equal_scores_keep_all_but_the_noise_of_cancelling_values(ops: O
 # Committed pages alone
 
 
-def attend(ops: Ops, case: Case, store: RecordStore, pages: int, window: int | None = None) -> tuple[Tensor, Tensor]:
+def attend(
+    ops: Ops, case: Case, store: RecordStore, pages: int, near_pages: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Two queries behind this many pages."""
     tokens = case.tokens(2, seed=9)
-    plan = plan_of(case, queries=2, before=pages, window=window)
+    plan = plan_of(case, queries=2, before=pages, near_pages=near_pages)
     return ops.attend_committed(tokens.q, store, 0, plan, 0.1, case.method.rotation)
 
 
@@ -150,35 +152,35 @@ def test_without_pages_nothing_is_read(ops: Ops) -> None:
 
 @pytest.mark.parametrize("pages", [1, 3])
 def test_a_head_whose_tokens_are_all_pruned_reads_nothing(ops: Ops, pages: int) -> None:
-    case, tiers = simple(window=0, near=False), random_tiers(pages)
+    case, tiers = simple(near_pages=0, near=False), random_tiers(pages)
     tiers[:, 1] = PRUNED
     out, lse = attend(ops, case, store_with(case, tiers), pages)
     assert_empty(out[:, case.group :], lse[:, case.group :])
     assert bool(lse[:, : case.group].isfinite().all())
 
 
-@pytest.mark.parametrize("window", [0, 1, 2, 5])
-def test_a_window_reads_pruned_tokens_of_the_nearest_pages(ops: Ops, window: int) -> None:
-    """Beyond it, the tiers rule; a window longer than the context reads all of it at high."""
+@pytest.mark.parametrize("near_pages", [0, 1, 2, 5])
+def test_near_pages_read_pruned_tokens(ops: Ops, near_pages: int) -> None:
+    """Beyond them, the tiers rule; more near pages than the context has read all of it at high."""
     case, pages = simple(), 3
     tiers = torch.full((pages, 2, 32), PRUNED, dtype=torch.uint8)
-    got = attend(ops, case, store_with(case, tiers), pages, window)
-    tiers[pages - min(window, pages) :] = HIGH
-    want = attend(ops, case, store_with(case, tiers), pages, window=0)
+    got = attend(ops, case, store_with(case, tiers), pages, near_pages)
+    tiers[pages - min(near_pages, pages) :] = HIGH
+    want = attend(ops, case, store_with(case, tiers), pages, near_pages=0)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("tiers", [random_tiers(3), torch.full((3, 2, 32), LOW, dtype=torch.uint8)])
-def test_a_window_of_zero_needs_no_near_part(ops: Ops, tiers: Tensor) -> None:
-    with_near, without = simple(window=0), simple(window=0, near=False)
+def test_no_near_pages_need_no_near_part(ops: Ops, tiers: Tensor) -> None:
+    with_near, without = simple(near_pages=0), simple(near_pages=0, near=False)
     got = (attend(ops, case, store_with(case, tiers), 3) for case in (with_near, without))
     for a, b in zip(*got, strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_trimmed_page_reads_the_same_from_afar(ops: Ops) -> None:
-    case, tiers = simple(window=1), random_tiers(3)
+    case, tiers = simple(near_pages=1), random_tiers(3)
     whole = attend(ops, case, store_with(case, tiers), 3)
     for trimmed in (0, 1):
         got = attend(ops, case, store_with(case, tiers, L.LEVEL_FAR, trimmed), 3)
@@ -187,7 +189,7 @@ def test_a_trimmed_page_reads_the_same_from_afar(ops: Ops) -> None:
 
 
 def test_a_demoted_page_reads_its_far_tokens_low(ops: Ops) -> None:
-    case, tiers = simple(window=1), random_tiers(3)
+    case, tiers = simple(near_pages=1), random_tiers(3)
     demoted = attend(ops, case, store_with(case, tiers, L.LEVEL_BASE, only=0), 3)
     tiers[0] = torch.where(tiers[0] == HIGH, LOW, tiers[0])
     low = attend(ops, case, store_with(case, tiers), 3)
@@ -213,7 +215,7 @@ def test_other_layers_are_not_read(ops: Ops) -> None:
 @pytest.mark.parametrize("near", [True, False])
 def test_no_page_id_reads_as_a_number(ops: Ops, near: bool) -> None:
     """Rows that a record does not keep must not be taken from its header, where a page id may look like a NaN."""
-    case, tiers = simple(window=int(near), near=near), random_tiers(3)
+    case, tiers = simple(near_pages=int(near), near=near), random_tiers(3)
     store = store_with(case, tiers)
     want = attend(ops, case, store, 3)
     for head in store.page_table[0, 1:].tolist():

@@ -104,12 +104,14 @@ def test_every_page_size(fast: Backend, ops: Ops, page: int, dtype: torch.dtype)
     run_beside_the_specification(fast, ops, mixed(layout, 3, fast, dtype), Random(page), [2 * page + 5, page])
 
 
-@pytest.mark.parametrize("window", [0, 1, 2])
-def test_every_window_by_single_tokens_at_the_edges_of_pages(fast: Backend, ops: Ops, window: int) -> None:
+@pytest.mark.parametrize("near_pages", [0, 1, 2])
+def test_every_number_of_near_pages_by_single_tokens_at_the_edges_of_pages(
+    fast: Backend, ops: Ops, near_pages: int
+) -> None:
     case = mixed(small_layout(page_size=16), 3, fast)
-    case = replace(case, method=replace(case.method, window=window))
+    case = replace(case, method=replace(case.method, near_pages=near_pages))
     driver = case.driver(witness_of(fast, ops).as_ops())
-    driver.run(driver.admit(case.tokens(50, window), 2), [1, 14, 1, 1, 14, 1, 1, 15, 1, 1])
+    driver.run(driver.admit(case.tokens(50, near_pages), 2), [1, 14, 1, 1, 14, 1, 1, 15, 1, 1])
 
 
 def test_peaked_scores(fast: Backend, ops: Ops) -> None:
@@ -150,8 +152,8 @@ def compare_committed(fast: Backend, ops: Ops, case: Case, store: RecordStore, p
     witness_of(fast, ops).attend_committed(tokens.q, store, 0, plan, 0.1, case.method.rotation)
 
 
-def simple_on(fast: Backend, window: int = 1, near: bool = True) -> Case:
-    return replace(simple(window, near), dtype=torch.float32, device=fast.device)
+def simple_on(fast: Backend, near_pages: int = 1, near: bool = True) -> Case:
+    return replace(simple(near_pages, near), dtype=torch.float32, device=fast.device)
 
 
 @pytest.mark.parametrize("level", [L.LEVEL_BASE, L.LEVEL_FAR])
@@ -164,10 +166,10 @@ def test_records_cut_short(fast: Backend, ops: Ops, level: int, pair: str) -> No
         compare_committed(fast, ops, case, store_with(case, random_tiers(4), level, only=cut, calm=True), pages=4)
 
 
-@pytest.mark.parametrize("window", [0, 1])
+@pytest.mark.parametrize("near_pages", [0, 1])
 @pytest.mark.parametrize("pattern", TIER_MAPS)
-def test_ugly_pages(fast: Backend, ops: Ops, pattern: str, window: int) -> None:
-    case = simple_on(fast, window, near=window > 0)
+def test_ugly_pages(fast: Backend, ops: Ops, pattern: str, near_pages: int) -> None:
+    case = simple_on(fast, near_pages, near=near_pages > 0)
     tiers = torch.stack([TIER_MAPS[pattern]((2, 32), seed) for seed in range(3)])
     compare_committed(fast, ops, case, store_with(case, tiers, calm=True), pages=3)
 

@@ -45,7 +45,7 @@ def threads() -> Iterator[None]:
 def groups_of_any_size() -> Iterator[None]:
     """Groups are made wherever they save anything."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, least in (("LEAST_UNITS", 2), ("LEAST_TOKENS", 1), ("LEAST_SAVED", 1)):
+        for name, least in (("LEAST_TILES", 2), ("LEAST_TOKENS", 1), ("LEAST_SAVED", 1)):
             patch.setattr(cascade, name, least)
         yield
 
@@ -61,9 +61,9 @@ def every_group() -> Iterator[None]:
 
 
 def groups_of(plan: Plan) -> list[tuple[list[int], int, int, int]]:
-    """Units, first page, page behind the last and level of each group."""
+    """Tiles, first page, page behind the last and depth of each group."""
     rows = plan.groups.tolist()
-    return [(plan.members[at : at + n].tolist(), start, end, level) for at, n, start, end, level in rows]
+    return [(plan.members[at : at + n].tolist(), start, end, depth) for at, n, start, end, depth in rows]
 
 
 @pytest.mark.usefixtures("every_group")
@@ -82,16 +82,16 @@ def test_prefixes_that_branch_are_nested_groups() -> None:
 
 
 @pytest.mark.usefixtures("every_group")
-def test_a_group_ends_where_a_near_window_begins_for_some_only() -> None:
+def test_a_group_ends_where_a_near_part_begins_for_some_only() -> None:
     pages = [*range(1, 9)]
-    plan = decode_batch([pages, [*pages, 20], [*pages, 21, 22]], window=2).plan()
+    plan = decode_batch([pages, [*pages, 20], [*pages, 21, 22]], near_pages=2).plan()
     assert groups_of(plan) == [([0, 1, 2], 0, 6, 0), ([1, 2], 6, 7, 1)]
 
 
 @pytest.mark.usefixtures("every_group")
-def test_units_at_one_page_share_their_near_window_too() -> None:
+def test_tiles_at_one_page_share_their_near_pages_too() -> None:
     pages = [*range(1, 9)]
-    assert groups_of(decode_batch([pages] * 3, window=2).plan()) == [([0, 1, 2], 0, 8, 0)]
+    assert groups_of(decode_batch([pages] * 3, near_pages=2).plan()) == [([0, 1, 2], 0, 8, 0)]
 
 
 @pytest.mark.usefixtures("every_group")
@@ -140,7 +140,7 @@ def test_ids_may_come_from_the_host() -> None:
 
 def readings(batch: TreeBatch) -> list[list[tuple[int, bool]]]:
     """Of each request its pages, and whether it reads them near."""
-    return [[(page, i >= len(pages) - batch.window) for i, page in enumerate(pages)] for pages in batch.lists]
+    return [[(page, i >= len(pages) - batch.near_pages) for i, page in enumerate(pages)] for pages in batch.lists]
 
 
 @few(300)
@@ -150,18 +150,18 @@ def test_groups_cover_exactly_what_is_shared(rng: Random) -> None:
     read more often than there are requests that differ in it.
     """
     with groups_of_any_size():
-        batch = replace(decode_batch(random_lists(rng, rng.randint(1, 12), 6, 40)), window=rng.randint(0, 3))
+        batch = replace(decode_batch(random_lists(rng, rng.randint(1, 12), 6, 40)), near_pages=rng.randint(0, 3))
         read, groups = readings(batch), groups_of(batch.plan())
     reached = [0] * len(read)
-    levels = [0] * len(read)
-    for units, start, end, level in groups:
-        assert len(units) > 1
-        assert units == sorted(units)
-        for unit in units:
-            assert read[unit][start:end] == read[units[0]][start:end]
-            assert (reached[unit], levels[unit]) == (start, level)
-            reached[unit], levels[unit] = end, level + 1
-    assert [level for *_, level in groups] == sorted(level for *_, level in groups)
+    depths = [0] * len(read)
+    for tiles, start, end, depth in groups:
+        assert len(tiles) > 1
+        assert tiles == sorted(tiles)
+        for tile in tiles:
+            assert read[tile][start:end] == read[tiles[0]][start:end]
+            assert (reached[tile], depths[tile]) == (start, depth)
+            reached[tile], depths[tile] = end, depth + 1
+    assert [depth for *_, depth in groups] == sorted(depth for *_, depth in groups)
     times = sum(end - start for _, start, end, _ in groups) + sum(map(len, read)) - sum(reached)
     assert times == len({tuple(pages[: i + 1]) for pages in read for i in range(len(pages))})
 
@@ -184,8 +184,8 @@ def assert_same_bits(fast: Backend, case: Case, store: RecordStore, batch: TreeB
             assert torch.equal(a, b)
 
 
-def case_with(layout: RecordLayout, group: int, fast: Backend, window: int = 1) -> Case:
-    return Case(Method(layout, window), group, torch.bfloat16, fast.device)
+def case_with(layout: RecordLayout, group: int, fast: Backend, near_pages: int = 1) -> Case:
+    return Case(Method(layout, near_pages), group, torch.bfloat16, fast.device)
 
 
 def store_of(case: Case, rng: Random, pages: int) -> RecordStore:
@@ -193,7 +193,7 @@ def store_of(case: Case, rng: Random, pages: int) -> RecordStore:
     shape = (case.method.layout.num_kv_heads, case.page)
     tiers = torch.stack([rng.choice([*TIER_MAPS.values()])(shape, rng.getrandbits(32)) for _ in range(pages)])
     if rng.random() < 0.3:
-        tiers[:, 0] = PRUNED  # a head that reads nothing, but for near windows
+        tiers[:, 0] = PRUNED  # a head that reads nothing, but for near pages
     store = store_with(case, tiers, calm=True)
     if rng.random() < 0.3:
         store.free(torch.tensor([pages], device=case.device))
@@ -203,7 +203,7 @@ def store_of(case: Case, rng: Random, pages: int) -> RecordStore:
 @few(120)
 @given(rng=dice)
 def test_any_tree_gives_the_bits_of_each_request_alone(fast: Backend, rng: Random) -> None:
-    """All tiers, windows, groups of query heads and widths; splits of 1,024 tokens end inside and at ends of groups."""
+    """All tiers, near pages, query groups and widths; splits of 1,024 tokens end inside groups and at their ends."""
     layout = RecordLayout(
         rng.choice((16,) if INTERPRETED else (64, 128, 256)),
         rng.randint(1, 3),
@@ -234,22 +234,22 @@ def test_every_pair_of_tiers(fast: Backend, pair: tuple[Tier, Tier], head_dim: i
 @pytest.mark.parametrize("group", (3,) if INTERPRETED else (*range(1, 9), 64))
 def test_every_number_of_rows(fast: Backend, group: int) -> None:
     """Few, whole blocks of 64, and beyond: 2 to 33 requests, of which one ends with the shared pages."""
-    case = case_with(small_layout(page_size=64), group, fast, window=2)
+    case = case_with(small_layout(page_size=64), group, fast, near_pages=2)
     store, shared = store_of(case, Random(group), 8), [1, 2, 3, 4, 5]
     for requests in (2,) if INTERPRETED else (2, 3, 5, 9, 33):
         lists = [shared, *([*shared, 6 + i % 2] for i in range(requests - 1))]
-        assert_same_bits(fast, case, store, decode_batch(lists, window=2))
+        assert_same_bits(fast, case, store, decode_batch(lists, near_pages=2))
 
 
 @pytest.mark.usefixtures("every_group")
-@pytest.mark.parametrize("window", range(4))
-def test_a_request_at_the_end_of_the_shared_pages(fast: Backend, window: int) -> None:
-    """Its near window reaches into them; the others read the same pages far, or near as well."""
-    case = replace(simple(window), dtype=torch.bfloat16, device=fast.device)
+@pytest.mark.parametrize("near_pages", range(4))
+def test_a_request_at_the_end_of_the_shared_pages(fast: Backend, near_pages: int) -> None:
+    """Its near pages reach into them; the others read the same pages far, or near as well."""
+    case = replace(simple(near_pages), dtype=torch.bfloat16, device=fast.device)
     store, shared = store_with(case, random_tiers(8), calm=True), [3, 1, 2, 5]
     for tails in ([[], [6]], [[], [], [6, 7, 8]], [[], [6], [7, 8], [6, 7, 8]], [[], []])[: 1 if INTERPRETED else 4]:
         lists = [[*shared, *tail] for tail in tails]
-        assert_same_bits(fast, case, store, decode_batch(lists, case.page, window))
+        assert_same_bits(fast, case, store, decode_batch(lists, case.page, near_pages))
 
 
 @pytest.mark.usefixtures("every_group")

@@ -59,7 +59,7 @@ def test_mean_attention_is_what_the_definition_says(ops: Ops, rng: Random) -> No
     q, k = page_of_tokens(page, heads, group, rng.getrandbits(32))
     got = mean_attention(column_scores(ops, q, k), heads)
     tier = small_layout().high
-    rule = dense.Rule(page, window=1, high=tier, low=tier, rotation="none", scale=0.125)
+    rule = dense.Rule(page, near_pages=1, high=tier, low=tier, rotation="none", scale=0.125)
     want = dense.mean_attention(q.numpy(), k.numpy(), rule)
     np.testing.assert_allclose(got.numpy(), want, rtol=0, atol=1.01 * rounding(page))
 

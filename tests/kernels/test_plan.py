@@ -17,7 +17,7 @@ PAGE_SIZES = (16, 64, 128)
 
 
 @dataclass
-class Unit:
+class Tile:
     """The queries of one request that lie in one page."""
 
     request: int
@@ -44,20 +44,20 @@ class Batch:
         slots = pages.view(-1, width, 1) * page_size + torch.arange(page_size)
         return Batch(page_size, [p for p, _ in lengths], [e for _, e in lengths], rows, slots.flatten(1).int())
 
-    def plan(self, window: int = 1) -> Plan:
+    def plan(self, near_pages: int = 1) -> Plan:
         rows = torch.tensor(self.rows, dtype=torch.int32)
-        return build_plan(rows, self.prefix, self.extend, self.req_to_token, self.page_size, window)
+        return build_plan(rows, self.prefix, self.extend, self.req_to_token, self.page_size, near_pages)
 
-    def units(self) -> list[Unit]:
+    def tiles(self) -> list[Tile]:
         """Token by token, in the batch's order."""
-        units: list[Unit] = []
+        tiles: list[Tile] = []
         for request, (start, count) in enumerate(zip(self.prefix, self.extend, strict=True)):
             for token in range(start, start + count):
                 page, position = divmod(token, self.page_size)
-                if not units or (units[-1].request, units[-1].page) != (request, page):
-                    units.append(Unit(request, page))
-                units[-1].positions.append(position)
-        return units
+                if not tiles or (tiles[-1].request, tiles[-1].page) != (request, page):
+                    tiles.append(Tile(request, page))
+                tiles[-1].positions.append(position)
+        return tiles
 
     def page_id(self, request: int, page: int) -> int:
         return int(self.req_to_token[self.rows[request], page * self.page_size]) // self.page_size
@@ -65,27 +65,27 @@ class Batch:
 
 def check(batch: Batch) -> None:
     """Every field of the plan against the model."""
-    plan, units, size = batch.plan(), batch.units(), batch.page_size
-    assert plan.num_units == len(units)
+    plan, tiles, size = batch.plan(), batch.tiles(), batch.page_size
+    assert plan.num_tiles == len(tiles)
     assert plan.num_tokens == sum(batch.extend)
-    assert plan.max_queries == max([len(u.positions) for u in units], default=0)
-    assert plan.q_indptr == [sum(len(u.positions) for u in units[:i]) for i in range(len(units) + 1)]
-    assert plan.request == [u.request for u in units]
-    assert plan.page_index == [u.page for u in units]
-    assert plan.offset == plan.first.tolist() == [u.positions[0] for u in units]
-    assert plan.length.tolist() == [len(u.positions) for u in units]
-    assert plan.rows.tolist() == [batch.rows[u.request] for u in units]
-    assert plan.own_pages.tolist() == [batch.page_id(u.request, u.page) for u in units]
+    assert plan.max_queries == max([len(u.positions) for u in tiles], default=0)
+    assert plan.q_indptr == [sum(len(u.positions) for u in tiles[:i]) for i in range(len(tiles) + 1)]
+    assert plan.request == [u.request for u in tiles]
+    assert plan.page_index == [u.page for u in tiles]
+    assert plan.offset == plan.first.tolist() == [u.positions[0] for u in tiles]
+    assert plan.length.tolist() == [len(u.positions) for u in tiles]
+    assert plan.rows.tolist() == [batch.rows[u.request] for u in tiles]
+    assert plan.own_pages.tolist() == [batch.page_id(u.request, u.page) for u in tiles]
 
-    tokens = [(i, position, rank) for i, u in enumerate(units) for rank, position in enumerate(u.positions)]
-    assert list(zip(*(t.tolist() for t in (plan.token_unit, plan.token_pos, plan.token_rank)), strict=True)) == tokens
+    tokens = [(i, position, rank) for i, u in enumerate(tiles) for rank, position in enumerate(u.positions)]
+    assert list(zip(*(t.tolist() for t in (plan.token_tile, plan.token_pos, plan.token_rank)), strict=True)) == tokens
 
-    full = [i for i, u in enumerate(units) if u.positions[-1] == size - 1]
+    full = [i for i, u in enumerate(tiles) if u.positions[-1] == size - 1]
     assert plan.full.tolist() == full
-    assert sorted(plan.full.tolist() + plan.open.tolist()) == list(range(len(units)))
-    assert plan.full_index.tolist() == [units[i].page for i in full]
+    assert sorted(plan.full.tolist() + plan.open.tolist()) == list(range(len(tiles)))
+    assert plan.full_index.tolist() == [tiles[i].page for i in full]
 
-    for i, u in enumerate(units):
+    for i, u in enumerate(tiles):
         assert plan.unwritten[i].tolist() == [position > u.positions[-1] for position in range(size)]
         assert plan.asked[i].tolist() == [rank < len(u.positions) for rank in range(plan.max_queries)]
         seen = plan.causal[i, : len(u.positions)].sum(1).tolist()
@@ -94,8 +94,8 @@ def check(batch: Batch) -> None:
 
     for request in range(len(batch.extend)):
         read = plan.pages[plan.page_indptr[request] : plan.page_indptr[request + 1]].tolist()
-        # The last unit of a request reads every page before its own.
-        before = max([u.page for u in units if u.request == request], default=0)
+        # The last tile of a request reads every page before its own.
+        before = max([u.page for u in tiles if u.request == request], default=0)
         assert read == [batch.page_id(request, page) for page in range(before)]
     assert plan.page_indptr[-1] == plan.pages.numel()
 
@@ -120,16 +120,16 @@ def test_chunks_that_begin_or_end_where_a_page_does(page: int, prefix_pages: int
                 check(Batch.of(page, [(prefix, end - prefix)]))
 
 
-def test_decode_is_one_unit_of_one_query_per_request() -> None:
+def test_decode_is_one_tile_of_one_query_per_request() -> None:
     batch = Batch.of(64, [(0, 1), (63, 1), (64, 1), (200, 1)])
     check(batch)
     plan = batch.plan()
-    assert plan.num_units == plan.num_tokens == 4
+    assert plan.num_tiles == plan.num_tokens == 4
     assert plan.full.tolist() == [1]
     assert plan.full_index.tolist() == [0]
 
 
-def test_a_request_with_nothing_to_do_has_no_unit_and_reads_no_page() -> None:
+def test_a_request_with_nothing_to_do_has_no_tile_and_reads_no_page() -> None:
     batch = Batch.of(64, [(130, 0), (5, 3), (64, 0)])
     check(batch)
     plan = batch.plan()
@@ -141,5 +141,5 @@ def test_an_empty_batch_has_an_empty_plan() -> None:
     check(Batch.of(64, [(10, 0), (0, 0)]))
 
 
-def test_the_window_is_passed_on() -> None:
-    assert Batch.of(64, [(0, 1)]).plan(window=7).window == 7
+def test_near_pages_are_passed_on() -> None:
+    assert Batch.of(64, [(0, 1)]).plan(near_pages=7).near_pages == 7

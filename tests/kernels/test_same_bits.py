@@ -23,15 +23,15 @@ def backend(any_backend: Backend) -> Backend:
 
 
 def assert_same_output(got: Tensor, wanted: Tensor, exact: bool) -> None:
-    """Equal bits; where not exact, float32 within one unit: sums of the specification's float64 can round differently,
+    """Equal bits; where not exact, float32 within one tile: sums of the specification's float64 can round differently,
     which 16-bit types do not show.
     """
     assert got.dtype == wanted.dtype
     if exact or got.dtype != torch.float32:
         assert torch.equal(got, wanted)
         return
-    unit = np.spacing(torch.maximum(got.abs(), wanted.abs()).numpy())
-    assert ((got - wanted).abs().numpy() <= unit).all()
+    tile = np.spacing(torch.maximum(got.abs(), wanted.abs()).numpy())
+    assert ((got - wanted).abs().numpy() <= tile).all()
 
 
 def assert_same(driver: Driver, request: Request, backend: Backend, case: Case) -> None:
@@ -56,12 +56,12 @@ def test_any_split_into_chunks_gives_the_same_bits(backend: Backend, rng: Random
 @pytest.mark.parametrize(
     "dtype", [torch.float32] if INTERPRETED else [torch.bfloat16, torch.float16, torch.float32], ids=str
 )
-@pytest.mark.parametrize(("head_dim", "group", "window"), [(64, 3, 1), (80, 1, 0), (128, 4, 2)])
+@pytest.mark.parametrize(("head_dim", "group", "near_pages"), [(64, 3, 1), (80, 1, 0), (128, 4, 2)])
 def test_token_by_token_gives_the_same_bits(
-    backend: Backend, head_dim: int, group: int, window: int, dtype: torch.dtype
+    backend: Backend, head_dim: int, group: int, near_pages: int, dtype: torch.dtype
 ) -> None:
-    layout = small_layout(page_size=32, head_dim=head_dim, near=window > 0)
-    case = Case(Method(layout, window, alpha_high=1.2, alpha_mid=0.8, alpha_low=0.4), group, dtype, backend.device)
+    layout = small_layout(page_size=32, head_dim=head_dim, near=near_pages > 0)
+    case = Case(Method(layout, near_pages, alpha_high=1.2, alpha_mid=0.8, alpha_low=0.4), group, dtype, backend.device)
     driver = case.driver(backend.ops)
     length = 40 if INTERPRETED else 100
     request = driver.admit(case.tokens(length, seed=head_dim), row=1)

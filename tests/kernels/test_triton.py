@@ -57,7 +57,7 @@ def test_one_program_for_all_splits_or_one_for_each(
 
 @pytest.mark.parametrize("group", [3, 8])
 def test_any_place_in_a_tile_gives_the_same_bits(triton: Backend, group: int) -> None:
-    """A query alone against several in one unit."""
+    """A query alone against several in one tile."""
     case, store = long_context(triton, 4, group)
     tokens = case.tokens(12, 2)
     whole = triton.ops.attend_committed(tokens.q, store, 0, plan_of(case, 12, before=4), 0.1, "hadamard")

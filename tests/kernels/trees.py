@@ -24,7 +24,7 @@ class TreeBatch:
     queries: list[int]
     inside: list[int]
     page_size: int
-    window: int
+    near_pages: int
 
     def plan(self, cascade: bool = True, device: str = "cpu") -> Plan:
         """The forward's plan; own pages get ids that no record has."""
@@ -35,12 +35,12 @@ class TreeBatch:
         slots = (ids[:, :, None] * size + torch.arange(size, dtype=torch.int32)).flatten(1)
         prefix = [len(pages) * size + inside for pages, inside in zip(self.lists, self.inside, strict=True)]
         rows = torch.arange(len(self.lists), device=device)
-        return build_plan(rows, prefix, self.queries, slots.to(device), size, self.window, cascade=cascade)
+        return build_plan(rows, prefix, self.queries, slots.to(device), size, self.near_pages, cascade=cascade)
 
 
-def decode_batch(lists: list[list[int]], page_size: int = 64, window: int = 1) -> TreeBatch:
+def decode_batch(lists: list[list[int]], page_size: int = 64, near_pages: int = 1) -> TreeBatch:
     """One query for every request."""
-    return TreeBatch(lists, [1] * len(lists), [3] * len(lists), page_size, window)
+    return TreeBatch(lists, [1] * len(lists), [3] * len(lists), page_size, near_pages)
 
 
 def random_lists(rng: Random, requests: int, pages: int, depth: int) -> list[list[int]]:

@@ -152,15 +152,15 @@ def test_rows_that_decode_together_have_what_each_has_alone() -> None:
     torch.testing.assert_close(outs[0], outs[1], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "window"), [("small", 1), ("small", 2), ("all k8v4", 1), ("balanced", 0)])
-def test_bytes_are_those_of_trimmed_records(model: PackedModel, name: str, window: int) -> None:
-    cache = cache_of(model, system(name, window=window), PAGE, 2, 1024)
+@pytest.mark.parametrize(("name", "near_pages"), [("small", 1), ("small", 2), ("all k8v4", 1), ("balanced", 0)])
+def test_bytes_are_those_of_trimmed_records(model: PackedModel, name: str, near_pages: int) -> None:
+    cache = cache_of(model, system(name, near_pages=near_pages), PAGE, 2, 1024)
     assert isinstance(cache, LeanCache)
     state = cache.new(600)
     model.prefill(cache, [(state, tokens(5 * PAGE + 9, 8))])
     pages = torch.tensor(state.pages[:5], device=model.device)
     expected = cache.ops.count_blocks(cache.store, pages)
-    blocks = int(expected[: 5 - window, LEVEL_FAR - 1].sum() + expected[5 - window :, 2].sum())
+    blocks = int(expected[: 5 - near_pages, LEVEL_FAR - 1].sum() + expected[5 - near_pages :, 2].sum())
     held = cache.context_bytes(state)
     assert cache.store.usage().blocks == blocks
     scores = 3 * 6 * PAGE * 4  # of the open page: layers, query heads, int32

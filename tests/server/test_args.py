@@ -46,8 +46,9 @@ FLAGS: list[tuple[list[str], dict[str, Any]]] = [
     (["--leankv-match", "relaxed", "--leankv-demote"], {"match": "relaxed", "demote": True}),
     (["--leankv-rotation", "none"], {"rotation": "none"}),
     (["--leankv-significance", "none"], {"significance": "none"}),
-    (["--leankv-window", "0"], {"window": 0}),
-    (["--leankv-window=4"], {"window": 4}),
+    (["--leankv-near-pages", "0"], {"near_pages": 0}),
+    (["--leankv-window", "0"], {"near_pages": 0}),
+    (["--leankv-window=4"], {"near_pages": 4}),
     (["--leankv-keep-first", "2"], {"keep_first": 2}),
     (["--leankv-kernels", "reference"], {"kernels": "reference"}),
     (["--leankv-kernels", "auto"], {"kernels": "auto"}),
@@ -82,7 +83,7 @@ def test_other_flags_go_to_sglang_untouched_and_in_order() -> None:
     argv = ["--model-path", "m", "--leankv-window", "2", "--page-size", "64", "--help", "--tp=1", "--leankv-tiers=k8v4"]
     ours, rest = split_args(argv)
     assert rest == ["--model-path", "m", "--page-size", "64", "--help", "--tp=1"]
-    assert (ours.leankv_window, ours.leankv_tiers) == (2, "k8v4")
+    assert (ours.leankv_near_pages, ours.leankv_tiers) == (2, "k8v4")
 
 
 @pytest.mark.parametrize("flag", ["--leankv-foo", "--leankv", "--leankv-tier", "--leankv-alpha=1", "--leankv_window"])
@@ -100,7 +101,7 @@ BAD: list[list[str]] = [
     ["--leankv-alpha-mid", "2.5"],
     ["--leankv-rotation", "fourier"],
     ["--leankv-significance", "magic"],
-    ["--leankv-window", "-1"],
+    ["--leankv-near-pages", "-1"],
     ["--leankv-keep-first", "-1"],
     ["--leankv-alpha-high", "nan"],
     ["--leankv-alpha-low", "inf"],
@@ -120,7 +121,7 @@ def test_a_bad_value_is_refused_with_one_sentence_naming_the_flag(argv: list[str
     assert is_one_sentence(text)
 
 
-@pytest.mark.parametrize("argv", [["--leankv-window", "two"], ["--leankv-alpha-high", "much"], ["--leankv-tiers"]])
+@pytest.mark.parametrize("argv", [["--leankv-keep-first", "two"], ["--leankv-alpha-high", "much"], ["--leankv-tiers"]])
 def test_what_is_no_number_at_all_ends_with_the_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refusal:
         split_args(argv)
@@ -139,7 +140,7 @@ def profile_file(tmp_path: Path) -> Callable[..., str]:
     """A small valid profile."""
     path = tmp_path / "small.json"
     model = {"num_layers": 1, "num_kv_heads": 2, "head_dim": 64}
-    fields = {"tiers": "k8v8", "rotation": "none", "significance": "attention", "window": 2}
+    fields = {"tiers": "k8v8", "rotation": "none", "significance": "attention", "near_pages": 2}
     thresholds = {"alpha_high": [[1, 2]], "alpha_low": 0.5}
     fields |= {"leankv_profile": 2, "model": model, "page_size": 64, "points": {"balanced": thresholds}}
     path.write_text(json.dumps(fields))
@@ -154,7 +155,7 @@ def test_a_profile_decides_everything_but_the_backend(profile_file: str) -> None
     assert config == LeanKVConfig(
         *("k8v8", "k8v8", ((1.0, 2.0),), 0.5),
         rotation="none",
-        window=2,
+        near_pages=2,
         kernels="reference",
         profile="small balanced",
         points=(("balanced", Alphas(((1.0, 2.0),), math.inf, 0.5)),),
@@ -171,4 +172,5 @@ def test_a_profile_and_a_flag_it_decides_are_refused_together(profile_file: str,
     ours, _ = split_args(["--leankv-profile", profile_file, *argv])
     with pytest.raises(LeanKVError) as refusal:
         config_from_args(ours, "nowhere")
-    assert str(refusal.value).startswith(f"--leankv-profile decides {argv[0].split('=')[0]}")
+    flag = argv[0].split("=")[0].replace("--leankv-window", "--leankv-near-pages")
+    assert str(refusal.value).startswith(f"--leankv-profile decides {flag}")

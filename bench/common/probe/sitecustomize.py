@@ -16,7 +16,15 @@ from typing import Any
 
 SECONDS: dict[str, float] = defaultdict(float)
 MANAGED: dict[str, tuple[str, ...]] = {
-    "leankv_sglang.kvcache.pool:LeanKVPool": ("drain", "settle", "note_commits", "free", "cut", "swap", "check_window"),
+    "leankv_sglang.kvcache.pool:LeanKVPool": (
+        "drain",
+        "settle",
+        "note_commits",
+        "free",
+        "cut",
+        "swap",
+        "check_near_pages",
+    ),
     "leankv_sglang.kvcache.ledger:Ledger": ("open",),
     "leankv_sglang.kvcache.allocator:LeanKVAllocator": (
         *("create_prefill_budget", "evict_to_free_tokens", "check_decode_capacity", "_release_page_ids"),

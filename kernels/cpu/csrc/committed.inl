@@ -8,7 +8,7 @@ namespace leankv::LEANKV_NS {
 namespace {
 
 constexpr int kBlockRows = 64;      // query rows that share one decoding of a page
-constexpr int kSplitTokens = 1024;  // tokens of a split: the unit of parallel work of one row block
+constexpr int kSplitTokens = 1024;  // tokens of a split: the tile of parallel work of one row block
 
 struct Scratch {
     HeadView view;
@@ -29,22 +29,22 @@ T* thread_scratch() {
     return scratch;
 }
 
-// States of rows between tasks. The rows of a unit have equally many places each, one after the other: one per split,
+// States of rows between tasks. The rows of a tile have equally many places each, one after the other: one per split,
 // or one for the split that is still open and one for those before.
 struct States {
     uint8_t* at;
-    const int64_t* first;  // [U + 1] of each unit's places
+    const int64_t* first;  // [U + 1] of each tile's places
     size_t bytes;          // of a place
     bool by_split;
 };
 
-// Query rows that read the same pages: those of one unit, or of several units of one query each.
+// Query rows that read the same pages: those of one tile, or of several tiles of one query each.
 struct Readers {
     const int64_t* members;  // or null
-    int64_t unit;            // the only one or the first
+    int64_t tile;            // the only one or the first
     int64_t rows;            // per KV head
 
-    LEANKV_MEMBER int64_t unit_of(int64_t row, int64_t group) const { return members ? members[row / group] : unit; }
+    LEANKV_MEMBER int64_t tile_of(int64_t row, int64_t group) const { return members ? members[row / group] : tile; }
     LEANKV_MEMBER int64_t query_of(int64_t row, int64_t group) const { return members ? 0 : row / group; }
 };
 
@@ -93,19 +93,19 @@ static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch
 
 // Folds pages `begin` to `end`, all of one split, into the rows' states of that split.
 static void read_pages(const AttendCommittedArgs& a, const Task& task, int64_t begin, int64_t end, Scratch& s) {
-    const Unit unit = unit_at(a.units, task.readers.unit);
+    const Tile tile = tile_at(a.tiles, task.readers.tile);
     const int dim = int(a.shape.head_dim), channels = channel_vectors(dim) * W;
     auto record_of = [&](int64_t page) {
-        return Record(a.shape, a.blocks, a.page_table[a.pages[unit.first_page + page]]);
+        return Record(a.shape, a.blocks, a.page_table[a.pages[tile.first_page + page]]);
     };
     HeadPlace place;
     bool placed = false;  // whether that is the place of the head to come
     for (int64_t page = begin; page < end; page++) {
         const Record record = record_of(page);
         // One head ahead its codes, one page ahead its centre, two pages ahead its header.
-        const bool more = page + 1 < unit.pages;
+        const bool more = page + 1 < tile.pages;
         const Record next = record_of(more ? page + 1 : page);
-        if (page + 2 < unit.pages) {
+        if (page + 2 < tile.pages) {
             const Record later = record_of(page + 2);
             for (int i = 0; i < a.shape.tier_map_start; i += 64)
                 __builtin_prefetch(reinterpret_cast<const char*>(later.words) + i, 0, 3);
@@ -114,7 +114,7 @@ static void read_pages(const AttendCommittedArgs& a, const Task& task, int64_t b
             placed = false;
             continue;
         }
-        const bool near = a.shape.near && page >= unit.pages - a.window && record.level() >= kLevelNear;
+        const bool near = a.shape.near && page >= tile.pages - a.near_pages && record.level() >= kLevelNear;
         for (int h = 0; h < task.heads; h++) {
             const HeadPlace here = placed ? place : find_head(record, task.head + h);
             const bool last = h + 1 == task.heads;
@@ -147,10 +147,10 @@ static void finish_row(const AttendCommittedArgs& a, int64_t token, int64_t quer
     for (int c = 0; c < dim; c += W) store(out + c, load(x + c) * factor);
 }
 
-// The places of one row of a unit.
-LEANKV_INLINE uint8_t* places(const AttendCommittedArgs& a, const States& states, int64_t unit, int head, int64_t row) {
-    const int64_t rows = unit_at(a.units, unit).queries * a.group, first = states.first[unit];
-    const int64_t each = (states.first[unit + 1] - first) / (rows * a.shape.heads);
+// The places of one row of a tile.
+LEANKV_INLINE uint8_t* places(const AttendCommittedArgs& a, const States& states, int64_t tile, int head, int64_t row) {
+    const int64_t rows = tile_at(a.tiles, tile).queries * a.group, first = states.first[tile];
+    const int64_t each = (states.first[tile + 1] - first) / (rows * a.shape.heads);
     return states.at + states.bytes * size_t(first + (head * rows + row) * each);
 }
 
@@ -168,11 +168,11 @@ static void run_task(const AttendCommittedArgs& a, const Task& task, const State
     const int slots = task.heads * task.rows;
     auto each_row = [&](auto f) {
         for (int i = 0; i < slots; i++) {
-            const int64_t row = task.first_row + i % task.rows, u = task.readers.unit_of(row, group);
+            const int64_t row = task.first_row + i % task.rows, u = task.readers.tile_of(row, group);
             const int64_t query = task.readers.query_of(row, group), of_group = row % group;
             const int head = task.head + i / task.rows;
             uint8_t* place = states.at ? places(a, states, u, head, query * group + of_group) : nullptr;
-            f(i, unit_at(a.units, u).first_query + query, int(head * group + of_group), place);
+            f(i, tile_at(a.tiles, u).first_query + query, int(head * group + of_group), place);
         }
     };
     auto copy = [&](void* to, const void* from) { std::memcpy(to, from, states.bytes); };

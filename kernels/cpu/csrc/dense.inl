@@ -1,6 +1,6 @@
 // What the compressed cache is measured against: decode attention over a plain bf16 cache, at the speed of memory.
 //
-// A unit is one kv head's split of the context. Its rows are loaded once for the whole group of query heads and go
+// A split is part of one kv head's context. Its rows are loaded once for the whole group of query heads and go
 // through an online softmax in blocks. The splits' size is fixed: the result depends on no number of threads.
 //
 // Memory is busy all the time only if lines are asked for in the order of addresses and at an even pace. So every row
@@ -24,7 +24,7 @@ constexpr int power_of_two_within(int limit, int most) {
 
 using Lanes = float[kBlock][W];
 
-struct alignas(64) Unit {  // whole lines first: a vector across two of them costs double
+struct alignas(64) Split {  // whole lines first: a vector across two of them costs double
     uint16_t query[kDenseGroup][kDenseDim];
     float query_split[kDenseGroup][kDenseDim];
     float sums[kDenseGroup][kDenseDim];
@@ -94,7 +94,7 @@ LEANKV_INLINE void product(const float (*query)[kDenseDim], const uint16_t* key,
 
 // Products of a block's keys from first to last with the group's queries, each left as W terms.
 template <int G, int Dim>
-static void products(const Unit& u, const uint16_t* keys, int first, int last, Lanes* __restrict lanes) {
+static void products(const Split& u, const uint16_t* keys, int first, int last, Lanes* __restrict lanes) {
     const int full = Dim ? Dim / (2 * W) : u.full, dim = Dim ? Dim : u.dim;
     for (int t = first; t < last; t++) {
         const uint16_t* key = keys + t * dim;
@@ -107,13 +107,13 @@ static void products(const Unit& u, const uint16_t* keys, int first, int last, L
 }
 
 // What a block's values are added to: the sums of all before, under the highest score that the block brought.
-LEANKV_INLINE vf sums_so_far(const Unit& u, int g, int vector, int first) {
+LEANKV_INLINE vf sums_so_far(const Split& u, int g, int vector, int first) {
     return load(u.sums[g] + vector * W) * (first ? 1.0f : u.rescale[g]);
 }
 
 // Adds a block's weighted values from first to last to the sums, for C vectors of channels from vector j on.
 template <int G, int C, bool Half>
-LEANKV_INLINE void add_values(Unit& u, const uint16_t* values, int dim, int first, int last, int j) {
+LEANKV_INLINE void add_values(Split& u, const uint16_t* values, int dim, int first, int last, int j) {
     vf acc[C][2][G];
     for (int c = 0; c < C; c++)
         for (int half = 0; half < 2; half++)
@@ -135,13 +135,13 @@ LEANKV_INLINE void add_values(Unit& u, const uint16_t* values, int dim, int firs
 }
 
 template <int G, int C>
-LEANKV_INLINE void add_strips(Unit& u, const uint16_t* values, int dim, int first, int last, int j, int full) {
+LEANKV_INLINE void add_strips(Split& u, const uint16_t* values, int dim, int first, int last, int j, int full) {
     for (; j + C <= full; j += C) add_values<G, C, false>(u, values, dim, first, last, j);
     if constexpr (C > 1) add_strips<G, C / 2>(u, values, dim, first, last, j, full);
 }
 
 template <int G, int Dim>
-static void values(Unit& u, const uint16_t* values, int first, int last) {
+static void values(Split& u, const uint16_t* values, int first, int last) {
     constexpr int C = power_of_two_within(kRegisters * 3 / 4 / (2 * G), 4);
     const int full = Dim ? Dim / (2 * W) : u.full, dim = Dim ? Dim : u.dim;
     add_strips<G, C>(u, values, dim, first, last, 0, full);
@@ -158,7 +158,7 @@ namespace {
 
 // A block's scores to weights under the highest score so far, and by what all that came before shrinks.
 template <int G>
-LEANKV_INLINE void weigh_block(Unit& u, int n, bool bf16) {
+LEANKV_INLINE void weigh_block(Split& u, int n, bool bf16) {
     for (int g = 0; g < G; g++) {
         vf score[kBlock / W], top = splat(-__builtin_inff());
         for (int i = 0; i < kBlock / W; i++) {
@@ -185,8 +185,8 @@ LEANKV_INLINE void weigh_block(Unit& u, int n, bool bf16) {
 
 // One split of one kv head; leaves per query head the sums, the highest score and the weight.
 template <int G, int Dim>
-static void unit_of(const DenseArgs& a, int64_t head, int64_t split, float* out, bool bf16) {
-    Unit u;
+static void run_split(const DenseArgs& a, int64_t head, int64_t split, float* out, bool bf16) {
+    Split u;
     u.dim = a.dim;
     u.full = a.dim / (2 * W);
     u.half = a.dim % (2 * W) != 0;
@@ -245,21 +245,21 @@ static void join(const float* parts, int64_t stride, int splits, int row, int di
     for (int d = 0; d < dim; d++) out[d] /= weight;
 }
 
-using UnitFunction = void (*)(const DenseArgs&, int64_t, int64_t, float*, bool);
+using SplitFunction = void (*)(const DenseArgs&, int64_t, int64_t, float*, bool);
 
 template <int Dim>
-static UnitFunction unit_for(int64_t group) {
-    static const UnitFunction by_group[kDenseGroup] = {
-        unit_of<1, Dim>, unit_of<2, Dim>, unit_of<3, Dim>, unit_of<4, Dim>,
-        unit_of<5, Dim>, unit_of<6, Dim>, unit_of<7, Dim>, unit_of<8, Dim>,
+static SplitFunction split_for(int64_t group) {
+    static const SplitFunction by_group[kDenseGroup] = {
+        run_split<1, Dim>, run_split<2, Dim>, run_split<3, Dim>, run_split<4, Dim>,
+        run_split<5, Dim>, run_split<6, Dim>, run_split<7, Dim>, run_split<8, Dim>,
     };
     return by_group[group - 1];
 }
 
 static void decode(const DenseArgs& a) {
-    const UnitFunction run = a.dim == 64    ? unit_for<64>(a.group)
-                             : a.dim == 128 ? unit_for<128>(a.group)
-                                            : unit_for<0>(a.group);
+    const SplitFunction run = a.dim == 64    ? split_for<64>(a.group)
+                              : a.dim == 128 ? split_for<128>(a.group)
+                                             : split_for<0>(a.group);
     const bool bf16 = a.cpu_bf16 && has_bf16();
     const int row = (a.dim + 2 * W - 1) / (2 * W) * 2 * W;
     const int64_t heads = a.batch * a.kv_heads, splits = (a.tokens + kDenseSplit - 1) / kDenseSplit;

@@ -17,7 +17,7 @@ LEANKV_BF16 LEANKV_INLINE void product_bf16(const uint16_t (*query)[kDenseDim], 
 }
 
 template <int G, int Dim>
-LEANKV_BF16 static void products_bf16(const Unit& u, const uint16_t* keys, int first, int last,
+LEANKV_BF16 static void products_bf16(const Split& u, const uint16_t* keys, int first, int last,
                                       Lanes* __restrict lanes) {
     const int full = Dim ? Dim / (2 * W) : u.full, dim = Dim ? Dim : u.dim;
     for (int t = first; t < last; t++) {
@@ -32,7 +32,7 @@ LEANKV_BF16 static void products_bf16(const Unit& u, const uint16_t* keys, int f
 
 // Two tokens at a time: their values of a channel side by side, as the product wants them.
 template <int G, int C, bool Half>
-LEANKV_BF16 LEANKV_INLINE void add_values_bf16(Unit& u, const uint16_t* values, int dim, int first, int last, int j) {
+LEANKV_BF16 LEANKV_INLINE void add_values_bf16(Split& u, const uint16_t* values, int dim, int first, int last, int j) {
     __m512 acc[C][2][G];
     for (int c = 0; c < C; c++)
         for (int half = 0; half < 2; half++)
@@ -60,14 +60,14 @@ LEANKV_BF16 LEANKV_INLINE void add_values_bf16(Unit& u, const uint16_t* values, 
 }
 
 template <int G, int C>
-LEANKV_BF16 LEANKV_INLINE void add_strips_bf16(Unit& u, const uint16_t* values, int dim, int first, int last, int j,
+LEANKV_BF16 LEANKV_INLINE void add_strips_bf16(Split& u, const uint16_t* values, int dim, int first, int last, int j,
                                                int full) {
     for (; j + C <= full; j += C) add_values_bf16<G, C, false>(u, values, dim, first, last, j);
     if constexpr (C > 1) add_strips_bf16<G, C / 2>(u, values, dim, first, last, j, full);
 }
 
 template <int G, int Dim>
-LEANKV_BF16 static void values_bf16(Unit& u, const uint16_t* values, int first, int last) {
+LEANKV_BF16 static void values_bf16(Split& u, const uint16_t* values, int first, int last) {
     constexpr int C = power_of_two_within(kRegisters * 3 / 4 / (2 * G), 4);
     const int full = Dim ? Dim / (2 * W) : u.full, dim = Dim ? Dim : u.dim;
     if (first == 0)
@@ -81,9 +81,9 @@ LEANKV_BF16 static void values_bf16(Unit& u, const uint16_t* values, int first, 
 static bool has_bf16() { return __builtin_cpu_supports("avx512bf16"); }
 #else
 template <int G, int Dim>
-static void products_bf16(const Unit&, const uint16_t*, int, int, Lanes*) {}
+static void products_bf16(const Split&, const uint16_t*, int, int, Lanes*) {}
 template <int G, int Dim>
-static void values_bf16(Unit&, const uint16_t*, int, int) {}
+static void values_bf16(Split&, const uint16_t*, int, int) {}
 static bool has_bf16() { return false; }
 #endif
 

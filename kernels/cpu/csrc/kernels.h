@@ -21,9 +21,9 @@ struct AttendOpenArgs {
     const void *key, *value;  // [R, page_size, heads, head_dim]
     int32_t* scores;          // [R, query_heads, page_size]
     const int64_t* at;        // [U]
-    const int64_t* units;     // [U, 5], see plan.py
+    const int64_t* tiles;     // [U, 5], see plan.py
     float *out, *lse;
-    int64_t num_units, query_heads, heads, group, head_dim, page_size;
+    int64_t num_tiles, query_heads, heads, group, head_dim, page_size;
     float scale;
     int dtype, raw_dtype, threads;
 };
@@ -33,11 +33,11 @@ struct AttendCommittedArgs {
     const uint8_t* blocks;
     const int32_t* page_table;  // of the layer
     const void* q;              // [T, query_heads, head_dim]
-    const int64_t* units;       // [U, 5]
+    const int64_t* tiles;       // [U, 5]
     const int64_t* pages;
-    const int64_t *groups, *members;  // [num_groups, 5] and their units, see cascade.py
+    const int64_t *groups, *members;  // [num_groups, 5] and their tiles, see cascade.py
     float *out, *lse;
-    int64_t num_units, num_groups, query_heads, group, window;
+    int64_t num_tiles, num_groups, query_heads, group, near_pages;
     float scale;
     bool rotated;
     int dtype, threads;

@@ -101,26 +101,26 @@ NB_MODULE(_cpu, m) {
 
     m.def(
         "attend_open",
-        [](uintptr_t q, uintptr_t key, uintptr_t value, uintptr_t scores, uintptr_t raw_at, uintptr_t units,
-           uintptr_t out, uintptr_t lse, int64_t num_units, int64_t query_heads, int64_t heads, int64_t head_dim,
+        [](uintptr_t q, uintptr_t key, uintptr_t value, uintptr_t scores, uintptr_t raw_at, uintptr_t tiles,
+           uintptr_t out, uintptr_t lse, int64_t num_tiles, int64_t query_heads, int64_t heads, int64_t head_dim,
            int64_t page_size, float scale, int dtype, int raw_dtype, int threads) {
             kernels().attend_open({at<const void>(q), at<const void>(key), at<const void>(value), at<int32_t>(scores),
-                                   at<const int64_t>(raw_at), at<const int64_t>(units), at<float>(out), at<float>(lse),
-                                   num_units, query_heads, heads, query_heads / heads, head_dim, page_size, scale,
+                                   at<const int64_t>(raw_at), at<const int64_t>(tiles), at<float>(out), at<float>(lse),
+                                   num_tiles, query_heads, heads, query_heads / heads, head_dim, page_size, scale,
                                    dtype, raw_dtype, threads});
         },
         release());
     m.def(
         "attend_committed",
-        [](uintptr_t shape, uintptr_t blocks, uintptr_t page_table, uintptr_t q, uintptr_t units, uintptr_t pages,
-           uintptr_t groups, uintptr_t members, uintptr_t out, uintptr_t lse, int64_t num_units, int64_t num_groups,
-           int64_t query_heads, int64_t window, float scale, bool rotated, int dtype, int threads) {
+        [](uintptr_t shape, uintptr_t blocks, uintptr_t page_table, uintptr_t q, uintptr_t tiles, uintptr_t pages,
+           uintptr_t groups, uintptr_t members, uintptr_t out, uintptr_t lse, int64_t num_tiles, int64_t num_groups,
+           int64_t query_heads, int64_t near_pages, float scale, bool rotated, int dtype, int threads) {
             const leankv::RecordShape record = shape_at(shape);
             kernels().attend_committed({record, at<const uint8_t>(blocks), at<const int32_t>(page_table),
-                                        at<const void>(q), at<const int64_t>(units), at<const int64_t>(pages),
+                                        at<const void>(q), at<const int64_t>(tiles), at<const int64_t>(pages),
                                         at<const int64_t>(groups), at<const int64_t>(members), at<float>(out),
-                                        at<float>(lse), num_units, num_groups, query_heads, query_heads / record.heads,
-                                        window, scale, rotated, dtype, threads});
+                                        at<float>(lse), num_tiles, num_groups, query_heads, query_heads / record.heads,
+                                        near_pages, scale, rotated, dtype, threads});
         },
         release());
     m.def(

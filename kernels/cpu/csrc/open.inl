@@ -1,4 +1,4 @@
-// Causal attention inside each unit's raw own page, with column scores (see reference/attention.py).
+// Causal attention inside each tile's raw own page, with column scores (see reference/attention.py).
 //
 // Every sum runs in an order fixed by positions alone: channels of a dot product in W lanes folded by halves, keys one
 // after the other. Column scores are integers.
@@ -76,10 +76,10 @@ static float weigh_keys(OpenScratch& s, int keys, int dim, float* weights, float
     return 1.0f / sum;
 }
 
-static void open_unit(const AttendOpenArgs& a, int64_t u, int head) {
+static void open_tile(const AttendOpenArgs& a, int64_t u, int head) {
     OpenScratch& s = *thread_scratch<OpenScratch>();
-    const Unit unit = unit_at(a.units, u);
-    const int offset = int(unit.offset), queries = int(unit.queries), written = offset + queries;
+    const Tile tile = tile_at(a.tiles, u);
+    const int offset = int(tile.offset), queries = int(tile.queries), written = offset + queries;
     const int dim = int(a.head_dim), group = int(a.group), page = int(a.page_size), rows = queries * group;
     const int64_t raw = a.at[u];
     for (int t = 0; t < written; t++) {
@@ -99,7 +99,7 @@ static void open_unit(const AttendOpenArgs& a, int64_t u, int head) {
         const int longest = offset + (r0 + n - 1) / group + 1;
         for (int i = 0; i < n; i++) {
             const int query = (r0 + i) / group, j = (r0 + i) % group, keys = offset + query + 1;
-            const int64_t at = (unit.first_query + query) * a.query_heads + head * group + j;
+            const int64_t at = (tile.first_query + query) * a.query_heads + head * group + j;
             for (int c = 0; c < dim; c += W)
                 store(s.query + c, load_as_float(a.q, size_t(at) * dim + c, a.dtype) * (a.scale * kLog2E));
             inverse[i] = weigh_keys(s, keys, dim, s.weights[i], a.lse + at);
@@ -140,14 +140,14 @@ static void open_unit(const AttendOpenArgs& a, int64_t u, int head) {
 
 static void attend_open(const AttendOpenArgs& a) {
     double work = 0;
-    for (int64_t u = 0; u < a.num_units; u++) {
-        const Unit unit = unit_at(a.units, u);
-        work += double(unit.offset + unit.queries) * double(a.query_heads) * double(unit.queries + 1);
+    for (int64_t u = 0; u < a.num_tiles; u++) {
+        const Tile tile = tile_at(a.tiles, u);
+        work += double(tile.offset + tile.queries) * double(a.query_heads) * double(tile.queries + 1);
     }
     const int threads = work < 2e4 ? 1 : a.threads;
-    const int64_t tasks = a.num_units * a.heads;
+    const int64_t tasks = a.num_tiles * a.heads;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
-    for (int64_t i = 0; i < tasks; i++) open_unit(a, i / a.heads, int(i % a.heads));
+    for (int64_t i = 0; i < tasks; i++) open_tile(a, i / a.heads, int(i % a.heads));
 }
 
 static void merge_states(const MergeArgs& a) {

@@ -3,19 +3,19 @@
 namespace leankv::LEANKV_NS {
 namespace {
 
-// A row of the tensor of units, see plan.py.
-struct Unit {
+// A row of the tensor of tiles, see plan.py.
+struct Tile {
     int64_t first_query, offset, queries, pages, first_page;
 };
 
-LEANKV_INLINE Unit unit_at(const int64_t* units, int64_t u) {
-    const int64_t* row = units + 5 * u;
+LEANKV_INLINE Tile tile_at(const int64_t* tiles, int64_t u) {
+    const int64_t* row = tiles + 5 * u;
     return {row[0], row[1], row[2], row[3], row[4]};
 }
 
 // A row of the tensor of groups, see cascade.py.
 struct Group {
-    int64_t first_member, members, begin, end, level;
+    int64_t first_member, members, begin, end, depth;
 };
 
 LEANKV_INLINE Group group_at(const int64_t* groups, int64_t g) {

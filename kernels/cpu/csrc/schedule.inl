@@ -1,7 +1,7 @@
 // Cuts attention over committed pages into tasks for the threads.
 //
-// First come the pages that several units share, level by level, since a group goes on where the one above it has
-// ended; then each unit's own pages. Where there are enough row blocks a task reads all its pages in order; otherwise
+// First come the pages that several tiles share, depth by depth, since a group goes on where the one above it has
+// ended; then each tile's own pages. Where there are enough row blocks a task reads all its pages in order; otherwise
 // each split is a task of its own, and the states of a row's splits are folded afterwards, in the same order.
 
 namespace leankv::LEANKV_NS {
@@ -11,7 +11,7 @@ namespace {
 struct Job {
     Readers readers;
     int64_t begin, end;
-    int64_t level;
+    int64_t depth;
 };
 
 // KV heads that one task takes on, as many as its rows leave room for but no more than `most`.
@@ -93,17 +93,17 @@ LEANKV_INLINE int64_t put_tasks(const AttendCommittedArgs& a, const Job& job, co
     return count;
 }
 
-// Folds the splits of a unit's rows.
-static void finish_unit(const AttendCommittedArgs& a, int64_t u, const States& states, int channels) {
-    const Unit unit = unit_at(a.units, u);
+// Folds the splits of a tile's rows.
+static void finish_tile(const AttendCommittedArgs& a, int64_t u, const States& states, int channels) {
+    const Tile tile = tile_at(a.tiles, u);
     const int per_split = pages_per_split(a.shape);
     State& total = thread_scratch<Scratch>()->total[0];
     for (int h = 0; h < int(a.shape.heads); h++)
-        for (int64_t row = 0; row < unit.queries * a.group; row++) {
+        for (int64_t row = 0; row < tile.queries * a.group; row++) {
             clear(total, channels);
-            fold_splits(total, places(a, states, u, h, row), (unit.pages + per_split - 1) / per_split, states,
+            fold_splits(total, places(a, states, u, h, row), (tile.pages + per_split - 1) / per_split, states,
                         channels);
-            finish_row(a, unit.first_query + row / a.group, h * a.group + row % a.group, total);
+            finish_row(a, tile.first_query + row / a.group, h * a.group + row % a.group, total);
         }
 }
 
@@ -116,20 +116,20 @@ LEANKV_INLINE T* array(int64_t n) {
 
 static void attend_committed(const AttendCommittedArgs& a) {
     const int channels = channel_vectors(int(a.shape.head_dim)) * W;
-    const int64_t per_split = pages_per_split(a.shape), U = a.num_units, G = a.num_groups;
+    const int64_t per_split = pages_per_split(a.shape), U = a.num_tiles, G = a.num_groups;
     Job* jobs = array<Job>(G + U);
-    int64_t *shared = array<int64_t>(U), *first = array<int64_t>(U);  // of each unit, pages in groups and first place
+    int64_t *shared = array<int64_t>(U), *first = array<int64_t>(U);  // of each tile, pages in groups and first place
     std::memset(shared, 0, sizeof(int64_t) * size_t(U));
     for (int64_t g = 0; g < G; g++) {
         const Group group = group_at(a.groups, g);
         const int64_t* members = a.members + group.first_member;
         for (int64_t i = 0; i < group.members; i++) shared[members[i]] = group.end;
-        jobs[g] = {{members, members[0], group.members * a.group}, group.begin, group.end, group.level};
+        jobs[g] = {{members, members[0], group.members * a.group}, group.begin, group.end, group.depth};
     }
-    const int64_t levels = G ? jobs[G - 1].level + 2 : 1;
+    const int64_t depths = G ? jobs[G - 1].depth + 2 : 1;
     for (int64_t u = 0; u < U; u++) {
-        const Unit unit = unit_at(a.units, u);
-        jobs[G + u] = {{nullptr, u, unit.queries * a.group}, shared[u], unit.pages, levels - 1};
+        const Tile tile = tile_at(a.tiles, u);
+        jobs[G + u] = {{nullptr, u, tile.queries * a.group}, shared[u], tile.pages, depths - 1};
     }
 
     // Waking another thread costs more than some 20 microseconds of work.
@@ -142,36 +142,36 @@ static void attend_committed(const AttendCommittedArgs& a) {
     // A row that others go on with has a place for each split, or one for the open split and one for the total.
     first[0] = 0;
     for (int64_t u = 0; u < U; u++) {
-        const Unit unit = unit_at(a.units, u);
-        const int64_t pages = own_cut.apart ? unit.pages : shared[u];
+        const Tile tile = tile_at(a.tiles, u);
+        const int64_t pages = own_cut.apart ? tile.pages : shared[u];
         const int64_t each = group_cut.apart ? (pages + per_split - 1) / per_split : pages ? 2 : 0;
-        first[u + 1] = first[u] + each * unit.queries * a.group * a.shape.heads;
+        first[u + 1] = first[u] + each * tile.queries * a.group * a.shape.heads;
     }
     States states{nullptr, first, state_bytes(channels), group_cut.apart};
     if (first[U]) states.at = static_cast<uint8_t*>(aligned_alloc(64, states.bytes * size_t(first[U])));
 
     Task* tasks = array<Task>(group_cut.blocks + group_cut.splits + own_cut.blocks + own_cut.splits);
-    int64_t* level_end = array<int64_t>(levels);
+    int64_t* depth_end = array<int64_t>(depths);
     int64_t count = 0;
-    level_end[levels - 1] = 0;
+    depth_end[depths - 1] = 0;
     for (int64_t j = 0; j < G + U; j++) {
         const bool own = j >= G;
         count += put_tasks(a, jobs[j], own ? own_cut : group_cut, own && !own_cut.apart, tasks + count);
-        level_end[jobs[j].level] = count;
+        depth_end[jobs[j].depth] = count;
     }
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        for (int64_t level = 0; level < levels; level++) {
-            const int64_t from = level ? level_end[level - 1] : 0;
+        for (int64_t depth = 0; depth < depths; depth++) {
+            const int64_t from = depth ? depth_end[depth - 1] : 0;
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t i = from; i < level_end[level]; i++) run_task(a, tasks[i], states);
+            for (int64_t i = from; i < depth_end[depth]; i++) run_task(a, tasks[i], states);
         }
         if (own_cut.apart) {
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t u = 0; u < U; u++) finish_unit(a, u, states, channels);
+            for (int64_t u = 0; u < U; u++) finish_tile(a, u, states, channels);
         }
     }
-    free(level_end);
+    free(depth_end);
     free(tasks);
     free(states.at);
     free(first);

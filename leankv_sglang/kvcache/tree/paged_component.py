@@ -37,7 +37,7 @@ class PagedComponent(FullComponent):
         self.pool = params.token_to_kv_pool_allocator.get_kvcache()
         self.ledger = self.pool.ledger
         self.page_size: int = self.pool.page_size
-        self.window = config.window
+        self.near_pages = config.near_pages
         self.demote, self.strict = config.demote, config.match == "strict"
         self.ledger.on_reprice = self._on_reprice
         group = params.attn_tp_cache_group
@@ -111,7 +111,7 @@ class PagedComponent(FullComponent):
             self._reconsider(node.parent)
 
     def redistribute_on_node_split(self, new_parent: Any, child: Any) -> None:
-        """Divide a node's pages; window locks lie on pages and stay."""
+        """Divide a node's pages; near locks lie on pages and stay."""
         pages, cut = self.pages(child), len(new_parent.key) // self.page_size
         super().redistribute_on_node_split(new_parent, child)
         for node, part in ((new_parent, pages[:cut]), (child, pages[cut:])):
@@ -165,10 +165,10 @@ class PagedComponent(FullComponent):
             node, prefix_len, total_prefix_len, value_slice, params, result, cache_actions
         )
 
-    # ---- locks: what a running request's window covers ----
+    # ---- locks: what a running request reads near ----
 
-    def _window_pages(self, node: Any) -> Pages:
-        found, need = [np.empty(0, np.int64)], self.window
+    def _near_pages_before(self, node: Any) -> Pages:
+        found, need = [np.empty(0, np.int64)], self.near_pages
         for above in self._upwards(node):
             if need <= 0:
                 break
@@ -179,20 +179,20 @@ class PagedComponent(FullComponent):
     def acquire_component_lock(self, node: Any, result: Any, lock_host: bool = False) -> Any:
         """Lock the path to a node, and the near parts of its last pages."""
         if not lock_host:
-            self.ledger.window_locks[self._window_pages(node)] += 1
+            self.ledger.near_locks[self._near_pages_before(node)] += 1
         return super().acquire_component_lock(node, result, lock_host)
 
     def release_component_lock(self, node: Any, params: Any, lock_host: bool = False) -> None:
         """Undo :meth:`acquire_component_lock`."""
         if not lock_host:
-            self.ledger.window_locks[self._window_pages(node)] -= 1
+            self.ledger.near_locks[self._near_pages_before(node)] -= 1
             self._reconsider(node)
         super().release_component_lock(node, params, lock_host)
 
     # ---- matching ----
 
     def legal_length(self, key: Any) -> int:
-        """Tokens of ``key`` at whose end a hit may stop: the pages its first token's window covers are held in full,
+        """Tokens of ``key`` at whose end a hit may stop: the pages that its next token reads near are held in full,
         and, in strict mode, none before it was demoted."""
         key = key.page_aligned(self.page_size)
         node, offset, path = self.tree_core.root_node, 0, []
@@ -211,7 +211,7 @@ class PagedComponent(FullComponent):
         level = self.ledger.level[np.concatenate(path)]
         if self.strict and (demoted := np.flatnonzero(level == LEVEL_BASE)).size:
             level = level[: demoted[0]]
-        return legal_end(level == LEVEL_NEAR, self.window) * self.page_size
+        return legal_end(level == LEVEL_NEAR, self.near_pages) * self.page_size
 
     # ---- trim, demote, evict ----
 
@@ -267,7 +267,7 @@ class PagedComponent(FullComponent):
         else:
             level = LEVEL_BASE
             chosen = np.full(len(pages), node.component_data[FULL].lock_ref == 0)
-        chosen &= (self.ledger.window_locks[pages] == 0) & (self.ledger.gain(pages, level) > 0)
+        chosen &= (self.ledger.near_locks[pages] == 0) & (self.ledger.gain(pages, level) > 0)
         cut = pages[chosen][-STEP_PAGES:]
         if not len(cut):
             # Reconsidered when something about the node changes.
@@ -278,5 +278,5 @@ class PagedComponent(FullComponent):
 
     def _trim_order(self, node: Any) -> NDArray[np.int8]:
         children = list(node.children.values())
-        ends_here = len(children) != 1 or len(self.pages(children[0])) < self.window
-        return trim_order(self.start(node), len(self.pages(node)), ends_here, self.window)
+        ends_here = len(children) != 1 or len(self.pages(children[0])) < self.near_pages
+        return trim_order(self.start(node), len(self.pages(node)), ends_here, self.near_pages)

@@ -8,32 +8,32 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 
 
-def keep_every(window: int) -> int:
+def keep_every(near_pages: int) -> int:
     """Every how many pages a boundary stays a legal end of a hit longer than its neighbours."""
-    return max(16, 4 * window)
+    return max(16, 4 * near_pages)
 
 
-def trim_order(start: int, count: int, ends_here: bool, window: int) -> NDArray[np.int8]:
+def trim_order(start: int, count: int, ends_here: bool, near_pages: int) -> NDArray[np.int8]:
     """How early each page of a node may be trimmed, int8 ``[count]``: 0 at once, 1 later, 2 never.
 
     Args:
         start: pages of the path before the node.
         count: pages of the node.
         ends_here: whether hits are likely to end where the node ends: it is a leaf, a branch point, or followed by a
-            node shorter than the window.
-        window: pages that a hit reads near, so that must be held in full before its end.
+            node shorter than the near_pages.
+        near_pages: pages that a hit reads near, so that must be held in full before its end.
     """
     order = np.zeros(count, np.int8)
-    if not window:
+    if not near_pages:
         return order
     page = np.arange(start, start + count)
-    order[-(page + 1) % keep_every(window) < window] = 1
-    order[max(count - window, 0) :] = 2 if ends_here else 1
+    order[-(page + 1) % keep_every(near_pages) < near_pages] = 1
+    order[max(count - near_pages, 0) :] = 2 if ends_here else 1
     return order
 
 
-def legal_end(full: Mask, window: int) -> int:
-    """The longest prefix, in pages, at whose end a hit may stop: its last ``window`` pages are held in full.
+def legal_end(full: Mask, near_pages: int) -> int:
+    """The longest prefix, in pages, at whose end a hit may stop: its last ``near_pages`` pages are held in full.
 
     Args:
         full: bool ``[n]``, whether each page of the path holds its near part.
@@ -41,5 +41,5 @@ def legal_end(full: Mask, window: int) -> int:
     run = np.cumsum(full)
     run = np.concatenate([[0], run])
     ends = np.arange(len(full) + 1)
-    begin = np.maximum(ends - window, 0)
+    begin = np.maximum(ends - near_pages, 0)
     return int(np.flatnonzero(run[ends] - run[begin] == ends - begin)[-1])

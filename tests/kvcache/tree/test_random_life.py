@@ -12,8 +12,8 @@ from tests.kvcache.tree.world import CONTEXT, PAGE, World
 CASES = {
     "default": (LeanKVConfig(), "lru", (0.5, 0.0)),
     "pruning": (LeanKVConfig(alpha_low=0.1), "lru", (0.3, 0.4)),
-    "two pages near": (LeanKVConfig(window=2), "lfu", (0.4, 0.1)),
-    "no near part": (LeanKVConfig(window=0, alpha_low=0.1), "lru", (0.3, 0.5)),
+    "two pages near": (LeanKVConfig(near_pages=2), "lfu", (0.4, 0.1)),
+    "no near part": (LeanKVConfig(near_pages=0, alpha_low=0.1), "lru", (0.3, 0.5)),
     "one tier": (LeanKVConfig(high="k4v2", low="k4v2"), "lru", (0.0, 0.0)),
     "demoting, strict": (LeanKVConfig(demote=True), "lru", (0.3, 0.0)),
 }
@@ -71,10 +71,10 @@ def test_invariants_hold_after_every_step(name: str, monkeypatch: pytest.MonkeyP
         world.finish(req)
         world.check()
     assert not world.allocator.verify_byte_accounting()
-    assert world.pool.ledger.window_locks.sum() == 0
+    assert world.pool.ledger.near_locks.sum() == 0
     assert world.hit_tokens > 0.05 * world.asked_tokens
     assert CONTEXT > 40 * PAGE
-    if config.window and name != "one tier":
+    if config.near_pages and name != "one tier":
         assert world.pool.pages_trimmed > 20
         assert world.pool.pages_healed > 0
     if config.demote:

@@ -55,24 +55,24 @@ def serve(world: World, tokens: list[int]) -> None:
 
 
 @given(st.lists(st.booleans(), max_size=30), st.integers(0, 4))
-def test_legal_end_is_the_last_boundary_with_a_whole_window(full: list[bool], window: int) -> None:
-    ends = [e for e in range(len(full) + 1) if all(full[max(e - window, 0) : e])]
-    assert legal_end(np.array(full, bool), window) == max(ends)
+def test_legal_end_is_the_last_boundary_whose_near_pages_are_whole(full: list[bool], near_pages: int) -> None:
+    ends = [e for e in range(len(full) + 1) if all(full[max(e - near_pages, 0) : e])]
+    assert legal_end(np.array(full, bool), near_pages) == max(ends)
 
 
 @given(st.integers(0, 100), st.integers(1, 80), st.booleans(), st.integers(0, 5))
-def test_trim_order_leaves_boundaries_that_hits_may_use(start: int, count: int, ends: bool, window: int) -> None:
-    order = trim_order(start, count, ends, window)
+def test_trim_order_leaves_boundaries_that_hits_may_use(start: int, count: int, ends: bool, near_pages: int) -> None:
+    order = trim_order(start, count, ends, near_pages)
     assert len(order) == count
     for k in (0, 1):
-        # A page stays while a boundary that is still wanted lies at most a window behind it.
+        # A page stays while a boundary that is still wanted lies at most a near_pages behind it.
         for i in np.flatnonzero(order > k):
-            behind = range(start + i + 1, start + i + 1 + window)
+            behind = range(start + i + 1, start + i + 1 + near_pages)
             node_end = start + count
-            assert any((e % keep_every(window) == 0 and k == 0) or e == node_end for e in behind)
-    if ends and window:
-        assert (order[-window:] == 2).all()
-    if window == 0:
+            assert any((e % keep_every(near_pages) == 0 and k == 0) or e == node_end for e in behind)
+    if ends and near_pages:
+        assert (order[-near_pages:] == 2).all()
+    if near_pages == 0:
         assert not order.any()
 
 
@@ -110,8 +110,8 @@ def test_branch_points_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     world.check()
 
 
-def test_what_a_running_window_covers_is_never_trimmed(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = make(monkeypatch, LeanKVConfig(window=2))
+def test_what_a_running_request_reads_near_is_never_trimmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make(monkeypatch, LeanKVConfig(near_pages=2))
     assert world.admit(text(6))
     first = world.running[-1]
     serve(world, text(10))
