@@ -15,6 +15,8 @@ from leankv_kernels.layout import TIERS, Tier
 from leankv_sglang.errors import LeanKVError
 
 CONFIG_ENV = "LEANKV_CONFIG"
+NAME = "leankv"
+"""Under which SGLang knows our attention backend and our radix cache."""
 PAGE_SIZES = (64, 128, 256)
 DEFAULT_PAGE_SIZE = 128
 TIER_NAMES = tuple(TIERS)

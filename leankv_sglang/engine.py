@@ -7,8 +7,9 @@ from typing import Any
 from leankv_sglang.compression.profile import chosen_profile
 from leankv_sglang.compression.request_params import resolve, salted
 from leankv_sglang.config import LeanKVConfig, required_config
-from leankv_sglang.launch_server import apply_fields, prepare_environment
+from leankv_sglang.environment import prepare_environment
 from leankv_sglang.models import resolve_model_path
+from leankv_sglang.server.startup import apply_fields
 
 
 def engine(model_path: str | None = None, leankv: LeanKVConfig | str | None = None, **server_args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What sglang's platform discovery calls first, in every process: choose the platform before sglang looks at it."""
+"""What has to be settled in a process, and left to its children, before sglang is imported."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import sys
 import warnings
 from pathlib import Path
 
-from leankv_sglang.config import CONFIG_ENV
+from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
 
 ROW_STABLE_ISA = "AVX512_CORE_FP16"
 """The highest instruction set up to which oneDNN's 16-bit products do not depend on the number of rows (measured; a CPU
 that has less is left as it is)."""
+
+
+APP_PATH_ENV = "SGLANG_HTTP_SERVER_APP_PATH"
+"""Names the HTTP app that tokenizer workers import."""
+APP_PATH = "leankv_sglang.server.http_app:app"
 
 
 def has_accelerator() -> bool:
@@ -60,16 +65,12 @@ def prepare_cpu() -> None:
     cpu_imports.install()
 
 
-def activate() -> str | None:
-    """Entry point of group ``sglang.srt.platforms``: the qualified name of our platform class, or None.
-
-    Without an accelerator the CPU platform is ours always, so that plain ``sglang.launch_server`` works from the same
-    environment; LeanKV itself is on only where the launcher left its configuration in the environment.
-    """
+def prepare_environment(config: LeanKVConfig) -> None:
+    """Set what sglang and its child processes read from the environment; before sglang is imported."""
     unshadow_kernels()
+    os.environ[CONFIG_ENV] = config.to_json()
+    # The pool is sized once, at start.
+    os.environ["SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"] = "0"
     if not has_accelerator():
+        keep_rows_alike()
         prepare_cpu()
-        return "leankv_sglang.plugin.platform:LeanKVCpuPlatform"
-    if CONFIG_ENV in os.environ:
-        return "leankv_sglang.plugin.platform:LeanKVCudaPlatform"
-    return None

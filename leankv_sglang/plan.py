@@ -16,11 +16,13 @@ import torch
 
 from leankv_kernels import RecordLayout, TierCounts
 from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
-from leankv_sglang.compression.profile import CALIBRATED_TOKENS, load_profile, measured_ratios, shipped_profile
+from leankv_sglang.compression.build import make_layout
+from leankv_sglang.compression.profile import shipped_profile
+from leankv_sglang.compression.profile_file import CALIBRATED_TOKENS, load_profile, measured_ratios
 from leankv_sglang.config import PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.ledger import Ledger
-from leankv_sglang.kvcache.sizing import make_layout, open_page_bytes, page_bytes, tokens_for
+from leankv_sglang.kvcache.sizing import open_page_bytes, page_bytes, tokens_for
 from leankv_sglang.kvcache.tree.trim import keep_every
 from leankv_sglang.models.shape import ModelShape, read_shape
 

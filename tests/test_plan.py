@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from leankv_sglang.compression.profile import measured_ratios, shipped_profile
+from leankv_sglang.compression.build import make_layout
+from leankv_sglang.compression.profile import shipped_profile
+from leankv_sglang.compression.profile_file import measured_ratios
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.kvcache.sizing import make_layout, open_page_bytes, page_bytes
+from leankv_sglang.kvcache.sizing import open_page_bytes, page_bytes
 from leankv_sglang.models import resolve_model_path
 from leankv_sglang.models.shape import ModelShape, read_shape
 from leankv_sglang.plan import FORMS, lasting_units, main, parse_bytes, plan_rows, profile_rows

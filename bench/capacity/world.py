@@ -58,9 +58,9 @@ class CapacityWorld:
         from sglang.srt.mem_cache.unified_cache.components import ComponentType
         from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
+        from leankv_sglang.compression.build import make_layout
         from leankv_sglang.kvcache.allocator import LeanKVAllocator
         from leankv_sglang.kvcache.pool import LeanKVPool
-        from leankv_sglang.kvcache.sizing import make_layout
         from leankv_sglang.kvcache.tree.paged_component import PagedComponent
         from leankv_sglang.kvcache.tree.radix_cache import LeanKVRadixCache
 

@@ -90,7 +90,7 @@ def evaluate(args: argparse.Namespace, names: list[str]) -> list[Row]:
     """Run the tasks of parsed arguments; rows."""
     asked = args.systems or (QUICK_SYSTEMS if args.quick else [ALL_FORMS])
     model, tokenizer = PackedModel.load(args.model, getattr(torch, args.dtype), pick_device(args.device))
-    chosen = systems([*asked, *args.profile], model.profile_shape, args.near_pages, resolve_model_path(args.model))
+    chosen = systems([*asked, *args.profile], model.shape.cache, args.near_pages, resolve_model_path(args.model))
     text = Path(args.text).read_text() if args.text else None
     bench = Bench(model, tokenizer, chosen, ItemStore(Path(args.resume)), args.page_size, text)
     rows: list[Row] = []

@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from leankv_sglang.compression.profile import Shape, find_profile, shipped_profile
+from leankv_sglang.compression.profile import find_profile, shipped_profile
 from leankv_sglang.compression.request_params import named
 from leankv_sglang.compression.thresholds import threshold_table
 from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.models.shape import CacheShape
 from leankv_sglang.offline.caches import Cache
 from leankv_sglang.offline.packed import PackedModel
 
@@ -63,7 +64,7 @@ class System:
         return threshold_table(self.alphas, layers, heads)
 
 
-def system(name: str, shape: Shape | None = None, near_pages: int | None = None, model: str = "") -> System:
+def system(name: str, shape: CacheShape | None = None, near_pages: int | None = None, model: str = "") -> System:
     """The system of a name: a form, a point of the profile shipped for the model, a profile file (``FILE`` or
     ``FILE:POINT``), or an accuracy a request can name.
 
@@ -94,7 +95,7 @@ def system(name: str, shape: Shape | None = None, near_pages: int | None = None,
 
 
 def systems(
-    names: list[str], shape: Shape | None = None, near_pages: int | None = None, model: str = ""
+    names: list[str], shape: CacheShape | None = None, near_pages: int | None = None, model: str = ""
 ) -> list[System]:
     """The systems of several names, ``forms`` standing for every form and ``raw`` for none: it always runs."""
     spread = [one for name in names for one in (FORMS if name == ALL_FORMS else [name]) if one != RAW]

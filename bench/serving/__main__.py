@@ -28,8 +28,9 @@ from bench.common.server import Server, serve
 from bench.common.table import print_table, write_json
 from bench.serving.plot import plot_serving
 from bench.serving.workloads import Job, conversations, shared_prefix, unique
+from leankv_sglang.compression.build import make_layout
 from leankv_sglang.config import DEFAULT_PAGE_SIZE
-from leankv_sglang.kvcache.sizing import make_layout, tokens_for
+from leankv_sglang.kvcache.sizing import tokens_for
 from leankv_sglang.models.shape import ModelShape, read_shape
 
 CLIENTS = 8

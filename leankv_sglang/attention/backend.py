@@ -12,20 +12,17 @@ from torch import Tensor
 
 from leankv_kernels import build_plan
 from leankv_sglang.attention.read_rule import Compressor
-from leankv_sglang.attention.row_thresholds import RowThresholds
+from leankv_sglang.attention.row_thresholds import RowThresholds, keep_rows
 from leankv_sglang.compression.build import build_significance
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.pool import LeanKVPool, rank_heads
-from leankv_sglang.plugin.selfcheck import check_process
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
     from leankv_kernels import Plan
-
-BACKEND_NAME = "leankv"
 
 
 def check_layer(layer: RadixAttention) -> None:
@@ -50,7 +47,6 @@ class LeanKVBackend(AttentionBackend):
         super().__init__()
         config = required_config()
         pool = runner.token_to_kv_pool
-        check_process(pool, runner.token_to_kv_pool_allocator)
         assert isinstance(pool, LeanKVPool)
         for module in runner.model.modules():
             if isinstance(module, RadixAttention):
@@ -69,8 +65,7 @@ class LeanKVBackend(AttentionBackend):
         rows = self.req_to_token_pool.req_to_token.shape[0]
         pool.attach_rows(rows, runner.model_config.get_num_attention_heads(get_parallel().attn_tp_size))
         self.row_thresholds = RowThresholds(rows, config, pool.thresholds)
-        # Found there when rows are given to requests (patches/row_alloc.py).
-        self.req_to_token_pool.leankv_rows = self.row_thresholds
+        keep_rows(self.req_to_token_pool, self.row_thresholds)
         self.req_to_token_pool.register_on_alloc_rows(self._reset_rows)
         self.forward_metadata: Plan | None = None
         self.thresholds: Tensor | None = None

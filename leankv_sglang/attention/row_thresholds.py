@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -61,3 +62,18 @@ class RowThresholds:
             return None
         rows = plan.rows.index_select(0, plan.full)
         return self._rows.index_select(1, rows)
+
+
+_OF_POOL: WeakKeyDictionary[Any, RowThresholds] = WeakKeyDictionary()
+
+
+def keep_rows(req_to_token_pool: Any, rows: RowThresholds) -> None:
+    """Have :func:`assign_rows` find the thresholds of a pool's rows."""
+    _OF_POOL[req_to_token_pool] = rows
+
+
+def assign_rows(req_to_token_pool: Any, reqs: Iterable[Any]) -> None:
+    """Give rows just allocated from an SGLang ``ReqToTokenPool`` the accuracy of their requests; the pool of another
+    engine in this process, which has no thresholds, is left alone."""
+    if (rows := _OF_POOL.get(req_to_token_pool)) is not None:
+        rows.assign(reqs)

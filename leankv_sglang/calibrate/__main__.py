@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leankv_sglang.command import exit_code
-from leankv_sglang.compression.profile import CALIBRATED_TOKENS
+from leankv_sglang.compression.profile_file import CALIBRATED_TOKENS
 from leankv_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models import home, resolve_model_path

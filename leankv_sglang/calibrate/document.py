@@ -10,7 +10,7 @@ from typing import Any
 from leankv_sglang.calibrate.explore import Setting
 from leankv_sglang.calibrate.run import Calibrated
 from leankv_sglang.compression.fingerprint import fingerprint
-from leankv_sglang.compression.profile import VERSION, current_names, load_profile, pack_predictor
+from leankv_sglang.compression.profile_file import VERSION, current_names, load_profile, pack_predictor
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models.shape import ModelShape
 

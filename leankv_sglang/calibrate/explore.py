@@ -20,10 +20,10 @@ from leankv_sglang.calibrate.fit import fit
 from leankv_sglang.calibrate.options import Option, options
 from leankv_sglang.calibrate.search import Space
 from leankv_sglang.calibrate.sensitivity import full_pages, layer_costs
+from leankv_sglang.compression.build import make_layout
 from leankv_sglang.compression.fingerprint import fingerprint
 from leankv_sglang.compression.significance import STRATEGIES, Predictor, Significance
 from leankv_sglang.config import LeanKVConfig
-from leankv_sglang.kvcache.sizing import make_layout
 from leankv_sglang.models.shape import read_shape
 
 DRAWS = 3

@@ -1,4 +1,4 @@
-"""From a configuration to its strategy."""
+"""From a configuration to what works by it: record layout, kernels, thresholds and strategy."""
 
 from __future__ import annotations
 
@@ -7,10 +7,37 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from leankv_sglang.compression.profile import read_predictor
+from leankv_kernels import Ops, RecordLayout, get_ops
+from leankv_sglang.compression.profile_file import read_predictor
 from leankv_sglang.compression.significance import STRATEGIES, Predictor, Significance
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
+
+
+def make_layout(config: LeanKVConfig, page_size: int, num_kv_heads: int, head_dim: int) -> RecordLayout:
+    """The record layout for a model's shape.
+
+    Raises:
+        LeanKVError: when the layout cannot hold that shape.
+    """
+    try:
+        return RecordLayout(
+            page_size, num_kv_heads, head_dim, *config.formats, config.near_pages > 0, config.mid_format
+        )
+    except ValueError as error:
+        raise LeanKVError(f"LeanKV cannot serve this model: {error}.") from error
+
+
+def kernels_for(device: str, config: LeanKVConfig) -> Ops:
+    """The kernels that the configuration asks for.
+
+    Raises:
+        LeanKVError: one sentence, where they cannot work on the device.
+    """
+    try:
+        return get_ops(device, config.kernels)
+    except ValueError as error:
+        raise LeanKVError(f"LeanKV has no kernels to serve with: {error}.") from error
 
 
 def build_significance(

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from leankv_kernels import Plan, RawPages, RecordStore
 from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
+from leankv_sglang.compression.build import kernels_for, make_layout
 from leankv_sglang.compression.thresholds import threshold_table
 from leankv_sglang.config import Alphas, required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.commit_log import CommitLog
 from leankv_sglang.kvcache.deferred import Orders
 from leankv_sglang.kvcache.ledger import Ledger, Pages
-from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY, make_layout
-from leankv_sglang.plugin.compatibility import kernels_for
+from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from leankv_kernels import RecordLayout
-from leankv_sglang.config import LeanKVConfig, required_config
-from leankv_sglang.errors import LeanKVError
+from leankv_sglang.compression.build import make_layout
+from leankv_sglang.config import required_config
 from leankv_sglang.kvcache.ledger import LOGICAL_FACTOR
 
 DEFAULT_CPU_BYTES = 2 << 30
@@ -14,20 +14,6 @@ DEFAULT_CPU_BYTES = 2 << 30
 PAGE_TABLE_ENTRY = 4
 RING_ENTRY = 4
 SCORE_BYTES = 4
-
-
-def make_layout(config: LeanKVConfig, page_size: int, num_kv_heads: int, head_dim: int) -> RecordLayout:
-    """The record layout for a model's shape.
-
-    Raises:
-        LeanKVError: when the layout cannot hold that shape.
-    """
-    try:
-        return RecordLayout(
-            page_size, num_kv_heads, head_dim, *config.formats, config.near_pages > 0, config.mid_format
-        )
-    except ValueError as error:
-        raise LeanKVError(f"LeanKV cannot serve this model: {error}.") from error
 
 
 def page_bytes(layout: RecordLayout, num_layers: int) -> int:

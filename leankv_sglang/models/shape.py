@@ -10,13 +10,30 @@ from typing import Any, NamedTuple
 from leankv_sglang.errors import LeanKVError
 
 
+class CacheShape(NamedTuple):
+    """What of a model the size of its KV cache, and of tables per KV head, depends on."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+    def describe(self) -> str:
+        """For people."""
+        return f"{self.layers} layers, {self.kv_heads} KV heads, head_dim {self.head_dim}"
+
+
 class ModelShape(NamedTuple):
-    """What of a model its KV cache depends on."""
+    """What of a model attention over its KV cache depends on."""
 
     layers: int
     query_heads: int
     kv_heads: int
     head_dim: int
+
+    @property
+    def cache(self) -> CacheShape:
+        """The shape less what only queries have."""
+        return CacheShape(self.layers, self.kv_heads, self.head_dim)
 
     @property
     def token_bytes(self) -> int:

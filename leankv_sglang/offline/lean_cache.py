@@ -11,11 +11,11 @@ from torch import Tensor
 from leankv_kernels import Plan, RawPages, RecordLayout, RecordStore, build_plan, get_ops
 from leankv_kernels.layout import LEVEL_FAR
 from leankv_sglang.attention.read_rule import Compressor
-from leankv_sglang.compression.build import build_significance
+from leankv_sglang.compression.build import build_significance, make_layout
 from leankv_sglang.compression.significance import Significance
 from leankv_sglang.compression.thresholds import threshold_table
 from leankv_sglang.config import LeanKVConfig
-from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY, make_layout, open_page_bytes
+from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY, open_page_bytes
 from leankv_sglang.models.shape import ModelShape
 from leankv_sglang.offline.caches import Cache, State
 

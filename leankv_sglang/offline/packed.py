@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leankv_sglang.compression.profile import Shape
 from leankv_sglang.compression.significance import Significance
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.models import resolve_model_path
@@ -70,11 +69,6 @@ class PackedModel:
         packed = cls(AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device), path.name, cache_dtype)
         packed.digest = _folder_digest(path)
         return packed, AutoTokenizer.from_pretrained(path)
-
-    @property
-    def profile_shape(self) -> Shape:
-        """What a profile is made for."""
-        return Shape(self.shape.layers, self.shape.kv_heads, self.shape.head_dim)
 
     @property
     def stop_ids(self) -> frozenset[int]:

@@ -6,13 +6,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from leankv_kernels import Ops, get_ops
-from leankv_sglang.config import PAGE_SIZES, LeanKVConfig
+from leankv_sglang.config import NAME, PAGE_SIZES
+from leankv_sglang.environment import APP_PATH, APP_PATH_ENV
 from leankv_sglang.errors import LeanKVError
-
-APP_PATH_ENV = "SGLANG_HTTP_SERVER_APP_PATH"
-"""Names the HTTP app that tokenizer workers import."""
-APP_PATH = "leankv_sglang.server.http_app:app"
 
 
 def _set(name: str) -> Callable[[Any], bool]:
@@ -25,14 +21,14 @@ def _over(name: str, limit: int) -> Callable[[Any], bool]:
 
 def _other_backend(args: Any) -> bool:
     names = (args.attention_backend, args.prefill_attention_backend, args.decode_attention_backend)
-    return any(n not in (None, "leankv") for n in names)
+    return any(n not in (None, NAME) for n in names)
 
 
 _FLAGS: list[tuple[Callable[[Any], bool], str]] = [
     (lambda a: a.page_size is not None and a.page_size not in PAGE_SIZES, "--page-size must be 64, 128 or 256"),
     (_other_backend, "its attention backend is its own; leave --attention-backend and its variants out"),
     (
-        lambda a: a.radix_cache_backend not in (None, "leankv"),
+        lambda a: a.radix_cache_backend not in (None, NAME),
         "its radix cache is its own; leave --radix-cache-backend out",
     ),
     (lambda a: a.kv_cache_dtype not in (None, "auto"), "--kv-cache-dtype is decided by --leankv-tiers; leave it out"),
@@ -59,18 +55,6 @@ _FLAGS: list[tuple[Callable[[Any], bool], str]] = [
     (_over("pp_size", 1), "pipeline parallelism (--pp-size) is not supported yet"),
     (_set("disable_radix_cache"), "--disable-radix-cache turns off what LeanKV is for; use sglang.launch_server"),
 ]
-
-
-def kernels_for(device: str, config: LeanKVConfig) -> Ops:
-    """The kernels that the configuration asks for.
-
-    Raises:
-        LeanKVError: one sentence, where they cannot work on the device.
-    """
-    try:
-        return get_ops(device, config.kernels)
-    except ValueError as error:
-        raise LeanKVError(f"LeanKV has no kernels to serve with: {error}.") from error
 
 
 def check_environment() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from leankv_patches import SGLANG_VERSION
+from leankv_sglang.config import NAME
 from leankv_sglang.errors import LeanKVError
 
 
@@ -22,13 +23,13 @@ def _problems() -> list[str]:
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
     from sglang.srt.mem_cache.registry import get_radix_cache_factory
 
-    from leankv_sglang.plugin.register import scheduler_patches
+    from leankv_sglang.plugin.patches import scheduler_patches
 
     problems = [problem for patch, _ in scheduler_patches() if (problem := patch.problem())]
-    if get_radix_cache_factory("leankv") is None:
-        problems.append("the radix cache leankv is not registered")
-    if "leankv" not in ATTENTION_BACKENDS:
-        problems.append("the attention backend leankv is not registered")
+    if get_radix_cache_factory(NAME) is None:
+        problems.append(f"the radix cache {NAME} is not registered")
+    if NAME not in ATTENTION_BACKENDS:
+        problems.append(f"the attention backend {NAME} is not registered")
     return problems
 
 
@@ -52,7 +53,7 @@ def check_launcher() -> None:
 
 
 def check_process(pool: Any, allocator: Any) -> None:
-    """For a scheduler process, once its pool and allocator exist; the attention backend calls it.
+    """For a scheduler process, once its pool and allocator exist; before the attention backend is built.
 
     Raises:
         LeanKVError: one sentence naming every seam that failed.

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
-from leankv_sglang.compression.profile import NO_PROFILE, Profile, chosen_profile
+from leankv_sglang.compression.profile import NO_PROFILE, chosen_profile
+from leankv_sglang.compression.profile_file import Profile
 from leankv_sglang.config import (
     MATCHES,
     ROTATIONS,
@@ -15,6 +16,7 @@ from leankv_sglang.config import (
     parse_tiers,
 )
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.models import resolve_model_path
 
 _METHOD_FLAGS = (
     "tiers",
@@ -141,3 +143,45 @@ def split_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if unknown := [a for a in rest if a.startswith("--leankv")]:
         raise LeanKVError(f"{unknown[0].split('=')[0]} is not a flag; --help lists the LeanKV flags.")
     return ours, rest
+
+
+def merge_config_file(argv: Sequence[str]) -> list[str]:
+    """The arguments with those of SGLang's ``--config FILE`` among them; imports sglang."""
+    from sglang.srt.server_args import ServerArgs
+    from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
+
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    add_flags(parser)
+    return ConfigArgumentMerger(parser).merge_config_with_args(list(argv))
+
+
+def print_help() -> None:
+    """Print all flags, ours first; imports sglang."""
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser(prog="python -m leankv_sglang.launch_server")
+    add_flags(parser)
+    ServerArgs.add_cli_args(parser)
+    parser.print_help()
+
+
+def with_model_path(rest: Sequence[str]) -> tuple[list[str], str]:
+    """SGLang's flags with the model replaced by a folder on disk, and that folder; without one, the default model's.
+
+    Raises:
+        ModelError: where the model is not to be had.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model-path", "--model")
+    found, others = parser.parse_known_args(list(rest))
+    folder = resolve_model_path(found.model_path)
+    return ["--model-path", folder, *others], folder
+
+
+def page_size_of(rest: Sequence[str]) -> int | None:
+    """The page size among SGLang's flags; what is no number is left for SGLang to refuse."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--page-size", nargs="?")
+    found: str | None = parser.parse_known_args(list(rest))[0].page_size
+    return int(found) if found and found.isdecimal() else None

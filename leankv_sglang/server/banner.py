@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from leankv_sglang.compression.build import kernels_for, make_layout
 from leankv_sglang.config import LeanKVConfig
-from leankv_sglang.kvcache.sizing import make_layout, model_dtype_bytes_per_token, page_bytes
-from leankv_sglang.plugin.compatibility import kernels_for
+from leankv_sglang.kvcache.sizing import model_dtype_bytes_per_token, page_bytes
 
 
-def summary_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]]:
+def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]]:
     """Name and text of each line, from resolved server arguments."""
     from sglang.srt.arg_groups.overrides import model_config_of, resolved_view
 
@@ -39,8 +39,8 @@ def summary_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str
     return lines
 
 
-def print_summary(server_args: Any, config: LeanKVConfig) -> None:
-    """Print the summary to standard output."""
-    lines = summary_lines(server_args, config)
+def print_banner(server_args: Any, config: LeanKVConfig) -> None:
+    """Print the banner to standard output."""
+    lines = banner_lines(server_args, config)
     width = max(len(name) for name, _ in lines)
     print("\nLeanKV beneath SGLang", *(f"  {name:<{width}}  {text}" for name, text in lines), "", sep="\n", flush=True)

@@ -13,8 +13,8 @@ from bench.quality.items import ItemStore
 from bench.quality.plot import frontier, plot
 from bench.quality.report import family, print_rows, read_rows, same_windows
 from bench.quality.systems import FORMS, system, systems
-from leankv_sglang.compression.profile import Shape
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.models.shape import CacheShape
 
 OURS = {"kind": "leankv", "system": "small", "task": "text", "ratio": 3.8, "kl": 0.01, "kl_tail": 0.02, "model": "M"}
 SCORED = {"kind": "leankv", "system": "small", "task": "needle", "ratio": 3.8, "score": 0.5, "score_raw": 0.75}
@@ -105,7 +105,7 @@ def test_systems_by_name(tmp_path: Path) -> None:
     }
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(profile))
-    mine = system(str(file), Shape(1, 2, 64))
+    mine = system(str(file), CacheShape(1, 2, 64))
     assert mine.profile == "mine balanced"
     assert mine.thresholds(1, 2)[:, 0].tolist() == [[1.0, 2.0]]
     file.write_text(json.dumps({**profile, "calibration": "other"}))
@@ -113,7 +113,7 @@ def test_systems_by_name(tmp_path: Path) -> None:
     file.write_text(json.dumps({**profile, "points": {"balanced": {"alpha_high": 1.0, "alpha_low": 0.2}}}))
     assert system(str(file)).digest != mine.digest
     with pytest.raises(LeanKVError, match="was made for a model of"):
-        system(str(file), Shape(3, 2, 64))
+        system(str(file), CacheShape(3, 2, 64))
 
 
 def test_calibration_never_sees_what_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

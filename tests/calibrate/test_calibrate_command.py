@@ -11,7 +11,7 @@ import torch
 from leankv_sglang.calibrate import __main__ as command
 from leankv_sglang.calibrate import explore
 from leankv_sglang.compression.fingerprint import fingerprint
-from leankv_sglang.compression.profile import load_profile
+from leankv_sglang.compression.profile_file import load_profile
 from leankv_sglang.offline.packed import PackedModel
 from tests.tiny_folder import make_tiny_model
 

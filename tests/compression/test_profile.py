@@ -13,15 +13,17 @@ from safetensors.torch import save_file
 
 from leankv_sglang.compression.build import build_significance
 from leankv_sglang.compression.fingerprint import fingerprint
-from leankv_sglang.compression.profile import SHIPPED, Shape, find_profile, load_profile, pack_predictor, read_predictor
+from leankv_sglang.compression.profile import SHIPPED, find_profile
+from leankv_sglang.compression.profile_file import load_profile, pack_predictor, read_predictor
 from leankv_sglang.compression.significance import Predictor
 from leankv_sglang.compression.significance.predictor import num_features
 from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.models.shape import CacheShape
 from tests.sentences import is_one_sentence
 
 NAN, INF = float("nan"), float("inf")
-SHAPE = Shape(num_layers=2, num_kv_heads=3, head_dim=64)
+SHAPE = CacheShape(layers=2, kv_heads=3, head_dim=64)
 TABLE = [[1.0, 0.5, 2.0], [1.5, 1.5, INF]]
 VALID: dict[str, Any] = {
     "leankv_profile": 2,
@@ -281,9 +283,9 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [Shape(3, 3, 64), Shape(2, 4, 64), Shape(2, 3, 128)], ids=["layers", "KV heads", "head_dim"]
+    "shape", [CacheShape(3, 3, 64), CacheShape(2, 4, 64), CacheShape(2, 3, 128)], ids=["layers", "KV heads", "head_dim"]
 )
-def test_another_model_is_refused_with_both_shapes(write: Callable[..., str], shape: Shape) -> None:
+def test_another_model_is_refused_with_both_shapes(write: Callable[..., str], shape: CacheShape) -> None:
     profile = load_profile(write(with_model(name=None)))
     with pytest.raises(LeanKVError) as refusal:
         profile.check_model(shape)
@@ -291,5 +293,5 @@ def test_another_model_is_refused_with_both_shapes(write: Callable[..., str], sh
     assert "--leankv-profile" in text
     assert "my-profile" in text
     for part in (SHAPE, shape):
-        assert f"{part.num_layers} layers, {part.num_kv_heads} KV heads, head_dim {part.head_dim}" in text
+        assert f"{part.layers} layers, {part.kv_heads} KV heads, head_dim {part.head_dim}" in text
     assert is_one_sentence(text)

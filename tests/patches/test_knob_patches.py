@@ -11,9 +11,10 @@ import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry
 
 from leankv_patches import kv_release, meta_info, openai_metadata, output_streamer, row_alloc
+from leankv_sglang.environment import APP_PATH, APP_PATH_ENV
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.plugin import selfcheck
-from leankv_sglang.plugin.compatibility import APP_PATH, APP_PATH_ENV, check_environment
+from leankv_sglang.plugin.compatibility import check_environment
 from leankv_sglang.server import install as front
 from leankv_sglang.server import middleware as knob
 from leankv_sglang.server.middleware import KnobMiddleware, error_body

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from leankv_sglang.compression.profile import load_profile, shipped_profile
+from leankv_sglang.compression.profile import shipped_profile
+from leankv_sglang.compression.profile_file import load_profile
 from leankv_sglang.config import LeanKVConfig
-from leankv_sglang.launch_server import _page_size
 from leankv_sglang.models import resolve_model_path
-from leankv_sglang.server.args import config_from_args, split_args
+from leankv_sglang.server.args import config_from_args, page_size_of, split_args
 
 
 @pytest.fixture(scope="module")
@@ -54,4 +54,4 @@ def test_other_pages_and_other_models_have_no_profile(model: str, tmp_path: obje
     ],
 )
 def test_the_page_size_is_found_among_the_flags(rest: tuple[str, ...], size: int | None) -> None:
-    assert _page_size(list(rest)) == size
+    assert page_size_of(list(rest)) == size

@@ -10,7 +10,6 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from leankv_sglang.kvcache.tree.paged_component import PagedComponent
 
-BACKEND_NAME = "leankv"
 WATERMARK = 1 / 8
 """Part of the pool below which pages are trimmed before anything asks for their memory."""
 

@@ -1,0 +1,33 @@
+"""The table of patches: what is hooked into a scheduler process, where no seam of sglang reaches."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+
+def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
+    """Every patch that a scheduler process needs, with what its ``install`` takes."""
+    from leankv_patches import (
+        cell_size,
+        internal_state,
+        kv_release,
+        output_streamer,
+        private_pages,
+        row_alloc,
+        single_row,
+    )
+    from leankv_sglang.attention.row_thresholds import assign_rows
+    from leankv_sglang.kvcache.sizing import bytes_per_token
+    from leankv_sglang.observability.pool_stats import server_info
+    from leankv_sglang.observability.request_stats import echoing_streamer, note_release
+
+    return [
+        (cell_size, (bytes_per_token,)),
+        (internal_state, (server_info,)),
+        (single_row, ()),
+        (row_alloc, (assign_rows,)),
+        (kv_release, (note_release,)),
+        (output_streamer, (echoing_streamer,)),
+        (private_pages, ()),
+    ]
