@@ -16,6 +16,7 @@ import torch
 
 from leankv_kernels import RecordLayout, TierCounts
 from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
+from leankv_sglang.command import exit_code
 from leankv_sglang.compression.build import make_layout
 from leankv_sglang.compression.profile import shipped_profile
 from leankv_sglang.compression.profile_file import CALIBRATED_TOKENS, load_profile, measured_ratios
@@ -25,6 +26,7 @@ from leankv_sglang.kvcache.ledger import Ledger
 from leankv_sglang.kvcache.sizing import open_page_bytes, page_bytes, tokens_for
 from leankv_sglang.kvcache.tree.trim import keep_every
 from leankv_sglang.models.shape import ModelShape, read_shape
+from leankv_sglang.table import print_table
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -149,45 +151,49 @@ def _row(
     }
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line; errors are one sentence, exit status 2."""
-    from leankv_sglang.models import resolve_model_path
-
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    out = argparse.ArgumentParser(
         prog="python -m leankv_sglang.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", help="a folder, a .gguf file or a name of the catalog (default: the default model)")
-    parser.add_argument("--memory", default="2GiB", help="bytes for the KV cache in all (default: 2GiB)")
-    parser.add_argument("--page-size", type=int, default=128, choices=PAGE_SIZES)
-    parser.add_argument("--max-running-requests", type=int, default=32, help="each has a raw open page (default: 32)")
-    parser.add_argument("--near-pages", "--window", type=int, default=1, help="--leankv-near-pages (default: 1)")
-    args = parser.parse_args(argv)
-    try:
-        folder = resolve_model_path(args.model)
-        shape = read_shape(folder)
-        memory = parse_bytes(args.memory)
-        rows = plan_rows(shape, memory, args.page_size, args.max_running_requests, args.near_pages)
-        if shipped := shipped_profile(folder):
-            rows[1:1] = profile_rows(shipped, shape, memory, args.page_size, args.max_running_requests)
-    except LeanKVError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    out.add_argument("--model", help="a folder, a .gguf file or a name of the catalog (default: the default model)")
+    out.add_argument("--memory", default="2GiB", help="bytes for the KV cache in all (default: 2GiB)")
+    out.add_argument("--page-size", type=int, default=128, choices=PAGE_SIZES)
+    out.add_argument("--max-running-requests", type=int, default=32, help="each has a raw open page (default: 32)")
+    out.add_argument("--near-pages", "--window", type=int, default=1, help="--leankv-near-pages (default: 1)")
+    return out
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the tables.
+
+    Raises:
+        LeanKVError: one sentence saying which argument is wrong.
+    """
+    from leankv_sglang.models import resolve_model_path
+
+    folder = resolve_model_path(args.model)
+    shape = read_shape(folder)
+    memory = parse_bytes(args.memory)
+    rows = plan_rows(shape, memory, args.page_size, args.max_running_requests, args.near_pages)
+    if shipped := shipped_profile(folder):
+        rows[1:1] = profile_rows(shipped, shape, memory, args.page_size, args.max_running_requests)
     layers, query_heads, kv_heads, head_dim = shape
-    print(f"{layers} layers, {query_heads} query heads on {kv_heads} KV heads of {head_dim}; {memory:,} bytes in all")
-    _print(rows)
+    title = f"{layers} layers, {query_heads} query heads on {kv_heads} KV heads of {head_dim}; {memory:,} bytes in all"
+    print_table([{name: _say(name, value) for name, value in row.items()} for row in rows], title)
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
-    cells = [list(rows[0])] + [[f"{v:,.2f}" if k.startswith("x") else _say(v) for k, v in r.items()] for r in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    cells.insert(1, ["-" * w for w in widths])
-    for line in cells:
-        print("  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))))
+def _say(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,.2f}" if name.startswith("x") else f"{value:,.0f}"
 
 
-def _say(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:,.0f}"
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0, 2 after an error, 130 when interrupted."""
+    args = parser().parse_args(argv)
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

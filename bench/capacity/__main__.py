@@ -65,7 +65,7 @@ def held_rows(shape: ModelShape, name: str, memory: int, forms: list[str]) -> li
         config, mix = FORMS[form]
         world = CapacityWorld(shape, memory, config, mix)
         if "never trimmed" in form:
-            world.cache.paged.shrink_step = lambda _orders: 0
+            world.cache.paged.shrinker.step = lambda _last: 0
         raw = model_dtype_bytes_per_token(world.pool.layout, shape.layers)
         churn(world, 3 * memory // (raw * PAGE // 2), 24, f"{name}: {form}")
         if problems := world.pool.audit():
@@ -86,7 +86,7 @@ def held_rows(shape: ModelShape, name: str, memory: int, forms: list[str]) -> li
                 "padding": usage.padding / in_use,
                 "headers": usage.header / in_use,
                 "tables": tables / store.nbytes(),
-                "pages trimmed": world.pool.pages_trimmed,
+                "pages trimmed": world.pool.counts.trimmed,
             }
         )
         del world

@@ -1,4 +1,4 @@
-"""Rows to a terminal table and to JSON."""
+"""Rows to a terminal table (the package's own) and to JSON."""
 
 from __future__ import annotations
 
@@ -7,25 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from leankv_sglang.table import print_table
 
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def print_table(rows: Sequence[dict[str, Any]], title: str = "") -> None:
-    """Print rows (dicts with the same keys) with aligned columns."""
-    if not rows:
-        return
-    names = list(rows[0])
-    cells = [[_cell(row.get(name, "")) for name in names] for row in rows]
-    widths = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(names)]
-    if title:
-        print(f"\n{title}")
-    for line in (names, ["-" * w for w in widths], *cells):
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-    print(flush=True)
+__all__ = ["print_table", "write_json"]
 
 
 def write_json(path: str | None, rows: Sequence[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from leankv_sglang.attention.row_thresholds import RowThresholds, keep_rows
 from leankv_sglang.compression.build import build_significance
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.kvcache.pool import LeanKVPool, rank_heads
+from leankv_sglang.kvcache.pool import LeanKVPool
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -57,7 +57,7 @@ class LeanKVBackend(AttentionBackend):
             pool.ops,
             pool.store,
             config.rotation,
-            build_significance(config, pool.device, lambda table: rank_heads(table, pool.head_num)),
+            build_significance(config, pool.device, pool.of_rank),
             pool.alphas,
             config.keep_first,
         )
@@ -71,7 +71,7 @@ class LeanKVBackend(AttentionBackend):
         self.thresholds: Tensor | None = None
 
     def _reset_rows(self, rows: list[int]) -> None:
-        self.pool.row_fill[rows] = 0
+        self.pool.open_pages.reset(rows)
         self.row_thresholds.reset(rows)
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
@@ -88,7 +88,8 @@ class LeanKVBackend(AttentionBackend):
             prefix, extend = [n - 1 for n in seq_lens], [1] * len(seq_lens)
         else:
             prefix, extend = forward_batch.extend_prefix_lens_cpu, forward_batch.extend_seq_lens_cpu
-        self._check_rows(forward_batch, prefix, extend)
+        if forward_batch.req_pool_indices.device.type == "cpu":
+            self.pool.open_pages.go_on(forward_batch.req_pool_indices, prefix, extend)
         plan = self.forward_metadata = build_plan(
             forward_batch.req_pool_indices,
             prefix,
@@ -100,22 +101,6 @@ class LeanKVBackend(AttentionBackend):
         if plan.pages.device.type == "cpu":
             self.pool.check_near_pages(plan)
         self.thresholds = self.row_thresholds.of_full_pages(self.forward_metadata)
-
-    def _check_rows(self, forward_batch: ForwardBatch, prefix: list[int], extend: list[int]) -> None:
-        # A forward that starts inside a page continues what its row's open page holds. Reading anything else would
-        # corrupt silently, so what each row holds is tracked on the host.
-        rows = forward_batch.req_pool_indices
-        if rows.device.type != "cpu":
-            return
-        start = torch.as_tensor(prefix)
-        inside = start % self.pool.page_size != 0
-        held = self.pool.row_fill[rows]
-        if bool((inside & (held != start)).any()):
-            raise LeanKVError(
-                "A request continues inside a page that its row does not hold; this serving mode is not supported by "
-                "LeanKV, please report which flags and which kind of request led here."
-            )
-        self.pool.row_fill[rows] = start + torch.as_tensor(extend)
 
     def forward_extend(
         self,
@@ -153,11 +138,11 @@ class LeanKVBackend(AttentionBackend):
         index = layer.layer_id - pool.start_layer
         n = plan.num_tokens
         queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)[:n]
-        keys = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)[:n].to(pool.open_key.dtype)
-        values = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)[:n].to(pool.open_value.dtype)
-        raw = pool.raw_pages(index, plan, keys, values)
+        keys = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)[:n]
+        values = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)[:n]
+        raw = pool.open_pages.raw(index, plan, keys, values)
         merged = self.compressor.forward(index, plan, queries, raw, layer.scaling, self.thresholds)
-        pool.keep_open(index, plan, raw)
+        pool.open_pages.keep(index, plan, raw)
         if index == pool.layer_num - 1:
             pool.note_commits(plan)
         out = merged.flatten(1).to(q.dtype)

@@ -34,3 +34,15 @@ def threshold_table(
                 raise LeanKVError(f"The LeanKV profile has thresholds of shape {shape}, the pool {(layers, heads)}.")
         out[:, i] = table
     return out
+
+
+def rank_heads(table: Tensor, heads: int) -> Tensor:
+    """The columns of a table ``[layers, all KV heads, ...]`` of this tensor-parallel rank, which holds ``heads``."""
+    from sglang.srt.runtime_context import get_parallel
+
+    if table.shape[1] == heads:
+        return table
+    parallel = get_parallel()
+    # With fewer heads than ranks, several ranks hold the same one.
+    first = parallel.attn_tp_rank * table.shape[1] // parallel.attn_tp_size
+    return table[:, first : first + heads]

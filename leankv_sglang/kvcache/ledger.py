@@ -51,8 +51,7 @@ class Ledger:
         """What a page's records hold, a level of the layout; all of it before the commit."""
         self.settled = np.zeros(n, bool)
         """Whether the true costs of a page are known."""
-        self.near_locks = np.zeros(n, np.int32)
-        """Running requests that read a page near."""
+        self._near_locks = np.zeros(n, np.int32)
         self.epoch = np.zeros(n, np.int64)
         """Counts how often a page was opened, so that what was said of an earlier life is not taken for this one."""
         self._cost = np.full((n, LEVEL_NEAR + 1), self.page_size, np.int64)
@@ -100,6 +99,18 @@ class Ledger:
             keep = (1 - 1 / MEAN_PAGES) ** len(pages)
             self._mean[1:] = keep * self._mean[1:] + (1 - keep) * costs.mean(0)
 
+    def lock_near(self, pages: Pages) -> None:
+        """Note that one running request more reads these pages near, none of them twice."""
+        self._near_locks[pages] += 1
+
+    def unlock_near(self, pages: Pages) -> None:
+        """Undo one :meth:`lock_near`."""
+        self._near_locks[pages] -= 1
+
+    def near_locked(self, pages: Pages | slice = slice(None)) -> NDArray[np.bool_]:
+        """Which pages some running request reads near, so that their near part must stay."""
+        return self._near_locks[pages] > 0
+
     def gain(self, pages: Pages, level: int) -> NDArray[np.int64]:
         """Units that cutting pages to a level gives back, 0 for pages not settled yet."""
         return np.where(self.settled[pages], np.maximum(self.price[pages] - self._cost[pages, level], 0), 0)
@@ -132,8 +143,8 @@ class Ledger:
             problems.append(f"{held} units held and {self.free_units} free are not {self.units}")
         if self.free_units < 0:
             problems.append(f"{-self.free_units} units are missing")
-        if self.near_locks.min() < 0:
+        if self._near_locks.min() < 0:
             problems.append("a page's near lock was released once too often")
-        if bad := int(((self.near_locks > 0) & (self.level < LEVEL_NEAR)).sum()):
+        if bad := int((self.near_locked() & (self.level < LEVEL_NEAR)).sum()):
             problems.append(f"{bad} pages are cut although a running request reads them near")
         return problems

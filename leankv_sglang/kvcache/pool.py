@@ -1,8 +1,9 @@
-"""The KV pool SGLang sees: logical pages over the record store, and the raw open pages of running requests."""
+"""The KV pool SGLang sees: logical pages over the record store."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -10,15 +11,16 @@ import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from torch import Tensor
 
-from leankv_kernels import Plan, RawPages, RecordStore
+from leankv_kernels import Plan, RecordStore
 from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
 from leankv_sglang.compression.build import kernels_for, make_layout
-from leankv_sglang.compression.thresholds import threshold_table
+from leankv_sglang.compression.thresholds import rank_heads, threshold_table
 from leankv_sglang.config import Alphas, required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.commit_log import CommitLog
 from leankv_sglang.kvcache.deferred import Orders
 from leankv_sglang.kvcache.ledger import Ledger, Pages
+from leankv_sglang.kvcache.open_pages import OpenPages
 from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY
 
 logger = logging.getLogger(__name__)
@@ -31,16 +33,14 @@ def current_pool() -> LeanKVPool | None:
     return _current
 
 
-def rank_heads(table: Tensor, heads: int) -> Tensor:
-    """The columns of a table ``[layers, all KV heads]`` that this tensor-parallel rank holds."""
-    from sglang.srt.runtime_context import get_parallel
+@dataclass
+class PageCounts:
+    """What has happened to pages since the start."""
 
-    if table.shape[1] == heads:
-        return table
-    parallel = get_parallel()
-    # With fewer heads than ranks, several ranks hold the same one.
-    first = parallel.attn_tp_rank * table.shape[1] // parallel.attn_tp_size
-    return table[:, first : first + heads]
+    committed: int = 0
+    trimmed: int = 0
+    demoted: int = 0
+    healed: int = 0
 
 
 class LeanKVPool(MHATokenToKVPool):
@@ -52,6 +52,7 @@ class LeanKVPool(MHATokenToKVPool):
     """
 
     store: RecordStore
+    open_pages: OpenPages
     dtype: torch.dtype
 
     def _create_buffers(self) -> None:
@@ -61,7 +62,7 @@ class LeanKVPool(MHATokenToKVPool):
             raise LeanKVError("LeanKV cannot serve this model: its values have another head_dim than its keys.")
         if self.size % self.page_size:
             self.size -= self.size % self.page_size
-        self.open_dtype: torch.dtype = self.dtype
+        self.model_dtype: torch.dtype = self.dtype
         # Some models fuse RoPE with a raw store into the pool when it claims to hold bfloat16.
         self.dtype = torch.uint8
         self.layout = make_layout(self.config, self.page_size, self.head_num, self.head_dim)
@@ -73,16 +74,18 @@ class LeanKVPool(MHATokenToKVPool):
         self.ops = kernels_for(self.device, self.config)
         self.orders = Orders(self.store, self.ops)
         self.commits = CommitLog(self.store, self.ledger, self.ops)
-        self.pages_committed = self.pages_trimmed = self.pages_demoted = self.pages_healed = 0
+        self.counts = PageCounts()
         # Changes whenever records do.
         self.version = 0
-        self.open_key = self.open_value = self.open_scores = torch.empty(0)
-        self.row_fill = torch.zeros(0, dtype=torch.int64)
         # What the base class's own methods look at.
         self.k_buffer: list[Tensor] = []
         self.v_buffer: list[Tensor] = []
         self.k_scale_buffer = self.v_scale_buffer = None
         _current = self
+
+    def of_rank(self, table: Tensor) -> Tensor:
+        """The columns of a table ``[layers, all KV heads, ...]`` that this rank holds."""
+        return rank_heads(table, self.head_num)
 
     def thresholds(self, alphas: Alphas) -> Tensor:
         """Thresholds of every layer and KV head of this rank, float64 ``[layers, 3, H]``, on the device.
@@ -90,45 +93,22 @@ class LeanKVPool(MHATokenToKVPool):
         Raises:
             LeanKVError: where a table is not of the model's shape.
         """
-        table = threshold_table(alphas, self.layer_num, self.head_num, lambda whole: rank_heads(whole, self.head_num))
+        table = threshold_table(alphas, self.layer_num, self.head_num, self.of_rank)
         return table.to(self.device)
 
     def attach_rows(self, num_rows: int, num_query_heads: int) -> None:
         """Allocate one raw open page per request row (row 0 is SGLang's padding row)."""
-        shape = (self.layer_num, num_rows, self.page_size, self.head_num, self.head_dim)
-        self.open_key = torch.zeros(shape, dtype=self.open_dtype, device=self.device)
-        self.open_value = torch.zeros(shape, dtype=self.open_dtype, device=self.device)
-        self.open_scores = torch.zeros(
-            self.layer_num, num_rows, num_query_heads, self.page_size, dtype=torch.int32, device=self.device
+        heads = (self.head_num, self.head_dim, num_query_heads)
+        self.open_pages = OpenPages(
+            self.layer_num, num_rows, self.page_size, *heads, self.model_dtype, torch.device(self.device)
         )
-        self.row_fill = torch.zeros(num_rows, dtype=torch.int64)
-        logger.info("LeanKV: %d open pages, %.1f MiB", num_rows, self.open_bytes() / 2**20)
-
-    def raw_pages(self, layer: int, plan: Plan, key: Tensor, value: Tensor) -> RawPages:
-        """The own pages of a forward's tiles with its tokens ``[T, H, D]`` written.
-
-        Where every tile has a row of its own, as in decode, these are the rows' open pages, in place; otherwise copies,
-        which ``keep_open`` takes back.
-        """
-        raw = RawPages(self.open_key[layer], self.open_value[layer], self.open_scores[layer], plan.rows)
-        if not plan.one_tile_per_row:
-            rows = plan.rows
-            raw = RawPages(raw.key[rows], raw.value[rows], raw.scores[rows], plan.tile_range)
-        raw.write(plan, key, value)
-        return raw
-
-    def keep_open(self, layer: int, plan: Plan, raw: RawPages) -> None:
-        """Leave the pages that are not full yet, with their column scores, to their rows."""
-        if not plan.one_tile_per_row and plan.open.numel():
-            rows = plan.rows[plan.open]
-            for kept, page in zip((self.open_key, self.open_value, self.open_scores), raw[:3], strict=True):
-                kept[layer][rows] = page[plan.open]
+        logger.info("LeanKV: %d open pages, %.1f MiB", num_rows, self.open_pages.nbytes() / 2**20)
 
     def note_commits(self, plan: Plan) -> None:
         """Take note of the pages that a forward has committed in every layer."""
         if plan.full.numel():
             self.commits.add(plan.own_pages.index_select(0, plan.full))
-            self.pages_committed += plan.full.numel()
+            self.counts.committed += plan.full.numel()
             self.version += 1
 
     def settle(self) -> None:
@@ -144,15 +124,15 @@ class LeanKVPool(MHATokenToKVPool):
     def cut(self, pages: Pages, level: int) -> int:
         """Cut settled pages to a level, in the same order; returns the units gained."""
         if level == LEVEL_FAR:
-            self.pages_trimmed += len(pages)
+            self.counts.trimmed += len(pages)
         else:
-            self.pages_demoted += len(pages)
+            self.counts.demoted += len(pages)
         self.orders.cut(pages, level)
         return self.ledger.cut(pages, level)
 
     def swap(self, a: Pages, b: Pages) -> None:
         """Give cut pages ``a`` the fuller records of pages ``b`` and these theirs, in the same order; all settled."""
-        self.pages_healed += len(a)
+        self.counts.healed += len(a)
         self.orders.swap(a, b)
         self.ledger.swap(a, b)
 
@@ -163,7 +143,7 @@ class LeanKVPool(MHATokenToKVPool):
 
     def check_near_pages(self, plan: Plan) -> None:
         """Raise :class:`LeanKVError` if a page that the plan reads near is not held in full. Asks the device."""
-        cut = self.pages_trimmed + self.pages_demoted
+        cut = self.counts.trimmed + self.counts.demoted
         if cut and plan.near_pages and (self.ledger.level[plan.near_page_ids.cpu().numpy()] < LEVEL_NEAR).any():
             raise LeanKVError(
                 "A request reads a page near whose near part was trimmed; this is a fault of LeanKV's cache, "
@@ -177,14 +157,6 @@ class LeanKVPool(MHATokenToKVPool):
         self.ledger.reset()
         self.store.clear()
         self.version += 1
-
-    def open_bytes(self) -> int:
-        """Bytes of the raw open pages and their column scores."""
-        return sum(t.numel() * t.element_size() for t in (self.open_key, self.open_value, self.open_scores))
-
-    def open_page_bytes(self) -> int:
-        """Bytes of one row's open page and its column scores."""
-        return self.open_bytes() // max(self.row_fill.numel(), 1)
 
     def bytes_of_pages(self, pages: Tensor) -> int:
         """Physical bytes of the records of ``pages`` int64 ``[n]``, with their table entries; asks the device."""
@@ -210,7 +182,7 @@ class LeanKVPool(MHATokenToKVPool):
         return self.store.nbytes()
 
     def _clear_buffers(self) -> None:
-        del self.store, self.open_key, self.open_value, self.open_scores
+        del self.store, self.open_pages
 
     def finalize_backing(self, config: Any) -> NoReturn:
         """Refused: the pool is sized once."""

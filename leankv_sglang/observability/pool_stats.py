@@ -29,25 +29,25 @@ def pool_figures(pool: LeanKVPool) -> dict[str, Any]:
     }
     total = sum(parts.values())
     tokens = usage.records * layout.page_size // layers
-    raw = tokens * model_dtype_bytes_per_token(layout, layers, pool.open_dtype.itemsize)
+    raw = tokens * model_dtype_bytes_per_token(layout, layers, pool.model_dtype.itemsize)
     token_heads = max(usage.high_tokens + usage.mid_tokens + usage.low_tokens + usage.pruned_tokens, 1)
     return {
         "config": pool.config.describe(),
         "bytes": parts,
         "bytes_total": total,
-        "bytes_open_pages": pool.open_bytes(),
-        "bytes_allocated": pool.store.nbytes() + pool.open_bytes(),
+        "bytes_open_pages": pool.open_pages.nbytes(),
+        "bytes_allocated": pool.store.nbytes() + pool.open_pages.nbytes(),
         "tokens_held": tokens,
         "ratio": raw / total if total else 0.0,
-        "ratio_with_open_pages": raw / (total + pool.open_bytes()) if total else 0.0,
+        "ratio_with_open_pages": raw / (total + pool.open_pages.nbytes()) if total else 0.0,
         "share_high": usage.high_tokens / token_heads,
         "share_mid": usage.mid_tokens / token_heads,
         "share_low": usage.low_tokens / token_heads,
         "share_pruned": usage.pruned_tokens / token_heads,
-        "pages_committed": pool.pages_committed,
-        "pages_trimmed": pool.pages_trimmed,
-        "pages_demoted": pool.pages_demoted,
-        "pages_healed": pool.pages_healed,
+        "pages_committed": pool.counts.committed,
+        "pages_trimmed": pool.counts.trimmed,
+        "pages_demoted": pool.counts.demoted,
+        "pages_healed": pool.counts.healed,
         "units_total": pool.ledger.units,
         "units_free": int(pool.ledger.free_units),
         "blocks_free": pool.store.num_blocks - usage.blocks,

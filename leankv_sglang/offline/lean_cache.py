@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from leankv_kernels import Plan, RawPages, RecordLayout, RecordStore, build_plan, get_ops
+from leankv_kernels import Plan, RecordLayout, RecordStore, build_plan, get_ops
 from leankv_kernels.layout import LEVEL_FAR
 from leankv_sglang.attention.read_rule import Compressor
 from leankv_sglang.compression.build import build_significance, make_layout
 from leankv_sglang.compression.significance import Significance
 from leankv_sglang.compression.thresholds import threshold_table
 from leankv_sglang.config import LeanKVConfig
-from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY, open_page_bytes
+from leankv_sglang.kvcache.open_pages import OpenPages
+from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY
 from leankv_sglang.models.shape import ModelShape
 from leankv_sglang.offline.caches import Cache, State
 
@@ -33,7 +34,7 @@ class LeanCache(Cache[LeanState]):
 
     Args:
         shape: the model's.
-        config: formats, near_pages, rotation, significance.
+        config: formats, near pages, rotation, significance.
         alphas: thresholds, float64 ``[layers, 3, H]``; the configuration's by default.
         page_size: tokens of a page.
         rows: sequences at a time.
@@ -65,10 +66,8 @@ class LeanCache(Cache[LeanState]):
         strategy = build_significance(config, device) if significance is None else significance
         how = (config.rotation, strategy, alphas.to(device), config.keep_first)
         self.compressor = Compressor(self.ops, self.store, *how)
-        open_shape = (shape.layers, rows, page_size, shape.kv_heads, shape.head_dim)
-        self.key, self.value = (torch.zeros(open_shape, dtype=dtype, device=device) for _ in range(2))
-        scores = (shape.layers, rows, shape.query_heads, page_size)
-        self.scores = torch.zeros(scores, dtype=torch.int32, device=device)
+        heads = (shape.kv_heads, shape.head_dim, shape.query_heads)
+        self.open_pages = OpenPages(shape.layers, rows, page_size, *heads, dtype, device)
         self.table = torch.zeros(rows, 0, dtype=torch.int32, device=device)
         self.rows = list(range(rows))
         self.holders = [0] * (pages + 1)
@@ -86,8 +85,7 @@ class LeanCache(Cache[LeanState]):
         """See :meth:`Cache.fork`; only the open page is copied."""
         other = self.new(capacity)
         other.length = state.length
-        for raw in (self.key, self.value, self.scores):
-            raw[:, other.row] = raw[:, state.row]
+        self.open_pages.copy(state.row, other.row)
         for page in state.pages[: state.length // self.page_size]:
             self.holders[page] += 1
             self._append(other, page)
@@ -120,16 +118,9 @@ class LeanCache(Cache[LeanState]):
         """See :meth:`Cache.attend`; pages that become full are committed."""
         plan = self.plan
         assert plan is not None
-        kept = (self.key[layer], self.value[layer], self.scores[layer])
-        raw = RawPages(*kept, plan.rows)
-        if not plan.one_tile_per_row:
-            key, value, scores = (page[plan.rows] for page in kept)
-            raw = RawPages(key, value, scores, plan.tile_range)
-        raw.write(plan, k.to(self.key.dtype), v.to(self.key.dtype))
+        raw = self.open_pages.raw(layer, plan, k, v)
         out = self.compressor.forward(layer, plan, q, raw, scale)
-        if not plan.one_tile_per_row and plan.open.numel():
-            for whole, page in zip(kept, raw[:3], strict=True):
-                whole[plan.rows[plan.open]] = page[plan.open]
+        self.open_pages.keep(layer, plan, raw)
         return out.to(q.dtype)
 
     def context_bytes(self, state: LeanState) -> int:
@@ -142,8 +133,7 @@ class LeanCache(Cache[LeanState]):
             self.ops.cut_pages(self.store, far, torch.full_like(far, LEVEL_FAR))
         blocks = int(self.ops.count_blocks(self.store, pages)[:, -1].sum()) if len(pages) else 0
         table = PAGE_TABLE_ENTRY * self.shape.layers * len(pages)
-        raw = open_page_bytes(self.layout, self.shape.layers, self.shape.query_heads, self.key.element_size())
-        return blocks * self.layout.block_bytes + table + raw
+        return blocks * self.layout.block_bytes + table + self.open_pages.row_nbytes()
 
     def _take(self) -> int:
         page = self.free_ids.pop()

@@ -20,7 +20,7 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
     from leankv_sglang.attention.row_thresholds import assign_rows
     from leankv_sglang.kvcache.sizing import bytes_per_token
     from leankv_sglang.observability.pool_stats import server_info
-    from leankv_sglang.observability.request_stats import echoing_streamer, note_release
+    from leankv_sglang.observability.request_stats import note_release, reporting_streamer
 
     return [
         (cell_size, (bytes_per_token,)),
@@ -28,6 +28,6 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
         (single_row, ()),
         (row_alloc, (assign_rows,)),
         (kv_release, (note_release,)),
-        (output_streamer, (echoing_streamer,)),
+        (output_streamer, (reporting_streamer,)),
         (private_pages, ()),
     ]

@@ -12,7 +12,6 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
 from sglang.test.kits.attention_unittest.attention_methods import dense_attention as kit
 
-from leankv_sglang.attention import backend as backend_module
 from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
 from leankv_sglang.kvcache.pool import LeanKVPool
 from tests.attention.backendutil import create_backend
@@ -27,8 +26,6 @@ def configure(monkeypatch: pytest.MonkeyPatch) -> Configure:
     def use(config: LeanKVConfig) -> None:
         monkeypatch.setenv(CONFIG_ENV, config.to_json())
         monkeypatch.setattr(kit, "MHATokenToKVPool", LeanKVPool)
-        # The seams themselves are checked by starting a server (tests/e2e).
-        monkeypatch.setattr(backend_module, "check_process", lambda *_: None)
         monkeypatch.setitem(attention_registry.ATTENTION_BACKENDS, "leankv", create_backend)
         monkeypatch.setattr(kit, "_populate_prefix_kv", _prefill_prefix)
 

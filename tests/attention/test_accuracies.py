@@ -192,4 +192,4 @@ def test_bytes_of_pages_are_what_the_store_counts(configure) -> None:  # type: i
     assert sum(each) == usage.blocks * pool.layout.block_bytes + 4 * usage.records
     # Open pages hold no records.
     assert pool.bytes_of_pages(torch.tensor([requests.pages[0][-1]])) == 0
-    assert pool.open_page_bytes() * pool.row_fill.numel() == pool.open_bytes()
+    assert pool.open_pages.row_nbytes() * pool.open_pages.rows == pool.open_pages.nbytes()

@@ -127,7 +127,7 @@ def test_pool_accounts_for_every_block(configure) -> None:  # type: ignore[no-un
     _serve(runner, _sequences(torch.bfloat16), seed=4)
     pool = runner.token_to_kv_pool
     full = sum(n // PAGE for n in LENGTHS)
-    assert pool.pages_committed == full
+    assert pool.counts.committed == full
     assert pool.store.usage().records == full
     assert pool.audit() == []
     held = (pool.store.page_table[0] != 0).nonzero()[:, 0]

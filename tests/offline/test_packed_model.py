@@ -13,14 +13,14 @@ from leankv_kernels.layout import LEVEL_FAR
 from leankv_sglang.offline.lean_cache import LeanCache
 from leankv_sglang.offline.packed import PackedModel
 from leankv_sglang.offline.raw_cache import RawCache
-from tests.tiny_llama import DEVICES, PAGE, VOCABULARY, tiny_llama, tiny_model, tokens
+from tests.tiny_models import DEVICES, PAGE, VOCABULARY, tiny_llama, tiny_packed, tokens
 
 SYSTEMS = (None, "balanced", "a_h 1, a_l 0.3 (pruned)", "all k4v2")
 
 
 @pytest.fixture(scope="module", params=DEVICES)
 def model(request: pytest.FixtureRequest) -> PackedModel:
-    return tiny_model(device=request.param)
+    return tiny_packed(device=request.param)
 
 
 def open_cache(model: PackedModel, name: str | None) -> Any:
@@ -165,7 +165,9 @@ def test_bytes_are_those_of_trimmed_records(model: PackedModel, name: str, near_
     assert cache.store.usage().blocks == blocks
     scores = 3 * 6 * PAGE * 4  # of the open page: layers, query heads, int32
     assert held == blocks * cache.layout.block_bytes + 4 * 3 * 5 + PAGE * model.shape.token_bytes + scores
-    open_page = sum(kept[:, 0].nbytes for kept in (cache.key, cache.value, cache.scores))
+    open_page = sum(
+        kept[:, 0].nbytes for kept in (cache.open_pages.key, cache.open_pages.value, cache.open_pages.scores)
+    )
     assert open_page == PAGE * model.shape.token_bytes + scores
     assert cache.context_bytes(state) == held
     assert not cache.store.audit()

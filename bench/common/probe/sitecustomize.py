@@ -31,8 +31,9 @@ MANAGED: dict[str, tuple[str, ...]] = {
     ),
     "leankv_sglang.kvcache.tree.paged_component:PagedComponent": (
         *("commit_insert_component_data", "redistribute_on_node_split", "update_component_on_insert_overlap"),
-        *("acquire_component_lock", "release_component_lock", "evict_component", "legal_length", "shrink_step"),
+        *("acquire_component_lock", "release_component_lock", "evict_component", "legal_length"),
     ),
+    "leankv_sglang.kvcache.tree.shrink:Shrinker": ("step",),
 }
 """Everything that keeps books; where SGLang's own part is called within, it counts as ours."""
 _depth = threading.local()

@@ -7,7 +7,6 @@ node.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -18,14 +17,13 @@ from numpy.typing import NDArray
 from sglang.srt.mem_cache.unified_cache.components import ComponentType, FullComponent
 from sglang.srt.mem_cache.unified_cache.components.base import EvictLayer
 
-from leankv_kernels.layout import LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR
+from leankv_kernels.layout import LEVEL_BASE, LEVEL_NEAR
 from leankv_sglang.config import required_config
 from leankv_sglang.kvcache.ledger import Pages
-from leankv_sglang.kvcache.tree.trim import legal_end, trim_order
+from leankv_sglang.kvcache.tree.shrink import Shrinker, ShrinkStep
+from leankv_sglang.kvcache.tree.trim import legal_end
 
 FULL = ComponentType.FULL
-STEP_PAGES = 64
-"""Pages that one step of trimming takes at most, before it is asked whether that was enough."""
 
 
 class PagedComponent(FullComponent):
@@ -38,7 +36,9 @@ class PagedComponent(FullComponent):
         self.ledger = self.pool.ledger
         self.page_size: int = self.pool.page_size
         self.near_pages = config.near_pages
-        self.demote, self.strict = config.demote, config.match == "strict"
+        self.strict = config.match == "strict"
+        self.last_step = ShrinkStep.DEMOTE if config.demote else ShrinkStep.TRIM_BOUNDARIES
+        self.shrinker = Shrinker(self, self.ledger, self.pool.cut, self.near_pages)
         self.ledger.on_reprice = self._on_reprice
         group = params.attn_tp_cache_group
         if group is not None and torch.distributed.get_world_size(group=group) > 1:
@@ -48,9 +48,7 @@ class PagedComponent(FullComponent):
     def forget(self) -> None:
         """Drop what is known of nodes; the tree was reset."""
         self._node_of: dict[int, Any] = {}
-        # Nodes that may have something to trim, by the order in which their pages may go.
-        self._candidates: tuple[set[Any], set[Any], set[Any]] = (set(), set(), set())
-        self._heaps: list[list[Any]] = []
+        self.shrinker.clear()
 
     # ---- what a node holds ----
 
@@ -87,8 +85,7 @@ class PagedComponent(FullComponent):
 
     def _reconsider(self, node: Any) -> None:
         if node is not self.tree_core.root_node:
-            for nodes in self._candidates:
-                nodes.add(node)
+            self.shrinker.reconsider(node)
 
     def _on_reprice(self, pages: Pages, delta: NDArray[np.int64]) -> None:
         changes: Counter[Any] = Counter()
@@ -131,8 +128,7 @@ class PagedComponent(FullComponent):
         if EvictLayer.DEVICE in target:
             for page in self.pages(node).tolist():
                 self._node_of.pop(page, None)
-            for nodes in self._candidates:
-                nodes.discard(node)
+            self.shrinker.forget(node)
             if node.parent is not None:
                 self._reconsider(node.parent)
         return freed
@@ -179,13 +175,13 @@ class PagedComponent(FullComponent):
     def acquire_component_lock(self, node: Any, result: Any, lock_host: bool = False) -> Any:
         """Lock the path to a node, and the near parts of its last pages."""
         if not lock_host:
-            self.ledger.near_locks[self._near_pages_before(node)] += 1
+            self.ledger.lock_near(self._near_pages_before(node))
         return super().acquire_component_lock(node, result, lock_host)
 
     def release_component_lock(self, node: Any, params: Any, lock_host: bool = False) -> None:
         """Undo :meth:`acquire_component_lock`."""
         if not lock_host:
-            self.ledger.near_locks[self._near_pages_before(node)] -= 1
+            self.ledger.unlock_near(self._near_pages_before(node))
             self._reconsider(node)
         super().release_component_lock(node, params, lock_host)
 
@@ -215,68 +211,39 @@ class PagedComponent(FullComponent):
 
     # ---- trim, demote, evict ----
 
+    def hits_end_at(self, node: Any) -> bool:
+        """Whether a node is a leaf, a branch point, or followed by a node shorter than what a hit reads near."""
+        children = list(node.children.values())
+        return len(children) != 1 or len(self.pages(children[0])) < self.near_pages
+
+    def is_locked(self, node: Any) -> bool:
+        """Whether a running request holds a node."""
+        return bool(node.component_data[FULL].lock_ref)
+
+    def priority(self, node: Any) -> Any:
+        """What SGLang's eviction policy makes of a node; the least goes first."""
+        self._ensure_eviction_strategy()
+        return self.session_ref_eviction_strategy(node)
+
+    def trim_until(self, free_units: int) -> None:
+        """Trim until so many units are free or nothing is left to trim."""
+        self.shrinker.begin()
+        while self.ledger.free_units < free_units and self.shrinker.step(ShrinkStep.TRIM_BOUNDARIES):
+            pass
+        self.shrinker.begin()
+
     def _evict_device_start(self, request_cnt: int) -> None:
         super()._evict_device_start(request_cnt)
-        self._heaps = []
+        self.shrinker.begin()
 
     def _evict_device_next_node(
         self, tracker: dict[Any, int], device_frees: Any, host_frees: Any, cache_actions: Any
     ) -> int | None:
-        if tracker[FULL] < self._evict_device_request_cnt and (gained := self.shrink_step(3 if self.demote else 2)):
+        if tracker[FULL] < self._evict_device_request_cnt and (gained := self.shrinker.step(self.last_step)):
             tracker[FULL] += gained
             return None
         return super()._evict_device_next_node(tracker, device_frees, host_frees, cache_actions)
 
     def _evict_device_end(self) -> None:
         super()._evict_device_end()
-        self._heaps = []
-
-    def trim_until(self, free_units: int) -> None:
-        """Trim until so many units are free or nothing is left to trim."""
-        self._heaps = []
-        while self.ledger.free_units < free_units and self.shrink_step(2):
-            pass
-        self._heaps = []
-
-    def shrink_step(self, orders: int) -> int:
-        """Cut some pages of the one node that matters least; returns the units gained, 0 when nothing is left to cut.
-
-        Args:
-            orders: how far to go: 1 for what lies inside nodes, 2 for boundaries where hits seldom end too, 3 for
-                demoting whole nodes.
-        """
-        self._ensure_eviction_strategy()
-        for order in range(orders):
-            while len(self._heaps) <= order:
-                nodes = self._candidates[len(self._heaps)]
-                heap = [(self.session_ref_eviction_strategy(n), n) for n in nodes]
-                heapq.heapify(heap)
-                self._heaps.append(heap)
-            heap = self._heaps[order]
-            while heap:
-                node = heap[0][1]
-                if node in self._candidates[order] and (gained := self._shrink(node, order)):
-                    return gained
-                heapq.heappop(heap)
-        return 0
-
-    def _shrink(self, node: Any, order: int) -> int:
-        pages, level = self.pages(node), LEVEL_FAR
-        if order < 2:
-            chosen = self._trim_order(node) <= order
-        else:
-            level = LEVEL_BASE
-            chosen = np.full(len(pages), node.component_data[FULL].lock_ref == 0)
-        chosen &= (self.ledger.near_locks[pages] == 0) & (self.ledger.gain(pages, level) > 0)
-        cut = pages[chosen][-STEP_PAGES:]
-        if not len(cut):
-            # Reconsidered when something about the node changes.
-            if self.ledger.settled[pages].all():
-                self._candidates[order].discard(node)
-            return 0
-        return int(self.pool.cut(cut, level))
-
-    def _trim_order(self, node: Any) -> NDArray[np.int8]:
-        children = list(node.children.values())
-        ends_here = len(children) != 1 or len(self.pages(children[0])) < self.near_pages
-        return trim_order(self.start(node), len(self.pages(node)), ends_here, self.near_pages)
+        self.shrinker.begin()

@@ -13,23 +13,23 @@ def keep_every(near_pages: int) -> int:
     return max(16, 4 * near_pages)
 
 
-def trim_order(start: int, count: int, ends_here: bool, near_pages: int) -> NDArray[np.int8]:
-    """How early each page of a node may be trimmed, int8 ``[count]``: 0 at once, 1 later, 2 never.
+def trim_steps(start: int, count: int, ends_here: bool, near_pages: int) -> NDArray[np.int8]:
+    """From which step on each page of a node may lose its near part, int8 ``[count]``: 0, with what lies inside nodes;
+    1, with boundaries where hits seldom end; 2, not by trimming.
 
     Args:
         start: pages of the path before the node.
         count: pages of the node.
-        ends_here: whether hits are likely to end where the node ends: it is a leaf, a branch point, or followed by a
-            node shorter than the near_pages.
+        ends_here: whether hits are likely to end where the node ends.
         near_pages: pages that a hit reads near, so that must be held in full before its end.
     """
-    order = np.zeros(count, np.int8)
+    steps = np.zeros(count, np.int8)
     if not near_pages:
-        return order
+        return steps
     page = np.arange(start, start + count)
-    order[-(page + 1) % keep_every(near_pages) < near_pages] = 1
-    order[max(count - near_pages, 0) :] = 2 if ends_here else 1
-    return order
+    steps[-(page + 1) % keep_every(near_pages) < near_pages] = 1
+    steps[max(count - near_pages, 0) :] = 2 if ends_here else 1
+    return steps
 
 
 def legal_end(full: Mask, near_pages: int) -> int:

@@ -71,14 +71,14 @@ def test_invariants_hold_after_every_step(name: str, monkeypatch: pytest.MonkeyP
         world.finish(req)
         world.check()
     assert not world.allocator.verify_byte_accounting()
-    assert world.pool.ledger.near_locks.sum() == 0
+    assert not world.pool.ledger.near_locked().any()
     assert world.hit_tokens > 0.05 * world.asked_tokens
     assert CONTEXT > 40 * PAGE
     if config.near_pages and name != "one tier":
-        assert world.pool.pages_trimmed > 20
-        assert world.pool.pages_healed > 0
+        assert world.pool.counts.trimmed > 20
+        assert world.pool.counts.healed > 0
     if config.demote:
-        assert world.pool.pages_demoted > 0
+        assert world.pool.counts.demoted > 0
     world.evict(world.pool.ledger.units)
     world.check()
     assert world.allocator.available_size() == world.pool.ledger.units

@@ -13,7 +13,8 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from leankv_kernels.layout import LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR
 from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
-from leankv_sglang.kvcache.tree.trim import keep_every, legal_end, trim_order
+from leankv_sglang.kvcache.tree.shrink import ShrinkStep
+from leankv_sglang.kvcache.tree.trim import keep_every, legal_end, trim_steps
 from tests.kvcache.tree.world import PAGE, World
 
 PAGES = 24
@@ -61,35 +62,35 @@ def test_legal_end_is_the_last_boundary_whose_near_pages_are_whole(full: list[bo
 
 
 @given(st.integers(0, 100), st.integers(1, 80), st.booleans(), st.integers(0, 5))
-def test_trim_order_leaves_boundaries_that_hits_may_use(start: int, count: int, ends: bool, near_pages: int) -> None:
-    order = trim_order(start, count, ends, near_pages)
-    assert len(order) == count
+def test_trimming_leaves_boundaries_that_hits_may_use(start: int, count: int, ends: bool, near_pages: int) -> None:
+    steps = trim_steps(start, count, ends, near_pages)
+    assert len(steps) == count
     for k in (0, 1):
-        # A page stays while a boundary that is still wanted lies at most a near_pages behind it.
-        for i in np.flatnonzero(order > k):
+        # A page stays while a boundary that is still wanted lies at most that many pages behind it.
+        for i in np.flatnonzero(steps > k):
             behind = range(start + i + 1, start + i + 1 + near_pages)
             node_end = start + count
             assert any((e % keep_every(near_pages) == 0 and k == 0) or e == node_end for e in behind)
     if ends and near_pages:
-        assert (order[-near_pages:] == 2).all()
+        assert (steps[-near_pages:] == 2).all()
     if near_pages == 0:
-        assert not order.any()
+        assert not steps.any()
 
 
 def test_interior_pages_go_first_then_boundaries_and_ends_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     world = make(monkeypatch)
     serve(world, text(PAGES))
     assert levels(world, text(PAGES)) == [LEVEL_NEAR] * PAGES
-    assert world.cache.paged.shrink_step(1) > 0
+    assert world.cache.paged.shrinker.step(ShrinkStep.TRIM_INSIDE) > 0
     world.check()
     want = [LEVEL_FAR] * PAGES
     want[15] = want[-1] = LEVEL_NEAR
     assert levels(world, text(PAGES)) == want
     assert hit(world, text(PAGES)) == PAGES
     assert hit(world, text(20)[:-1] + [6] * PAGE) == 16
-    assert world.cache.paged.shrink_step(1) == 0
-    world.cache.paged._heaps = []
-    assert world.cache.paged.shrink_step(2) > 0
+    assert world.cache.paged.shrinker.step(ShrinkStep.TRIM_INSIDE) == 0
+    world.cache.paged.shrinker.begin()
+    assert world.cache.paged.shrinker.step(ShrinkStep.TRIM_BOUNDARIES) > 0
     assert levels(world, text(PAGES))[15] == LEVEL_FAR
     # The end of a prompt that matching has made a node of stays, as the end of a branch does.
     assert levels(world, text(PAGES))[-1] == LEVEL_NEAR
@@ -102,7 +103,7 @@ def test_branch_points_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     serve(world, text(8))
     other = text(4)[:-1] + [6] * (4 * PAGE) + [5]
     serve(world, other)
-    while world.cache.paged.shrink_step(2):
+    while world.cache.paged.shrinker.step(ShrinkStep.TRIM_BOUNDARIES):
         pass
     assert levels(world, text(8)) == [2, 2, 2, 3, 2, 2, 2, 3]
     assert hit(world, other) == 8
@@ -115,7 +116,7 @@ def test_what_a_running_request_reads_near_is_never_trimmed(monkeypatch: pytest.
     assert world.admit(text(6))
     first = world.running[-1]
     serve(world, text(10))
-    while world.cache.paged.shrink_step(2):
+    while world.cache.paged.shrinker.step(ShrinkStep.TRIM_BOUNDARIES):
         pass
     assert levels(world, text(10)) == [2, 2, 2, 2, 3, 3, 2, 2, 3, 3]
     world.check_reads(first)
@@ -123,8 +124,8 @@ def test_what_a_running_request_reads_near_is_never_trimmed(monkeypatch: pytest.
         assert world.decode(first)
         world.check_reads(first)
     world.finish(first)
-    world.cache.paged._heaps = []
-    while world.cache.paged.shrink_step(2):
+    world.cache.paged.shrinker.begin()
+    while world.cache.paged.shrinker.step(ShrinkStep.TRIM_BOUNDARIES):
         pass
     assert levels(world, text(10))[:6] == [2] * 4 + [3, 3], "a branch point: the first request went on otherwise"
     world.check()
@@ -133,7 +134,7 @@ def test_what_a_running_request_reads_near_is_never_trimmed(monkeypatch: pytest.
 def test_a_recomputed_page_is_healed(monkeypatch: pytest.MonkeyPatch) -> None:
     world = make(monkeypatch)
     serve(world, text(10))
-    while world.cache.paged.shrink_step(2):
+    while world.cache.paged.shrinker.step(ShrinkStep.TRIM_BOUNDARIES):
         pass
     before = pages_of(world, text(10))
     assert hit(world, text(6)) == 0
@@ -141,7 +142,7 @@ def test_a_recomputed_page_is_healed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (pages_of(world, text(10)) == before).all(), "rows may name the tree's pages"
     assert levels(world, text(10)) == [3] * 6 + [2] * 3 + [3]
     assert hit(world, text(6)) == 6
-    assert world.pool.pages_healed == 6
+    assert world.pool.counts.healed == 6
     world.check()
 
 
@@ -154,7 +155,7 @@ def test_strict_matches_never_reach_a_demoted_page(monkeypatch: pytest.MonkeyPat
     paged = world.cache.paged
     first = next(iter(top.values()))
     assert len(paged.pages(first)) == 4
-    assert paged._shrink(first, 2) > 0
+    assert paged.shrinker.shrink(first, ShrinkStep.DEMOTE) > 0
     assert levels(world, text(8)) == [LEVEL_BASE] * 4 + [LEVEL_NEAR] * 4
     world.check()
     assert hit(world, text(8)) == far
@@ -174,5 +175,5 @@ def test_pressure_trims_before_it_drops(monkeypatch: pytest.MonkeyPatch) -> None
     for seed in (0, 1, 2, 7):
         assert len(pages_of(world, text(9, seed))) == 9
         assert hit(world, text(9, seed)) == 9
-    assert world.pool.pages_trimmed > 0
+    assert world.pool.counts.trimmed > 0
     world.check()

@@ -53,7 +53,7 @@ def test_segment_lock_fuzz(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kit._run_seed(seed, steps=200)
     world = WORLDS.pop()
     assert world.cache.protected_size() == 0
-    assert world.pool.ledger.near_locks.sum() == 0
+    assert not world.pool.ledger.near_locked().any()
     held = world.cache.evictable_size()
     assert world.allocator.available_size() + held == world.pool.ledger.units
     assert world.pool.ledger.audit() == []
