@@ -37,9 +37,8 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl,$(CPU_SOURCES))
-	mkdir -p .mypy && ln -sfn ../kernels .mypy/leankv_kernels && ln -sfn ../patches .mypy/leankv_patches \
-	  && ln -sfn ../leankv_sglang .mypy/leankv_sglang && ln -sfn ../bench .mypy/bench
-	cd .mypy && ../$(VENV)/bin/mypy --config-file ../pyproject.toml -p leankv_kernels -p leankv_patches -p leankv_sglang -p bench
+	$(VENV)/bin/lint-imports
+	$(PY) .ci/typecheck.py
 
 # The CPU kernels with the sanitizers, in a build of their own that the tests load in place of the installed one.
 # libstdc++ comes along because the address sanitizer has to find it before Python loads it.
@@ -66,4 +65,4 @@ bench-rivals: rivals
 	$(RIVALS)/bin/python -m bench.quality.rivals $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(RIVALS) $(SANITIZE) .mypy .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(RIVALS) $(SANITIZE) .mypy_cache .import_linter_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
