@@ -41,11 +41,11 @@ def engine(model_path: str | None = None, leankv: LeanKVConfig | str | None = No
     from sglang.srt.server_args import ServerArgs
 
     from leankv_sglang.plugin.selfcheck import check_launcher
-    from leankv_sglang.server.install import install_front
+    from leankv_sglang.server.install import install_meta_info
 
     load_plugins()
     check_launcher()
-    install_front()
+    install_meta_info()
     record = ServerArgs(**{"log_level": "error", **server_args, "model_path": folder})
     apply_fields(record, profile)
     return _engine_class()(server_args=record)

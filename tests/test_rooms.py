@@ -1,4 +1,4 @@
-"""The house stays in order: directions of imports (``tool.importlinter``, pyproject.toml), and files that stay small."""
+"""Directions of imports (``tool.importlinter`` in pyproject.toml) hold, and files stay small."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from leankv_kernels.layout import LEVEL_FAR, TIERS, RecordLayout
 from leankv_kernels.reference.record import encode
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.kvcache.commit_log import CommitLog
-from leankv_sglang.kvcache.deferred import Orders
+from leankv_sglang.kvcache.deferred import DeferredWork
 from leankv_sglang.kvcache.ledger import Ledger
 from leankv_sglang.kvcache.sizing import model_dtype_bytes_per_token
 from leankv_sglang.models.shape import ModelShape
@@ -105,8 +105,8 @@ class Life:
         self.store = RecordStore(
             layout, self.layers, self.ledger.num_pages, "cpu", size * self.layers * layout.max_blocks
         )
-        self.orders, self.commits = (
-            Orders(self.store, get_ops("cpu")),
+        self.deferred, self.commits = (
+            DeferredWork(self.store, get_ops("cpu")),
             CommitLog(self.store, self.ledger, get_ops("cpu")),
         )
         self.times: dict[str, list[float]] = {}
@@ -126,10 +126,10 @@ class Life:
         for layer in range(self.layers):
             self.store.write(layer, pages, self.records.clone(), self.lengths)
         self.timed("true up", partial(self.commits.add, pages), self.commits.settle)
-        trim = partial(self.orders.cut, ids, LEVEL_FAR), partial(self.ledger.cut, ids, LEVEL_FAR)
-        self.timed("trim", *trim, self.orders.run)
-        free = partial(self.orders.free, ids), partial(self.ledger.close, ids)
-        self.timed("free", *free, self.orders.run)
+        trim = partial(self.deferred.cut, ids, LEVEL_FAR), partial(self.ledger.cut, ids, LEVEL_FAR)
+        self.timed("trim", *trim, self.deferred.run)
+        free = partial(self.deferred.free, ids), partial(self.ledger.close, ids)
+        self.timed("free", *free, self.deferred.run)
 
 
 def cost_rows(sizes: list[int], repeats: int) -> list[dict[str, Any]]:

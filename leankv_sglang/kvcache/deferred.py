@@ -9,7 +9,7 @@ from leankv_kernels import Ops, RecordStore
 from leankv_sglang.kvcache.ledger import Pages
 
 
-class Orders:
+class DeferredWork:
     """Frees, cuts and swaps in the order given, a launch or few for each run of the same kind.
 
     They wait for the next forward because the device still works on earlier ones, which read these records.

@@ -18,7 +18,7 @@ from leankv_sglang.compression.thresholds import rank_heads, threshold_table
 from leankv_sglang.config import Alphas, required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.commit_log import CommitLog
-from leankv_sglang.kvcache.deferred import Orders
+from leankv_sglang.kvcache.deferred import DeferredWork
 from leankv_sglang.kvcache.ledger import Ledger, Pages
 from leankv_sglang.kvcache.open_pages import OpenPages
 from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY
@@ -72,7 +72,7 @@ class LeanKVPool(MHATokenToKVPool):
         self.store = RecordStore(self.layout, self.layer_num, self.ledger.num_pages, self.device, blocks)
         self.alphas = self.thresholds(self.config.alphas)
         self.ops = kernels_for(self.device, self.config)
-        self.orders = Orders(self.store, self.ops)
+        self.deferred = DeferredWork(self.store, self.ops)
         self.commits = CommitLog(self.store, self.ledger, self.ops)
         self.counts = PageCounts()
         # Changes whenever records do.
@@ -119,7 +119,7 @@ class LeanKVPool(MHATokenToKVPool):
         """Free pages: their units at once, their blocks in order with the forwards already launched, one of which may
         still commit such a page."""
         self.ledger.close(pages)
-        self.orders.free(pages)
+        self.deferred.free(pages)
 
     def cut(self, pages: Pages, level: int) -> int:
         """Cut settled pages to a level, in the same order; returns the units gained."""
@@ -127,18 +127,18 @@ class LeanKVPool(MHATokenToKVPool):
             self.counts.trimmed += len(pages)
         else:
             self.counts.demoted += len(pages)
-        self.orders.cut(pages, level)
+        self.deferred.cut(pages, level)
         return self.ledger.cut(pages, level)
 
     def swap(self, a: Pages, b: Pages) -> None:
         """Give cut pages ``a`` the fuller records of pages ``b`` and these theirs, in the same order; all settled."""
         self.counts.healed += len(a)
-        self.orders.swap(a, b)
+        self.deferred.swap(a, b)
         self.ledger.swap(a, b)
 
     def drain(self) -> None:
         """Carry out what was ordered since the last forward."""
-        if self.orders.run():
+        if self.deferred.run():
             self.version += 1
 
     def check_near_pages(self, plan: Plan) -> None:
@@ -152,7 +152,7 @@ class LeanKVPool(MHATokenToKVPool):
 
     def clear(self) -> None:
         """Forget every page."""
-        self.orders.clear()
+        self.deferred.clear()
         self.commits.clear()
         self.ledger.reset()
         self.store.clear()

@@ -8,10 +8,10 @@ from typing import Any
 from leankv_patches import hook, meta_info, openai_metadata
 from leankv_sglang.compression.request_params import FIELD
 from leankv_sglang.plugin.selfcheck import stop_if
-from leankv_sglang.server.middleware import TAKING, KnobMiddleware
+from leankv_sglang.server.middleware import TAKING, RequestFieldMiddleware
 
 
-def install_front() -> None:
+def install_meta_info() -> None:
     """Have native answers carry the ``leankv`` object; for the process of a tokenizer manager.
 
     Raises:
@@ -34,12 +34,12 @@ def install_http(app: Any) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
     from starlette.middleware import Middleware
 
-    install_front()
-    if not any(m.cls is KnobMiddleware for m in app.user_middleware):
+    install_meta_info()
+    if not any(m.cls is RequestFieldMiddleware for m in app.user_middleware):
         openai_metadata.install(FIELD)
         HookRegistry.apply_hooks()
         # Innermost: behind authentication, decompression and CORS, which add themselves at the other end.
-        app.user_middleware.append(Middleware(KnobMiddleware))
+        app.user_middleware.append(Middleware(RequestFieldMiddleware))
     stop_if(_problems(app))
 
 

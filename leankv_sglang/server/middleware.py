@@ -38,7 +38,7 @@ TAKING = [path for path, form in ROUTES.items() if form != _NOWHERE]
 _WORDS = (FIELD.encode(), b"\\u006", b"\\u007")
 
 
-class KnobMiddleware:
+class RequestFieldMiddleware:
     """ASGI middleware that applies the field. It reads bodies of :data:`ROUTES` only, and parses those that name it."""
 
     def __init__(self, app: App) -> None:

@@ -102,7 +102,7 @@ class Requests:
     def release(self) -> None:
         """Give rows and pages back."""
         pool = self.runner.token_to_kv_pool
-        pool.orders.free(np.array([page for pages in self.pages for page in pages]))
+        pool.deferred.free(np.array([page for pages in self.pages for page in pages]))
         pool.drain()
         self.runner.req_to_token_pool.free_rows(self.rows)
 

@@ -131,7 +131,7 @@ def test_pool_accounts_for_every_block(configure) -> None:  # type: ignore[no-un
     assert pool.store.usage().records == full
     assert pool.audit() == []
     held = (pool.store.page_table[0] != 0).nonzero()[:, 0]
-    pool.orders.free(held.numpy())
+    pool.deferred.free(held.numpy())
     assert pool.audit() == []
     assert pool.store.usage().blocks == 0
 

@@ -1,4 +1,4 @@
-"""The books: units are neither lost nor made, a dead page is not settled for the next, and orders keep their order."""
+"""The books: units are neither lost nor made, a dead page is not settled for the next, and deferred work keeps its order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from leankv_kernels import RecordLayout, RecordStore, get_ops
 from leankv_kernels.layout import HIGH, LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR, TIERS
 from leankv_kernels.reference.record import encode, read_header
-from leankv_sglang.kvcache.deferred import Orders
+from leankv_sglang.kvcache.deferred import DeferredWork
 from leankv_sglang.kvcache.ledger import LOGICAL_FACTOR, Ledger
 
 PAGE, WORST, PAGES = 16, 60, 6
@@ -136,14 +136,14 @@ def write(store: RecordStore, pages: list[int]) -> None:
 def test_orders_wait_and_keep_their_order() -> None:
     store = store_with([1, 2, 3])
     three = store.gather(0, torch.tensor([3]))
-    orders = Orders(store, get_ops("cpu"))
-    orders.cut(np.array([1, 3]), LEVEL_FAR)
-    orders.swap(np.array([1]), np.array([2]))
-    orders.free(np.array([2]))
+    deferred = DeferredWork(store, get_ops("cpu"))
+    deferred.cut(np.array([1, 3]), LEVEL_FAR)
+    deferred.swap(np.array([1]), np.array([2]))
+    deferred.free(np.array([2]))
     assert int(read_header(store.gather(0, torch.tensor([2])), store.layout).level) == LEVEL_NEAR
     assert torch.equal(store.gather(0, torch.tensor([3])), three)
-    assert orders.run()
-    assert not orders.run()
+    assert deferred.run()
+    assert not deferred.run()
     level = read_header(store.gather(0, torch.tensor([1, 2, 3])), store.layout).level.tolist()
     assert level == [LEVEL_NEAR, 0, LEVEL_FAR], "page 1 has what page 2 held, whole; page 2 is gone"
     assert store.audit() == []
@@ -152,23 +152,23 @@ def test_orders_wait_and_keep_their_order() -> None:
 def test_a_page_named_twice_is_freed_once_and_cut_as_deep_as_asked() -> None:
     """Freed, handed out, and freed again before any forward; trimmed and then demoted."""
     store = store_with([2, 3, 4])
-    orders = Orders(store, get_ops("cpu"))
-    orders.cut(np.array([4]), LEVEL_FAR)
-    orders.cut(np.array([4]), LEVEL_BASE)
-    orders.free(np.array([3, 2]))
-    orders.free(np.array([3, 1, 2]))
-    orders.run()
+    deferred = DeferredWork(store, get_ops("cpu"))
+    deferred.cut(np.array([4]), LEVEL_FAR)
+    deferred.cut(np.array([4]), LEVEL_BASE)
+    deferred.free(np.array([3, 2]))
+    deferred.free(np.array([3, 1, 2]))
+    deferred.run()
     assert store.audit() == []
     assert int(read_header(store.gather(0, torch.tensor([4])), store.layout).level) == LEVEL_BASE
-    orders.free(np.array([4]))
-    orders.run()
+    deferred.free(np.array([4]))
+    deferred.run()
     assert int(store.ring.free_blocks) == store.num_blocks
 
 
 def test_forgotten_orders_are_not_carried_out() -> None:
     store = store_with([1])
-    orders = Orders(store, get_ops("cpu"))
-    orders.free(np.array([1]))
-    orders.clear()
-    assert not orders.run()
+    deferred = DeferredWork(store, get_ops("cpu"))
+    deferred.free(np.array([1]))
+    deferred.clear()
+    assert not deferred.run()
     assert int(store.page_table[0, 1])

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
-from leankv_sglang.server import middleware as knob
-from leankv_sglang.server.middleware import ROUTES, TAKING, KnobMiddleware
+from leankv_sglang.server import middleware
+from leankv_sglang.server.middleware import ROUTES, TAKING, RequestFieldMiddleware
 
 SMALL = {"profile": "small"}
 SALT = "leankv:small;"
@@ -69,7 +69,7 @@ def call(
         "root_path": root,
         "headers": [(b"Content-Length", length), (b"x", b"y")],
     }
-    asyncio.run(KnobMiddleware(behind)(scope, receive, send))
+    asyncio.run(RequestFieldMiddleware(behind)(scope, receive, send))
     body = b"".join(m.get("body", b"") for m in sent)
     return sent[0]["status"], json.loads(body) if body else None, behind
 
@@ -162,7 +162,7 @@ def test_bodies_are_parsed_only_where_the_word_occurs(monkeypatch: pytest.Monkey
     def fail(_: bytes) -> None:
         raise AssertionError("parsed")
 
-    monkeypatch.setattr(knob.orjson, "loads", fail)
+    monkeypatch.setattr(middleware.orjson, "loads", fail)
     huge = b'{"text": "' + b"lean kv " * 4_000_000 + b'"}'
     half = len(huge) // 2
     for path in ("/generate", "/v1/chat/completions"):
@@ -198,5 +198,5 @@ def test_websockets_pass() -> None:
     async def behind(scope: Any, _receive: Any, _send: Any) -> None:
         seen.append(scope["type"])
 
-    asyncio.run(KnobMiddleware(behind)({"type": "websocket", "path": "/generate"}, None, None))  # type: ignore[arg-type]
+    asyncio.run(RequestFieldMiddleware(behind)({"type": "websocket", "path": "/generate"}, None, None))  # type: ignore[arg-type]
     assert seen == ["websocket"]

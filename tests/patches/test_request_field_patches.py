@@ -15,9 +15,8 @@ from leankv_sglang.environment import APP_PATH, APP_PATH_ENV
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.plugin import selfcheck
 from leankv_sglang.plugin.compatibility import check_environment
-from leankv_sglang.server import install as front
-from leankv_sglang.server import middleware as knob
-from leankv_sglang.server.middleware import KnobMiddleware, error_body
+from leankv_sglang.server import install, middleware
+from leankv_sglang.server.middleware import RequestFieldMiddleware, error_body
 
 TARGETS = [m.TARGET for m in (row_alloc, kv_release, output_streamer, meta_info)] + list(openai_metadata.TARGETS)
 
@@ -100,17 +99,17 @@ def test_the_http_app_gets_the_middleware_once_and_innermost(hooks: None) -> Non
 
     before = list(app.user_middleware)
     try:
-        front.install_http(app)
-        front.install_http(app)
+        install.install_http(app)
+        install.install_http(app)
         assert app.user_middleware[: len(before)] == before
-        assert [m.cls for m in app.user_middleware[len(before) :]] == [KnobMiddleware]
+        assert [m.cls for m in app.user_middleware[len(before) :]] == [RequestFieldMiddleware]
     finally:
         app.user_middleware[:] = before
 
 
 def test_a_missing_route_is_named(hooks: None) -> None:
     with pytest.raises(LeanKVError, match=r"there is no route /v1/completions"):
-        front.install_http(SimpleNamespace(user_middleware=[], routes=[SimpleNamespace(path="/generate")]))
+        install.install_http(SimpleNamespace(user_middleware=[], routes=[SimpleNamespace(path="/generate")]))
 
 
 @pytest.mark.parametrize(
@@ -131,5 +130,7 @@ def test_errors_look_like_sglangs() -> None:
     from sglang.srt.entrypoints.openai.protocol import ErrorResponse
 
     expected = ErrorResponse(message="m", type="BadRequestError", param="leankv", code=400).model_dump()
-    assert error_body("m", knob.ROUTES["/v1/completions"]) == expected
-    assert error_body("m", knob.ROUTES["/generate"]) == json.loads(bytes(_create_error_response(ValueError("m")).body))
+    assert error_body("m", middleware.ROUTES["/v1/completions"]) == expected
+    assert error_body("m", middleware.ROUTES["/generate"]) == json.loads(
+        bytes(_create_error_response(ValueError("m")).body)
+    )
