@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-MASTER_BITS = 8
+from leankv_kernels.layout import MASTER_BITS, bin_centre
+
+__all__ = ["bin_centre", "centre_of", "pack", "quantize", "rotate", "rotation_block", "unpack"]
+
 _FP16_MAX = 65504.0
 _CENTRE_STEPS = 65536.0
 
@@ -59,12 +62,6 @@ def centre_of(keys: Tensor, rotation: str) -> Tensor:
     mean = steps.sum(-2).to(torch.float64) / (_CENTRE_STEPS * keys.shape[-2])
     # Halves are rounded from float32, as every backend can, and have one zero.
     return rotate(mean, rotation).clamp(-_FP16_MAX, _FP16_MAX).to(torch.float32).to(torch.float16) + 0.0
-
-
-def bin_centre(bits: int) -> tuple[int, float]:
-    """``(step, offset)`` in master codes: a code ``q`` of ``bits`` bits is read as ``step * q + offset``."""
-    step = 1 << (MASTER_BITS - bits)
-    return step, (step - 1) / 2
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

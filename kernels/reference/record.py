@@ -1,15 +1,19 @@
-"""Encode and decode whole records as bytes: the only code besides the fast kernels that follows the layout."""
+"""Encode and decode whole records as bytes: the only code besides the fast kernels that follows the layout.
+
+It asks the layout for the planes of a code and their widths, so it takes every format that the layout has.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from leankv_kernels import layout as L
-from leankv_kernels.layout import HIGH, MID, PRUNED, Places, RecordLayout, Span, TierCounts
-from leankv_kernels.reference.codec import MASTER_BITS, bin_centre, centre_of, pack, quantize, unpack
+from leankv_kernels.layout import HIGH, MASTER_BITS, MID, PRUNED, Places, RecordLayout, Span, TierCounts, bin_centre
+from leankv_kernels.reference.codec import centre_of, pack, quantize, unpack
 
 
 class Header(NamedTuple):
@@ -52,25 +56,39 @@ def _dequantize(codes: Tensor, scale: Tensor, zero: Tensor, valid: Tensor) -> Te
     return x.masked_fill(~valid[..., None], 0.0)
 
 
-def _planes(codes: Tensor, bits: int, width: int) -> list[Tensor]:
-    """The top ``bits`` bits of master codes in planes of ``width`` bits, top plane first."""
-    return [(codes >> (MASTER_BITS - width * (p + 1))) & ((1 << width) - 1) for p in range(bits // width)]
+# A word of a key plane: as many bytes as a code has bits there.
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
-def _words(layout: RecordLayout, device: torch.device) -> Tensor:
-    return torch.arange(layout.head_dim * L.KEY_PLANE // 32, device=device)
+def _split(codes: Tensor, spans: list[Span]) -> list[Tensor]:
+    """The top bits of master codes, plane by plane."""
+    planes, left = [], MASTER_BITS
+    for span in spans:
+        left -= span.width
+        planes.append((codes >> left) & ((1 << span.width) - 1))
+    return planes
 
 
 def _key_words(span: Span, token: Tensor, layout: RecordLayout) -> Tensor:
-    """Byte offsets ``[n, H, P, D / 8]`` of every token's words of one key plane."""
-    wide = Span(*(x[..., None] for x in span))
-    return wide.key_word(token[..., None], _words(layout, token.device), layout.head_dim)
+    """Numbers ``[n, H, P, D / 8]``, counted in words, of every token's words of one key plane."""
+    word = torch.arange(layout.head_dim // L.KEY_WORD, device=token.device)
+    return span.for_each().key_word(token[..., None], word, layout.head_dim) // span.width
+
+
+def _nibbles(span: Span, device: torch.device) -> Tensor:
+    """Where in a word of a key plane each channel has its code."""
+    return span.width * torch.arange(L.KEY_WORD, device=device, dtype=torch.int32)
 
 
 def _value_bytes(span: Span, token: Tensor, layout: RecordLayout) -> Tensor:
     """Byte offsets ``[n, H, P, D]`` of every token's codes of one value plane."""
-    wide = Span(*(x[..., None] for x in span))
-    return wide.value_byte(token[..., None], torch.arange(layout.head_dim, device=token.device), layout.head_dim)
+    channel = torch.arange(layout.head_dim, device=token.device)
+    return span.for_each().value_byte(token[..., None], channel, layout.head_dim)
+
+
+def _value_shift(span: Span, token: Tensor) -> Tensor:
+    """Where in a byte of a value plane each token has its codes, uint8 ``[n, H, P, 1]``."""
+    return (span.width * (token % span.share)[..., None]).to(torch.uint8)
 
 
 def _scale_halves(places: Places) -> Tensor:
@@ -106,13 +124,12 @@ def encode(
 
     scales = torch.stack([k_scale, k_zero, v_scale, v_zero], dim=-1)
     put(out.view(torch.int16), _scale_halves(places), scales.view(torch.int16), 2)
-    nibble = 4 * torch.arange(8, device=key.device)
-    for span, codes in zip(places.key, _planes(k_code, layout.high.key_bits, L.KEY_PLANE), strict=True):
-        words = (codes.unflatten(-1, (-1, 8)).long() << nibble).sum(-1).to(torch.int32)
-        put(out.view(torch.int32), _key_words(span, places.token, layout) // 4, words, 4)
-    shift = L.VALUE_PLANE * (places.token % L.VALUE_QUAD)[..., None]
-    for span, codes in zip(places.value, _planes(v_code, layout.high.value_bits, L.VALUE_PLANE), strict=True):
-        put(out, _value_bytes(span, places.token, layout), codes << shift.to(torch.uint8), 1)
+    for span, codes in zip(places.key, _split(k_code, places.key), strict=True):
+        words = (codes.unflatten(-1, (-1, L.KEY_WORD)).long() << _nibbles(span, key.device)).sum(-1)
+        form = _WORDS[span.width]
+        put(out.view(form), _key_words(span, places.token, layout), words.to(form), span.width)
+    for span, codes in zip(places.value, _split(v_code, places.value), strict=True):
+        put(out, _value_bytes(span, places.token, layout), codes << _value_shift(span, places.token), 1)
     out = out[:, : layout.record_bytes].contiguous()
     centres = centre.contiguous().view(torch.uint8).flatten(1)
     out[:, layout.centre_start : layout.centre_start + centres.shape[1]] = centres
@@ -130,7 +147,7 @@ def _write_header(out: Tensor, tiers: Tensor, layout: RecordLayout) -> Tensor:
     words[:, L.W_MAGIC] = L.MAGIC
     heads = torch.stack([counts.word(), s.base, s.refine, s.near], dim=-1).int().flatten(1)
     words[:, layout.head_word : layout.head_word + heads.shape[1]] = heads
-    maps = pack(tiers.to(torch.uint8), 2).flatten(1)
+    maps = pack(tiers.to(torch.uint8), L.TIER_BITS).flatten(1)
     out[:, layout.tier_map_start : layout.tier_map_start + maps.shape[1]] = maps
     return nbytes
 
@@ -155,7 +172,7 @@ def read_tiers(records: Tensor, layout: RecordLayout) -> Tensor:
     """Tier maps as uint8 ``[n, H, P]``."""
     size = layout.num_kv_heads * layout.tier_map_bytes
     maps = records[:, layout.tier_map_start : layout.tier_map_start + size]
-    return unpack(maps.unflatten(1, (layout.num_kv_heads, layout.tier_map_bytes)), 2, layout.page_size)
+    return unpack(maps.unflatten(1, (layout.num_kv_heads, layout.tier_map_bytes)), L.TIER_BITS, layout.page_size)
 
 
 def read_centres(records: Tensor, layout: RecordLayout) -> Tensor:
@@ -193,42 +210,36 @@ def decode(records: Tensor, layout: RecordLayout, near: Tensor | bool) -> View:
 
     scales = get(records.view(torch.int16), _scale_halves(places)).view(torch.float16)
     ks, kz, vs, vz = scales.to(torch.float64).unbind(-1)
-    nibble = 4 * torch.arange(8, device=records.device, dtype=torch.int32)
 
     def key_plane(span: Span) -> Tensor:
-        words = get(records.view(torch.int32), _key_words(span, places.token, layout) // 4)
-        return ((words[..., None] >> nibble) & 15).flatten(-2).to(torch.uint8)
-
-    shift = (L.VALUE_PLANE * (places.token % L.VALUE_QUAD)[..., None]).to(torch.uint8)
+        words = get(records.view(_WORDS[span.width]), _key_words(span, places.token, layout))
+        codes = (words[..., None] >> _nibbles(span, words.device)) & ((1 << span.width) - 1)
+        return codes.flatten(-2).to(torch.uint8)
 
     def value_plane(span: Span) -> Tensor:
-        return (get(records, _value_bytes(span, places.token, layout)) >> shift) & 3
+        held = get(records, _value_bytes(span, places.token, layout))
+        return (held >> _value_shift(span, places.token)) & ((1 << span.width) - 1)
 
     def field(
-        planes: list[Tensor], width: int, low: int, high: int, fine: Tensor
+        read: Callable[[Span], Tensor], spans: list[Span], base: int, low: int, high: int, fine: Tensor
     ) -> tuple[Tensor, Tensor | int, Tensor | float]:
-        codes = planes[0]
-        for plane in planes[1 : low // width]:
-            codes = (codes << width) | plane
+        codes = read(spans[0])
+        for span in spans[1:base]:
+            codes = (codes << span.width) | read(span)
         step, centre = bin_centre(low)
         if low == high:
             return codes, step, centre
         finer = codes
-        for plane in planes[low // width :]:
-            finer = (finer << width) | plane
+        for span in spans[base:]:
+            finer = (finer << span.width) | read(span)
         fine_step, fine_centre = bin_centre(high)
         codes = torch.where(fine[..., None], finer, codes)
         return codes, torch.where(fine, fine_step, step), torch.where(fine, fine_centre, centre).to(torch.float64)
 
-    key, k_step, k_centre = field(
-        [key_plane(s) for s in places.key], L.KEY_PLANE, layout.low.key_bits, layout.high.key_bits, fine_key
-    )
+    planes, low, high = layout.planes, layout.low, layout.high
+    key, k_step, k_centre = field(key_plane, places.key, planes.key_base, low.key_bits, high.key_bits, fine_key)
     value, v_step, v_centre = field(
-        [value_plane(s) for s in places.value],
-        L.VALUE_PLANE,
-        layout.low.value_bits,
-        layout.high.value_bits,
-        fine_value,
+        value_plane, places.value, planes.value_base, low.value_bits, high.value_bits, fine_value
     )
     centres = read_centres(records, layout)
     return View(key, ks * k_step, kz + ks * k_centre, value, vs * v_step, vz + vs * v_centre, valid, centres)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from leankv_kernels.plan import Plan
 from leankv_kernels.store import RecordStore
-from leankv_kernels.triton import read
+from leankv_kernels.triton import planes, read
 from leankv_kernels.triton import record as rec
 from leankv_kernels.triton.config import ROWS, SPLIT_PAGES, committed_launch, launch, tuned
 from leankv_kernels.triton.numbers import (
@@ -38,7 +38,6 @@ from leankv_kernels.triton.numbers import (
     twice,
     unstacked,
 )
-from leankv_kernels.triton.record import shape_of
 
 ENOUGH_PROGRAMS, PARTIAL_BYTES = 4096, 1 << 27
 """From so many row blocks, or where partial results would take more, a program goes through all splits of its rows."""
@@ -62,7 +61,7 @@ def prepare_queries(
     inside = row[:, None] < rows
     x = tl.load(q + at * DIM + channel, mask=inside & (channel < DIM), other=0.0).to(tl.float32)
     x = hadamard(x, LOG) * factor
-    place = read.key_place_of(channel)
+    place = planes.key_place_of(channel)
     above, inverse = powers(tl.max(tl.abs(x), 1))
     high, low = halves(x * inverse[:, None])
     tl.store(out + (2 * at) * PAD + place, high, mask=inside)
@@ -95,7 +94,7 @@ def _attend_page(
     far_keys, far_values, high_values = rec.far_runs(base, fine, kept_keys, far, S)
     low_values, pruned_scales, pruned_keys, pruned_values = rec.near_runs(near_at, kept_keys, kept_values, far, S)
     peak -= common
-    pruned = S.page - far
+    pruned = S.page_size - far
     far_steps = (far + (N - 1)) // N
     for step in range(0, far_steps + tl.where(near, (pruned + (N - 1)) // N, 0)):
         # Far tokens; then, for the near view, pruned ones.
@@ -108,8 +107,8 @@ def _attend_page(
         split_keys, split_values = tl.where(is_far, kept_keys, pruned), tl.where(is_far, kept_values, pruned)
         fine_keys = tl.where(is_far, rec.refined_tokens(near, level, kept_keys, far), pruned)
         fine_values = tl.where(is_far, rec.refined_tokens(near, level, kept_values, far), pruned)
-        fine_key_at = tl.where(is_far, fine, pruned_keys + S.key_base * rec.key_plane(pruned, S))
-        fine_value_at = tl.where(is_far, high_values, pruned_values + S.value_base * rec.value_plane(0, pruned, S))
+        fine_key_at = tl.where(is_far, fine, pruned_keys + S.key_base * planes.key_plane(pruned, S))
+        fine_value_at = tl.where(is_far, high_values, pruned_values + S.value_base * planes.value_plane(0, pruned, S))
 
         token = begin + tl.arange(0, N)
         inside = token < stop
@@ -117,7 +116,7 @@ def _attend_page(
         keys = read.read_keys(
             words, blocks, key_at, fine_key_at, near_at, split_keys, fine_keys, stop, far, begin, S, N
         )
-        zero = tl.fma(ks, tl.where(token < fine_keys, S.key_centre, S.key_centre_low) - 256.0, kz)
+        zero = tl.fma(ks, tl.where(token < fine_keys, S.key_centre_high, S.key_centre_low) - 256.0, kz)
         s = unstacked(product(q, keys, tl.full((2 * total.shape[0], N), 0.0, tl.float32)))
         s = tl.fma(ks[None, :] * 256.0, s, zero[None, :] * total[:, None]) * above[:, None]
         s = tl.where(inside[None, :], s, -float("inf"))
@@ -126,7 +125,7 @@ def _attend_page(
         p = tl.exp2(s - finite(top)[:, None])
         decay = tl.exp2(peak - finite(top))
         peak = top
-        zero = tl.fma(vs, tl.where(token < fine_values, S.value_centre, S.value_centre_low) - 256.0, vz)
+        zero = tl.fma(vs, tl.where(token < fine_values, S.value_centre_high, S.value_centre_low) - 256.0, vz)
         sums = tl.fma(sums, decay[:, None], p)
         zeros = tl.fma(zeros, decay[:, None], p * zero[None, :])
         values = read.read_values(
@@ -187,8 +186,8 @@ def attend_pages(
         all_peak, all_sum, all_out = merged(all_peak, all_sum, all_out, peak, part_sum, part_out)
 
     to = query * splits + split
-    channel = read.value_channel(tl.arange(0, S.pad))[None, :]
-    tl.store(out + to[:, None] * S.dim + channel, all_out, mask=(row < rows)[:, None] & (channel < S.dim))
+    channel = planes.value_channel(tl.arange(0, S.pad))[None, :]
+    tl.store(out + to[:, None] * S.head_dim + channel, all_out, mask=(row < rows)[:, None] & (channel < S.head_dim))
     tl.store(state + 2 * to, all_peak, mask=row < rows)
     tl.store(state + 2 * to + 1, all_sum, mask=row < rows)
 
@@ -235,7 +234,7 @@ def attend_committed(
     rows, heads = tokens * query_heads, layout.num_kv_heads
     if not rows:
         return out, lse
-    shape, log = shape_of(layout), rotation_log(dim, rotation)
+    shape, log = layout.shape, rotation_log(dim, rotation)
     norm = 1 / math.sqrt(1 << log)
     group = query_heads // heads
     sizes = committed_launch(shape.pad, group)

@@ -18,11 +18,12 @@ from leankv_kernels import layout as L
 from leankv_kernels.layout import HIGH, LOW, MID, PRUNED, TierCounts
 from leankv_kernels.reference.codec import centre_of
 from leankv_kernels.store import RecordStore
+from leankv_kernels.triton import planes
 from leankv_kernels.triton import record as rec
 from leankv_kernels.triton.config import Launch, launch
 from leankv_kernels.triton.numbers import hadamard, rotation_log
-from leankv_kernels.triton.record import shape_of
-from leankv_kernels.triton.write import store_head, store_keys, store_lengths, store_tiers, store_values
+from leankv_kernels.triton.planes import store_keys, store_values
+from leankv_kernels.triton.write import store_head, store_lengths, store_tiers
 
 TOKENS = 16
 """Of a program: a whole key group, and whole quads."""
@@ -87,19 +88,25 @@ def pack_pages(
     near = (tl.load(starts + 3 * pair + 2) // 4).to(tl.int32)
     far_tiles = (far + (N - 1)) // N
     is_far = tile < far_tiles
-    stop = tl.where(is_far, far, S.page - far)
+    stop = tl.where(is_far, far, S.page_size - far)
     begin = tl.where(is_far, tile, tile - far_tiles) * N
     if (begin >= stop) | ((not S.near) & (tile >= far_tiles)):
         return
     token = begin + tl.arange(0, N)
     inside = token < stop
-    position = tl.load(order + pair * S.page + tl.where(is_far, 0, far) + token, mask=inside, other=0)
+    position = tl.load(order + pair * S.page_size + tl.where(is_far, 0, far) + token, mask=inside, other=0)
     at = page * page_stride + position * token_stride + head * head_stride
     channel = tl.arange(0, S.pad)
-    centre = tl.load(centres + pair * S.dim + channel, mask=channel < S.dim, other=0.0).to(tl.float32).to(tl.float64)
-    moved = _rotated(key, at, channel, inside, LOG, NORM, S.dim) - centre[None, :]
-    keys, key_scale, key_zero = quantize(moved, inside, S.dim)
-    values, value_scale, value_zero = quantize(_rotated(value, at, channel, inside, LOG, NORM, S.dim), inside, S.dim)
+    centre = (
+        tl.load(centres + pair * S.head_dim + channel, mask=channel < S.head_dim, other=0.0)
+        .to(tl.float32)
+        .to(tl.float64)
+    )
+    moved = _rotated(key, at, channel, inside, LOG, NORM, S.head_dim) - centre[None, :]
+    keys, key_scale, key_zero = quantize(moved, inside, S.head_dim)
+    values, value_scale, value_zero = quantize(
+        _rotated(value, at, channel, inside, LOG, NORM, S.head_dim), inside, S.head_dim
+    )
 
     record = records + page * record_words
     far_keys, far_values, high_values = rec.far_runs(base, fine, kept_keys, far, S)
@@ -112,29 +119,29 @@ def pack_pages(
     key_at, value_at = tl.where(is_far, far_keys, pruned_keys), tl.where(is_far, far_values, pruned_values)
     KEY_BASE: tl.constexpr = S.key_base
     VALUE_BASE: tl.constexpr = S.value_base
-    KEY_FINE: tl.constexpr = S.key_fine
-    VALUE_FINE: tl.constexpr = S.value_fine
+    KEY_REFINE: tl.constexpr = S.key_refine
+    VALUE_REFINE: tl.constexpr = S.value_refine
     for plane in tl.static_range(KEY_BASE):
-        store_keys(record, keys, 4 - 4 * plane, key_at + plane * rec.key_plane(stop, S), 0, stop, token, S)
+        store_keys(record, keys, plane, key_at + plane * planes.key_plane(stop, S), 0, stop, token, S)
     for plane in tl.static_range(VALUE_BASE):
-        start = value_at + plane * rec.value_plane(0, stop, S)
-        store_values(record, values, 6 - 2 * plane, start, 0, stop, begin, S)
+        start = value_at + plane * planes.value_plane(0, stop, S)
+        store_values(record, values, plane, start, 0, stop, begin, S)
     # Refinement: of far tokens in two planes, far and near part; of pruned ones behind their base codes.
     split_keys, split = tl.where(is_far, kept_keys, stop), tl.where(is_far, kept_values, stop)
-    fine_keys = tl.where(is_far, fine, pruned_keys + KEY_BASE * rec.key_plane(stop, S))
-    fine_values = tl.where(is_far, high_values, pruned_values + VALUE_BASE * rec.value_plane(0, stop, S))
-    for plane in tl.static_range(KEY_FINE):
-        start = fine_keys + plane * rec.key_plane(split_keys, S)
-        store_keys(record, keys, 4 - 4 * (KEY_BASE + plane), start, 0, split_keys, token, S)
+    fine_keys = tl.where(is_far, fine, pruned_keys + KEY_BASE * planes.key_plane(stop, S))
+    fine_values = tl.where(is_far, high_values, pruned_values + VALUE_BASE * planes.value_plane(0, stop, S))
+    for plane in tl.static_range(KEY_REFINE):
+        start = fine_keys + plane * planes.key_plane(split_keys, S)
+        store_keys(record, keys, KEY_BASE + plane, start, 0, split_keys, token, S)
         if S.near:
-            start = near + plane * rec.key_plane(stop - split_keys, S)
-            store_keys(record, keys, 4 - 4 * (KEY_BASE + plane), start, split_keys, stop, token, S)
-    for plane in tl.static_range(VALUE_FINE):
-        start = fine_values + plane * rec.value_plane(0, split, S)
-        store_values(record, values, 6 - 2 * (VALUE_BASE + plane), start, 0, split, begin, S)
+            start = near + plane * planes.key_plane(stop - split_keys, S)
+            store_keys(record, keys, KEY_BASE + plane, start, split_keys, stop, token, S)
+    for plane in tl.static_range(VALUE_REFINE):
+        start = fine_values + plane * planes.value_plane(0, split, S)
+        store_values(record, values, VALUE_BASE + plane, start, 0, split, begin, S)
         if S.near:
-            start = low_values + plane * rec.value_plane(split, stop, S)
-            store_values(record, values, 6 - 2 * (VALUE_BASE + plane), start, split, stop, begin, S)
+            start = low_values + plane * planes.value_plane(split, stop, S)
+            store_values(record, values, VALUE_BASE + plane, start, split, stop, begin, S)
 
 
 @triton.jit
@@ -146,7 +153,7 @@ def write_headers(
     page, head = pair // HEADS, pair % HEADS
     record = records + page * record_words
     store_head(record, head, tl.load(counts + 4 * pair + 3), starts + 3 * pair, S)
-    store_tiers(record, head, tiers + pair * S.page, S, B)
+    store_tiers(record, head, tiers + pair * S.page_size, S, B)
     if head == 0:
         store_lengths(record, tl.load(nbytes + page), level, S)
 
@@ -158,7 +165,7 @@ def commit_pages(
     layout, (n, page, heads, dim) = store.layout, key.shape
     if not n:
         return
-    shape, log = shape_of(layout), rotation_log(dim, rotation)
+    shape, log = layout.shape, rotation_log(dim, rotation)
     key, value, tiers = key.contiguous(), value.contiguous(), tiers.contiguous()
     centres = centre_of(key.transpose(1, 2), rotation).contiguous()
     by_tier = TierCounts.of(tiers)

@@ -11,39 +11,11 @@ import triton
 import triton.language as tl
 
 from leankv_kernels import layout as L
-from leankv_kernels.triton.record import HEAD_WORDS, QUAD, key_place, value_place
+from leankv_kernels.triton.record import HEAD_WORDS
 
 _W_BLOCKS, _W_BYTES = tl.constexpr(L.W_BLOCKS), tl.constexpr(L.W_BYTES)
 _W_LEVEL, _W_MAGIC = tl.constexpr(L.W_LEVEL), tl.constexpr(L.W_MAGIC)
 _MAGIC = tl.constexpr(L.MAGIC)
-
-
-@triton.jit
-def store_keys(record, codes, SHIFT: tl.constexpr, start, first, stop, token, S: tl.constexpr):
-    """The nibbles at SHIFT of the codes ``[N, pad]`` of tokens, into a key plane that holds ``first`` to ``stop``."""
-    nibble = tl.reshape((codes >> SHIFT) & 15, (codes.shape[0], S.pad // 8, 8))
-    words = tl.sum(nibble << (4 * tl.arange(0, 8))[None, None, :], 2)
-    offset, step = key_place(start, first, stop, token, S)
-    word = tl.arange(0, S.pad // 8)[None, :]
-    mask = ((token >= first) & (token < stop))[:, None] & (word < S.dim // 8)
-    tl.store(record + offset[:, None] + word * step[:, None], words, mask=mask)
-
-
-@triton.jit
-def store_values(record, codes, SHIFT: tl.constexpr, start, first, stop, begin, S: tl.constexpr):
-    """The two bits at SHIFT of the codes ``[N, pad]`` of N tokens, whole quads, into a value plane that holds ``first``
-    to ``stop``.
-    """
-    N: tl.constexpr = codes.shape[0]
-    token = begin + tl.arange(0, N)
-    kept = tl.where(((token >= first) & (token < stop))[:, None], (codes >> SHIFT) & 3, 0)
-    quads = tl.reshape(kept, (N // 4, 4, S.pad // 4, 4))
-    shift = (2 * tl.arange(0, 4))[None, :, None, None] + (8 * tl.arange(0, 4))[None, None, None, :]
-    words = tl.sum(tl.sum(quads << shift, 3), 1)
-    quad, word = begin // QUAD + tl.arange(0, N // 4), tl.arange(0, S.pad // 4)[None, :]
-    inside = (quad * QUAD < stop) & (quad * QUAD + QUAD > first) & (stop > first)
-    at = record + value_place(start, first, quad, S)[:, None] + word
-    tl.store(at, words, mask=inside[:, None] & (word < S.dim // 4))
 
 
 @triton.jit
@@ -61,9 +33,9 @@ def store_tiers(record, head, tiers, S: tl.constexpr, B: tl.constexpr):
     byte = tl.arange(0, B)
     packed = tl.full((B,), 0, tl.uint8)
     for i in tl.static_range(4):
-        packed |= tl.load(tiers + i * (S.page // 4) + byte, mask=byte < S.page // 4, other=0) << (2 * i)
-    at = (record + S.tier_map_word).to(tl.pointer_type(tl.uint8)) + head * (S.page // 4)
-    tl.store(at + byte, packed, mask=byte < S.page // 4)
+        packed |= tl.load(tiers + i * (S.page_size // 4) + byte, mask=byte < S.page_size // 4, other=0) << (2 * i)
+    at = (record + S.tier_map_word).to(tl.pointer_type(tl.uint8)) + head * (S.page_size // 4)
+    tl.store(at + byte, packed, mask=byte < S.page_size // 4)
 
 
 @triton.jit

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leankv_kernels.reference.codec import bin_centre, pack, quantize, rotate, unpack
+from leankv_kernels.layout import bin_centre
+from leankv_kernels.reference.codec import pack, quantize, rotate, unpack
 from tests.kernels import dense
 from tests.kernels.kernelutil import HEAD_DIMS, few, generator
 
