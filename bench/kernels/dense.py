@@ -125,9 +125,7 @@ def _cpp(bundle: Bundle, q: Tensor, dense: Dense) -> Contestant:
 
     def call(layer: int) -> Tensor:
         out = torch.empty(q.shape)
-        q_at, k_at, v_at, out_at = (x.data_ptr() for x in (q, dense.keys[layer], dense.values[layer], out))
-        sizes = (bundle.batch, shape.kv_heads, shape.group, bundle.context, shape.head_dim)
-        _cpu.dense_decode(q_at, k_at, v_at, out_at, *sizes, shape.scale, threads)
+        _cpu.dense_decode(q, dense.keys[layer], dense.values[layer], out, scale=shape.scale, threads=threads)
         return out
 
     return Contestant("C++ dense", per_layer(call, len(dense.keys)))

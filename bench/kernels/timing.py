@@ -192,7 +192,7 @@ def bandwidth(device: torch.device) -> tuple[Contestant, int]:
     from leankv_kernels.cpu.extension import _cpu
 
     threads = torch.get_num_threads()
-    return Contestant(READ, [lambda: _cpu.read_bandwidth(words.data_ptr(), words.nbytes, threads)]), words.nbytes
+    return Contestant(READ, [lambda: _cpu.read_bandwidth(words, threads)]), words.nbytes
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -40,11 +40,8 @@ def inputs(batch: int, heads: int, group: int, tokens: int, dim: int, seed: int 
 
 def decode(q: Tensor, k: Tensor, v: Tensor, cpu_bf16: bool, threads: int = 2) -> Tensor:
     """Runs the kernel."""
-    batch, heads, tokens, dim = k.shape
     out = torch.full(q.shape, float("nan"))
-    pointers = (x.data_ptr() for x in (q, k, v, out))
-    group = q.shape[1] // heads
-    _cpu.dense_decode(*pointers, batch, heads, group, tokens, dim, dim**-0.5, threads, cpu_bf16)
+    _cpu.dense_decode(q, k, v, out, scale=q.shape[2] ** -0.5, threads=threads, cpu_bf16=cpu_bf16)
     return out
 
 
@@ -91,11 +88,11 @@ def test_it_reads_no_further_than_the_context(cpu_bf16: bool) -> None:
     ("group", "tokens", "dim", "says"),
     [(9, 1, 64, "group"), (0, 1, 64, "group"), (1, 0, 64, "token"), (1, 1, 72, "width"), (1, 1, 272, "width")],
 )
-def test_other_shapes_are_refused(group: int, tokens: int, dim: int, says: str) -> None:
+def test_other_shapes_are_refused(cpu_bf16: bool, group: int, tokens: int, dim: int, says: str) -> None:
     with pytest.raises(ValueError, match=rf"^.*{says}.*\.$"):
-        _cpu.dense_decode(0, 0, 0, 0, 1, 1, group, tokens, dim, 1.0, 1)
+        decode(*inputs(1, 1, group, tokens, dim), cpu_bf16)
 
 
 def test_the_reading_of_memory_reads_all_of_it(cpu_bf16: bool) -> None:
     words = torch.arange(3 << 14, dtype=torch.int32)
-    assert _cpu.read_bandwidth(words.data_ptr(), words.nbytes, 2) == int(words.long().sum())
+    assert _cpu.read_bandwidth(words, 2) == int(words.long().sum())

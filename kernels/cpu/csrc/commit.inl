@@ -1,5 +1,13 @@
-// Full pages to records, byte for byte as the reference does (reference/record.py). With record.inl the only C++ that
-// knows the layout.
+// Full pages to records, byte for byte as the reference does (reference/record.py). The layout is kernels/layout/.
+#pragma once
+
+#include "committed.inl"
+#include "gemm.inl"
+#include "kernels.h"
+#include "planes.inl"
+#include "quantize.inl"
+#include "record.inl"
+#include "simd.inl"
 
 namespace leankv::LEANKV_NS {
 namespace {
@@ -10,30 +18,8 @@ struct CommitScratch {
     uint16_t centre_halves[kMaxDim];
     uint16_t scales[4][kPanel];
     int order[kMaxPage];
-    alignas(64) uint8_t section[3][kMaxPage * (2 * kMaxDim + 8) + 8192];
+    alignas(64) uint8_t section[3][kMaxPage * (2 * kMaxDim + kScaleBytes) + 8192];
 };
-
-// Words of `count` tokens from `first` on, of one key plane, at the start of their group.
-LEANKV_INLINE void put_keys(const uint8_t (*codes)[kMaxDim], int dim, int shift, int first, int count, uint8_t* to) {
-    for (int i = 0; i < count; i++)
-        for (int j = 0; j < dim / 8; j++) {
-            uint64_t x;
-            std::memcpy(&x, codes[first + i] + 8 * j, 8);
-            x = (x >> shift) & 0x0f0f0f0f0f0f0f0f;
-            x = (x | x >> 4) & 0x00ff00ff00ff00ff;
-            x = (x | x >> 8) & 0x0000ffff0000ffff;
-            const uint32_t word = uint32_t(x | x >> 16);
-            std::memcpy(to + 4 * (j * count + i), &word, 4);
-        }
-}
-
-// Adds `count` tokens from `first` on to the quads of one value plane; quad 0 of the group lies at `to`.
-LEANKV_INLINE void put_values(const uint8_t (*codes)[kMaxDim], int dim, int shift, int first, int count, uint8_t* to) {
-    for (int i = first; i < first + count; i++) {
-        uint8_t* quad = to + (i / 4) * dim;
-        for (int c = 0; c < dim; c++) quad[c] |= uint8_t(((codes[i][c] >> shift) & 3) << (2 * (i % 4)));
-    }
-}
 
 struct HeadPlan {
     Counts counts;
@@ -64,7 +50,7 @@ static void open_record(const CommitArgs& a, int64_t n, int32_t* list, HeadPlan*
     const uint8_t* tiers = a.tiers + n * heads * page;
     Counts all{};
     for (int h = 0; h < heads; h++) {
-        int of[4] = {};
+        int of[1 << kTierBits] = {};
         for (int t = 0; t < page; t++) of[tiers[h * page + t]]++;
         plans[h].counts = {of[kHigh], of[kMid], of[kLow]};
         all.high += of[kHigh], all.mid += of[kMid], all.low += of[kLow];
@@ -82,13 +68,18 @@ static void open_record(const CommitArgs& a, int64_t n, int32_t* list, HeadPlan*
 
     int32_t* header = static_cast<int32_t*>(calloc(size_t(words), 4));
     const int level = shape.near ? kLevelNear : kLevelFar;
-    const int32_t fixed[6] = {int32_t(a.pages[n]), int32_t(a.layer), count, end, level, kMagic};
-    std::memcpy(header, fixed, sizeof(fixed));
+    header[kWordPage] = int32_t(a.pages[n]);
+    header[kWordLayer] = int32_t(a.layer);
+    header[kWordBlocks] = count;
+    header[kWordBytes] = end;
+    header[kWordLevel] = level;
+    header[kWordMagic] = kMagic;
     std::memcpy(header + shape.list_word, list, 4 * size_t(shape.max_blocks));
     for (int h = 0; h < heads; h++) {
         const HeadPlan& p = plans[h];
-        const int32_t head[4] = {p.counts.word(), p.base, p.refine, p.near};
-        std::memcpy(header + shape.head_word + 4 * h, head, sizeof(head));
+        int32_t* head = header + shape.head_word + kHeadWords * h;
+        head[kHeadCounts] = p.counts.word(), head[kHeadBase] = p.base;
+        head[kHeadRefine] = p.refine, head[kHeadNear] = p.near;
     }
     uint8_t* maps = reinterpret_cast<uint8_t*>(header) + shape.tier_map_start;
     for (int h = 0; h < heads; h++)
@@ -119,7 +110,7 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
               fine_values = counts.values(shape);
     const Sizes sizes = sizes_of(shape, counts);
     const uint8_t* tiers = a.tiers + (n * heads + h) * page;
-    int at[4];
+    int at[1 << kTierBits];
     at[kHigh] = 0, at[kMid] = counts.high, at[kLow] = counts.high + counts.mid, at[kPruned] = far;
     for (int t = 0; t < page; t++) s.order[at[tiers[t]]++] = t;
     uint8_t *base = s.section[0], *refine = s.section[1], *near = s.section[2];
@@ -138,40 +129,39 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
     auto put_scales = [&](uint8_t* run, int count, int first, int tokens) {
         for (int k = 0; k < 4; k++) std::memcpy(run + 2 * (k * count + first), s.scales[k], 2 * size_t(tokens));
     };
-    auto shift_of = [](int bits, int plane) { return 8 - bits * (plane + 1); };
 
     const int quads = (far + 3) / 4, fine_quads = (fine_values + 3) / 4, low_quads = quads - fine_values / 4;
     for (int t = 0; t < far; t += kPanel) {
         const int m = far - t < kPanel ? far - t : kPanel, in_keys = clamp(fine_keys - t, 0, m);
         const int in_values = clamp(fine_values - t, 0, m);
-        const size_t group = size_t(t) * dim / 2, low_group = size_t(t < fine_keys ? 0 : t - fine_keys) * dim / 2;
+        const size_t group = key_plane(t, dim), low_group = key_plane(t < fine_keys ? 0 : t - fine_keys, dim);
         read(t, m);
         put_scales(base, far, t, m);
         for (int p = 0; p < key_planes; p++) {
-            const int shift = shift_of(4, p), fine = p - key_base;
+            const int fine = p - key_base;
             if (fine < 0) {
-                put_keys(s.key, dim, shift, 0, m, base + sizes.base_scales + size_t(p) * far * dim / 2 + group);
+                put_keys(s.key, dim, p, 0, m, base + sizes.base_scales + p * key_plane(far, dim) + group);
                 continue;
             }
-            if (in_keys) put_keys(s.key, dim, shift, 0, in_keys, refine + size_t(fine) * fine_keys * dim / 2 + group);
+            if (in_keys) put_keys(s.key, dim, p, 0, in_keys, refine + fine * key_plane(fine_keys, dim) + group);
             if (in_keys < m && shape.near)
-                put_keys(s.key, dim, shift, in_keys, m - in_keys,
-                         near + size_t(fine) * (far - fine_keys) * dim / 2 + low_group);
+                put_keys(s.key, dim, p, in_keys, m - in_keys,
+                         near + fine * key_plane(far - fine_keys, dim) + low_group);
         }
         for (int p = 0; p < value_planes; p++) {
-            const int shift = shift_of(2, p), fine = p - value_base;
+            const int fine = p - value_base;
             if (fine < 0) {
                 uint8_t* to = base + sizes.base_scales + sizes.base_keys + (size_t(p) * quads + t / 4) * dim;
-                put_values(s.value, dim, shift, 0, m, to);
+                put_values(s.value, dim, p, 0, m, to);
                 continue;
             }
             if (in_values) {
                 uint8_t* to = refine + sizes.refine_keys + (size_t(fine) * fine_quads + t / 4) * dim;
-                put_values(s.value, dim, shift, 0, in_values, to);
+                put_values(s.value, dim, p, 0, in_values, to);
             }
             if (in_values < m && shape.near) {
                 uint8_t* to = near + sizes.low_keys + (ptrdiff_t(fine) * low_quads + t / 4 - fine_values / 4) * dim;
-                put_values(s.value, dim, shift, in_values, m - in_values, to);
+                put_values(s.value, dim, p, in_values, m - in_values, to);
             }
         }
     }
@@ -181,9 +171,9 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
         read(far + t, m);
         put_scales(run, pruned, t, m);
         for (int p = 0; p < key_planes; p++)
-            put_keys(s.key, dim, shift_of(4, p), 0, m, run + sizes.pruned_scales + (size_t(p) * pruned + t) * dim / 2);
+            put_keys(s.key, dim, p, 0, m, run + sizes.pruned_scales + p * key_plane(pruned, dim) + key_plane(t, dim));
         for (int p = 0; p < value_planes; p++)
-            put_values(s.value, dim, shift_of(2, p), 0, m,
+            put_values(s.value, dim, p, 0, m,
                        run + sizes.pruned_scales + sizes.pruned_keys + (size_t(p) * ((pruned + 3) / 4) + t / 4) * dim);
     }
     const Writer writer{shape, a.blocks, list};

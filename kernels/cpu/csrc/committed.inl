@@ -3,6 +3,17 @@
 // What a query row gets depends on the row and on its pages alone: products of codes are exact integers, each page is
 // reduced on its own, pages are folded in order inside a split, splits are cut by absolute page number and folded in
 // order. Batch, chunk split, company and number of threads only decide who does it (schedule.inl).
+#pragma once
+
+#include "gemm.inl"
+#include "kernels.h"
+#include "planes.inl"
+#include "prefetch.inl"
+#include "products.inl"
+#include "query.inl"
+#include "record.inl"
+#include "simd.inl"
+#include "softmax.inl"
 
 namespace leankv::LEANKV_NS {
 namespace {
@@ -21,13 +32,6 @@ struct Scratch {
     alignas(64) Quad weight_quads[kTileRows][kMaxTokens / 4];
     State split[kBlockRows], total[kBlockRows];
 };
-
-template <class T>
-T* thread_scratch() {
-    static thread_local T* scratch = nullptr;
-    if (!scratch) scratch = static_cast<T*>(aligned_alloc(64, (sizeof(T) + 63) / 64 * 64));
-    return scratch;
-}
 
 // States of rows between tasks. The rows of a tile have equally many places each, one after the other: one per split,
 // or one for the split that is still open and one for those before.

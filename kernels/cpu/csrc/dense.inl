@@ -7,6 +7,10 @@
 // asks for the one kAhead bytes further on, and a block's values take turns with the next block's keys, a few each.
 //
 // Rows of sums are kept per vector of 2W channels, W of them first and then the other W; position() says which.
+#pragma once
+
+#include "kernels.h"
+#include "simd.inl"
 
 namespace leankv::LEANKV_NS::dense {
 namespace {

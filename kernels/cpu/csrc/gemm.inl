@@ -2,6 +2,9 @@
 //
 // A panel holds 16 lanes (tokens for keys, channels for values): per step 64 bytes, four codes for each lane. A row
 // holds per step the four numbers that meet them.
+#pragma once
+
+#include "simd.inl"
 
 namespace leankv::LEANKV_NS {
 namespace {

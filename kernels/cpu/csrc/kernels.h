@@ -4,17 +4,15 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "layout/record_format.h"
+
 namespace leankv {
 
-// A record layout (kernels/layout.py) in numbers, in the order in which Python writes them as doubles.
-struct RecordShape {
-    int64_t page_size, heads, head_dim;
-    int64_t key_base, value_base, key_refine, value_refine;  // planes
-    int64_t near, mid_keys_fine, mid_values_fine;
-    int64_t block_bytes, block_shift, max_blocks, header_bytes, list_word, head_word, tier_map_start, centre_start;
-    double key_step, key_centre_high, key_centre_low;  // of a code, in steps of the master code
-    double value_step, value_centre_high, value_centre_low;
-};
+// Model dtypes of queries, keys and values.
+enum Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+
+constexpr int kMaxGroup = 64;     // the most query heads per KV head
+constexpr int kUsageCounts = 12;  // numbers of Usage in store.py
 
 struct AttendOpenArgs {
     const void* q;            // [T, query_heads, head_dim]

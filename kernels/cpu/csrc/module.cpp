@@ -1,92 +1,244 @@
-// leankv_kernels._cpu: run-time choice of the instruction set, and functions that take addresses as plain integers.
-// Python checks shapes and types before it calls; nothing here does.
+// leankv_kernels._cpu: the kernels with tensors for arguments, whose dtype, shape, contiguity and device are checked
+// here. What tensors say (page ids, counts) is taken as it is.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <atomic>
 #include <memory>
 #include <string>
-#include <vector>
 
+#include "choice.h"
 #include "kernels.h"
+#include "tensor.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
-using leankv::Kernels;
+using leankv::kernels;
+using leankv::RecordShape;
+using leankv::Tensor;
 
 namespace {
 
-// What this CPU can run, best first. The checks name exactly what CMakeLists.txt compiles each table with.
-std::vector<const Kernels*> runnable() {
-    std::vector<const Kernels*> found;
-#ifdef LEANKV_X86
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vnni"))
-        found.push_back(&leankv::avx512::kernels);
-    if (avx2) found.push_back(&leankv::avx2::kernels);
-#endif
-    found.push_back(&leankv::portable::kernels);
-    return found;
+// A RecordShape from its fields by name.
+void make_shape(RecordShape* self, const nb::kwargs& given) {
+    new (self) RecordShape{};
+    size_t fields = 0;
+#define LEANKV_TAKE(type, name) self->name = nb::cast<type>(given[#name]), fields++;
+    LEANKV_RECORD_SHAPE(LEANKV_TAKE)
+#undef LEANKV_TAKE
+    if (given.size() != fields) throw nb::type_error("a RecordShape has no other fields.");
 }
 
-const std::vector<const Kernels*> choices = runnable();
-std::atomic<const Kernels*> current = choices.front();
+// The pool as ops change it.
+struct Pool {
+    Tensor blocks, page_table, ring, ring_head, ring_free, usage;
 
-const Kernels& kernels() { return *current.load(std::memory_order_relaxed); }
-
-std::vector<std::string> isas() {
-    std::vector<std::string> names;
-    for (const Kernels* k : choices) names.emplace_back(k->name);
-    return names;
-}
-
-void use_isa(const std::string& name) {
-    std::string known;
-    for (const Kernels* k : choices) {
-        if (name == k->name) {
-            current = k;
-            return;
-        }
-        known += (known.empty() ? "" : ", ") + std::string(k->name);
+    uint8_t* block_data(const RecordShape& shape) const {
+        return blocks.numbers<uint8_t>("blocks", {-1, shape.block_bytes});
     }
-    throw nb::value_error(("instruction set \"" + name + "\" is not available: choose one of " + known + ".").c_str());
+    int32_t* table() const { return page_table.numbers<int32_t>("page_table", {-1, -1}); }
+    int32_t* ring_ids() const { return ring.numbers<int32_t>("ring", {-1}); }
+    int64_t* head() const { return ring_head.numbers<int64_t>("ring_head", {}); }
+    int64_t* free() const { return ring_free.numbers<int64_t>("ring_free", {}); }
+    int64_t* counts() const { return usage.numbers<int64_t>("usage", {leankv::kUsageCounts}); }
+    int64_t num_blocks() const { return ring.size(0) - 1; }  // one slot is spare
+};
+
+// The row of the page table that is a layer's.
+int32_t* layer_table(const Tensor& page_table, int64_t layer) {
+    int32_t* table = page_table.numbers<int32_t>("page_table", {-1, -1});
+    if (layer < 0 || layer >= page_table.size(0)) throw nb::value_error("the page table has no such layer.");
+    return table + layer * page_table.size(1);
 }
 
-// Addresses arrive as integers: torch's Tensor.data_ptr().
-template <class T>
-T* at(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
+// Query heads per KV head.
+int64_t group_of(int64_t query_heads, int64_t heads) {
+    if (!heads || !query_heads || query_heads % heads)
+        throw nb::value_error("query heads must be a multiple of KV heads.");
+    return query_heads / heads;
 }
 
-// A record layout as kernels/cpu/__init__.py writes it: one double per field.
-leankv::RecordShape shape_at(uintptr_t address) {
-    const double* v = at<const double>(address);
-    auto i = [&](int n) { return int64_t(v[n]); };
-    return {i(0),  i(1),  i(2),  i(3),  i(4),  i(5),  i(6),  i(7),  i(8),  i(9),  i(10), i(11),
-            i(12), i(13), i(14), i(15), i(16), i(17), v[18], v[19], v[20], v[21], v[22], v[23]};
+void attend_open(const Tensor& q, const Tensor& key, const Tensor& value, const Tensor& scores, const Tensor& at,
+                 const Tensor& tiles, const Tensor& out, const Tensor& lse, float scale, int threads) {
+    const int64_t queries = q.size(0), query_heads = q.size(1), dim = q.size(2);
+    const int64_t pages = key.size(0), page_size = key.size(1), heads = key.size(2), num_tiles = tiles.size(0);
+    const int64_t group = group_of(query_heads, heads);
+    if (group > leankv::kMaxGroup)
+        throw nb::value_error(("the cpu kernels take at most " + std::to_string(leankv::kMaxGroup) +
+                               " query heads per KV head, not " + std::to_string(group) + ".")
+                                  .c_str());
+    if (value.dtype("value") != key.dtype("key")) throw nb::value_error("keys and values must have one dtype.");
+    kernels().attend_open({
+        .q = q.model_numbers("q", {queries, query_heads, dim}),
+        .key = key.model_numbers("key", {pages, page_size, heads, dim}),
+        .value = value.model_numbers("value", {pages, page_size, heads, dim}),
+        .scores = scores.numbers<int32_t>("scores", {pages, query_heads, page_size}),
+        .at = at.numbers<int64_t>("at", {num_tiles}),
+        .tiles = tiles.numbers<int64_t>("tiles", {num_tiles, 5}),
+        .out = out.numbers<float>("out", {queries, query_heads, dim}),
+        .lse = lse.numbers<float>("lse", {queries, query_heads}),
+        .num_tiles = num_tiles,
+        .query_heads = query_heads,
+        .heads = heads,
+        .group = group,
+        .head_dim = dim,
+        .page_size = page_size,
+        .scale = scale,
+        .dtype = q.dtype("q"),
+        .raw_dtype = key.dtype("key"),
+        .threads = threads,
+    });
 }
 
-// Only benches call it, with nothing in between that would check.
-void dense_decode(uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out, int64_t batch, int64_t kv_heads, int64_t group,
-                  int64_t tokens, int dim, float scale, int threads, bool cpu_bf16) {
+void attend_committed(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, int64_t layer,
+                      const Tensor& q, const Tensor& tiles, const Tensor& pages, const Tensor& groups,
+                      const Tensor& members, const Tensor& out, const Tensor& lse, int64_t near_pages, float scale,
+                      bool rotated, int threads) {
+    const int64_t queries = q.size(0), query_heads = q.size(1);
+    kernels().attend_committed({
+        .shape = shape,
+        .blocks = blocks.numbers<uint8_t>("blocks", {-1, shape.block_bytes}),
+        .page_table = layer_table(page_table, layer),
+        .q = q.model_numbers("q", {queries, query_heads, shape.head_dim}),
+        .tiles = tiles.numbers<int64_t>("tiles", {-1, 5}),
+        .pages = pages.numbers<int64_t>("pages", {-1}),
+        .groups = groups.numbers<int64_t>("groups", {-1, 5}),
+        .members = members.numbers<int64_t>("members", {-1}),
+        .out = out.numbers<float>("out", {queries, query_heads, shape.head_dim}),
+        .lse = lse.numbers<float>("lse", {queries, query_heads}),
+        .num_tiles = tiles.size(0),
+        .num_groups = groups.size(0),
+        .query_heads = query_heads,
+        .group = group_of(query_heads, shape.heads),
+        .near_pages = near_pages,
+        .scale = scale,
+        .rotated = rotated,
+        .dtype = q.dtype("q"),
+        .threads = threads,
+    });
+}
+
+void merge_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b, const Tensor& lse_b, const Tensor& out,
+                  const Tensor& lse, int threads) {
+    const int64_t queries = out.size(0), heads = out.size(1), dim = out.size(2);
+    kernels().merge_states({
+        .out_a = out_a.numbers<float>("out_a", {queries, heads, dim}),
+        .lse_a = lse_a.numbers<float>("lse_a", {queries, heads}),
+        .out_b = out_b.numbers<float>("out_b", {queries, heads, dim}),
+        .lse_b = lse_b.numbers<float>("lse_b", {queries, heads}),
+        .out = out.numbers<float>("out", {queries, heads, dim}),
+        .lse = lse.numbers<float>("lse", {queries, heads}),
+        .rows = queries * heads,
+        .head_dim = dim,
+        .threads = threads,
+    });
+}
+
+void commit_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, int64_t layer,
+                  const Tensor& ring, const Tensor& ring_head, const Tensor& ring_free, const Tensor& usage,
+                  const Tensor& pages, const Tensor& key, const Tensor& value, const Tensor& tiers, bool rotated,
+                  int threads) {
+    const Pool pool{blocks, page_table, ring, ring_head, ring_free, usage};
+    const int64_t n = pages.size(0);
+    if (value.dtype("value") != key.dtype("key")) throw nb::value_error("keys and values must have one dtype.");
+    kernels().commit_pages({
+        .shape = shape,
+        .blocks = pool.block_data(shape),
+        .page_table = layer_table(page_table, layer),
+        .ring = pool.ring_ids(),
+        .ring_head = pool.head(),
+        .ring_free = pool.free(),
+        .usage = pool.counts(),
+        .num_blocks = pool.num_blocks(),
+        .pages = pages.numbers<int64_t>("pages", {n}),
+        .key = key.model_numbers("key", {n, shape.page_size, shape.heads, shape.head_dim}),
+        .value = value.model_numbers("value", {n, shape.page_size, shape.heads, shape.head_dim}),
+        .tiers = tiers.numbers<uint8_t>("tiers", {n, shape.heads, shape.page_size}),
+        .n = n,
+        .layer = layer,
+        .rotated = rotated,
+        .dtype = key.dtype("key"),
+        .threads = threads,
+    });
+}
+
+// What free_pages, cut_pages and count_blocks have in common; the caller adds levels or counts.
+leankv::ShrinkArgs shrink_args(const RecordShape& shape, const Pool& pool, const Tensor& pages) {
+    return {
+        .shape = shape,
+        .blocks = pool.block_data(shape),
+        .page_table = pool.table(),
+        .ring = pool.ring_ids(),
+        .ring_head = pool.head(),
+        .ring_free = pool.free(),
+        .usage = pool.counts(),
+        .num_blocks = pool.num_blocks(),
+        .pages = pages.numbers<int64_t>("pages", {-1}),
+        .level = nullptr,
+        .counts = nullptr,
+        .n = pages.size(0),
+        .layers = pool.page_table.size(0),
+        .table_stride = pool.page_table.size(1),
+    };
+}
+
+void free_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, const Tensor& ring,
+                const Tensor& ring_head, const Tensor& ring_free, const Tensor& usage, const Tensor& pages) {
+    kernels().free_pages(shrink_args(shape, {blocks, page_table, ring, ring_head, ring_free, usage}, pages));
+}
+
+void cut_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, const Tensor& ring,
+               const Tensor& ring_head, const Tensor& ring_free, const Tensor& usage, const Tensor& pages,
+               const Tensor& level) {
+    auto args = shrink_args(shape, {blocks, page_table, ring, ring_head, ring_free, usage}, pages);
+    args.level = level.numbers<int64_t>("level", {args.n});
+    kernels().cut_pages(args);
+}
+
+void count_blocks(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, const Tensor& ring,
+                  const Tensor& ring_head, const Tensor& ring_free, const Tensor& usage, const Tensor& pages,
+                  const Tensor& counts) {
+    auto args = shrink_args(shape, {blocks, page_table, ring, ring_head, ring_free, usage}, pages);
+    args.counts = counts.numbers<int32_t>("counts", {args.n, leankv::kLevelNear});
+    kernels().count_blocks(args);
+}
+
+void dense_decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, float scale, int threads,
+                  bool cpu_bf16) {
+    const int64_t batch = k.size(0), kv_heads = k.size(1), tokens = k.size(2), dim = k.size(3), query_heads = q.size(1);
+    const int64_t group = kv_heads ? query_heads / kv_heads : 0;
     if (group < 1 || group > leankv::kDenseGroup) throw nb::value_error("the group must be from 1 to 8.");
     if (dim < 16 || dim > leankv::kDenseDim || dim % 16)
         throw nb::value_error("the head's width must be a multiple of 16 up to 256.");
     if (tokens < 1) throw nb::value_error("there must be a token to attend to.");
+    auto bf16 = [](const Tensor& x, const char* name, std::initializer_list<int64_t> shape) {
+        if (x.dtype(name) != leankv::kBfloat16) throw nb::value_error("the dense baseline is of bfloat16.");
+        return static_cast<const uint16_t*>(x.model_numbers(name, shape));
+    };
     const int64_t splits = (tokens + leankv::kDenseSplit - 1) / leankv::kDenseSplit;
-    const std::unique_ptr<float[]> workspace(new float[batch * kv_heads * group * splits * (leankv::kDenseDim + 2)]);
-    kernels().dense_decode({at<const uint16_t>(q), at<const uint16_t>(k), at<const uint16_t>(v), at<float>(out),
-                            workspace.get(), batch, kv_heads, group, tokens, dim, scale, threads, cpu_bf16});
+    const std::unique_ptr<float[]> workspace(new float[batch * query_heads * splits * (leankv::kDenseDim + 2)]);
+    kernels().dense_decode({
+        .q = bf16(q, "q", {batch, query_heads, dim}),
+        .k = bf16(k, "k", {batch, kv_heads, tokens, dim}),
+        .v = bf16(v, "v", {batch, kv_heads, tokens, dim}),
+        .out = out.numbers<float>("out", {batch, query_heads, dim}),
+        .workspace = workspace.get(),
+        .batch = batch,
+        .kv_heads = kv_heads,
+        .group = group,
+        .tokens = tokens,
+        .dim = int(dim),
+        .scale = scale,
+        .threads = threads,
+        .cpu_bf16 = cpu_bf16,
+    });
 }
 
-uint64_t read_bandwidth(uintptr_t data, int64_t bytes, int threads) {
+uint64_t read_bandwidth(const Tensor& words, int threads) {
     uint64_t sum = 0;
-    kernels().read_bandwidth({at<const void>(data), bytes, &sum, threads});
+    const void* data = words.numbers<int32_t>("words", {-1});
+    kernels().read_bandwidth({.data = data, .bytes = words.bytes(), .sum = &sum, .threads = threads});
     return sum;
 }
 
@@ -94,73 +246,35 @@ uint64_t read_bandwidth(uintptr_t data, int64_t bytes, int threads) {
 
 NB_MODULE(_cpu, m) {
     using release = nb::call_guard<nb::gil_scoped_release>;
+    Tensor::bind();
 
-    m.def("isas", isas);
+    auto shape = nb::class_<RecordShape>(m, "RecordShape").def("__init__", make_shape);
+#define LEANKV_FIELD(type, name) shape.def_ro(#name, &RecordShape::name);
+    LEANKV_RECORD_SHAPE(LEANKV_FIELD)
+#undef LEANKV_FIELD
+
+    m.def("isas", leankv::isas);
     m.def("isa", [] { return std::string(kernels().name); });
-    m.def("use_isa", use_isa, "name"_a);
+    m.def("use_isa", [](const std::string& name) { leankv::use_isa(name); }, "name"_a);
 
-    m.def(
-        "attend_open",
-        [](uintptr_t q, uintptr_t key, uintptr_t value, uintptr_t scores, uintptr_t raw_at, uintptr_t tiles,
-           uintptr_t out, uintptr_t lse, int64_t num_tiles, int64_t query_heads, int64_t heads, int64_t head_dim,
-           int64_t page_size, float scale, int dtype, int raw_dtype, int threads) {
-            kernels().attend_open({at<const void>(q), at<const void>(key), at<const void>(value), at<int32_t>(scores),
-                                   at<const int64_t>(raw_at), at<const int64_t>(tiles), at<float>(out), at<float>(lse),
-                                   num_tiles, query_heads, heads, query_heads / heads, head_dim, page_size, scale,
-                                   dtype, raw_dtype, threads});
-        },
-        release());
-    m.def(
-        "attend_committed",
-        [](uintptr_t shape, uintptr_t blocks, uintptr_t page_table, uintptr_t q, uintptr_t tiles, uintptr_t pages,
-           uintptr_t groups, uintptr_t members, uintptr_t out, uintptr_t lse, int64_t num_tiles, int64_t num_groups,
-           int64_t query_heads, int64_t near_pages, float scale, bool rotated, int dtype, int threads) {
-            const leankv::RecordShape record = shape_at(shape);
-            kernels().attend_committed({record, at<const uint8_t>(blocks), at<const int32_t>(page_table),
-                                        at<const void>(q), at<const int64_t>(tiles), at<const int64_t>(pages),
-                                        at<const int64_t>(groups), at<const int64_t>(members), at<float>(out),
-                                        at<float>(lse), num_tiles, num_groups, query_heads, query_heads / record.heads,
-                                        near_pages, scale, rotated, dtype, threads});
-        },
-        release());
-    m.def(
-        "merge_states",
-        [](uintptr_t out_a, uintptr_t lse_a, uintptr_t out_b, uintptr_t lse_b, uintptr_t out, uintptr_t lse,
-           int64_t rows, int64_t head_dim, int threads) {
-            kernels().merge_states({at<const float>(out_a), at<const float>(lse_a), at<const float>(out_b),
-                                    at<const float>(lse_b), at<float>(out), at<float>(lse), rows, head_dim, threads});
-        },
-        release());
-    m.def(
-        "commit_pages",
-        [](uintptr_t shape, uintptr_t blocks, uintptr_t page_table, uintptr_t ring, uintptr_t ring_head,
-           uintptr_t ring_free, uintptr_t usage, int64_t num_blocks, uintptr_t pages, uintptr_t key, uintptr_t value,
-           uintptr_t tiers, int64_t n, int64_t layer, bool rotated, int dtype, int threads) {
-            kernels().commit_pages({shape_at(shape), at<uint8_t>(blocks), at<int32_t>(page_table), at<int32_t>(ring),
-                                    at<int64_t>(ring_head), at<int64_t>(ring_free), at<int64_t>(usage), num_blocks,
-                                    at<const int64_t>(pages), at<const void>(key), at<const void>(value),
-                                    at<const uint8_t>(tiers), n, layer, rotated, dtype, threads});
-        },
-        release());
+    m.def("attend_open", attend_open, nb::kw_only(), "q"_a, "key"_a, "value"_a, "scores"_a, "at"_a, "tiles"_a, "out"_a,
+          "lse"_a, "scale"_a, "threads"_a, release());
+    m.def("attend_committed", attend_committed, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "layer"_a, "q"_a,
+          "tiles"_a, "pages"_a, "groups"_a, "members"_a, "out"_a, "lse"_a, "near_pages"_a, "scale"_a, "rotated"_a,
+          "threads"_a, release());
+    m.def("merge_states", merge_states, nb::kw_only(), "out_a"_a, "lse_a"_a, "out_b"_a, "lse_b"_a, "out"_a, "lse"_a,
+          "threads"_a, release());
+    m.def("commit_pages", commit_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "layer"_a, "ring"_a,
+          "ring_head"_a, "ring_free"_a, "usage"_a, "pages"_a, "key"_a, "value"_a, "tiers"_a, "rotated"_a, "threads"_a,
+          release());
+    m.def("free_pages", free_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a,
+          "ring_free"_a, "usage"_a, "pages"_a, release());
+    m.def("cut_pages", cut_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a,
+          "ring_free"_a, "usage"_a, "pages"_a, "level"_a, release());
+    m.def("count_blocks", count_blocks, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a,
+          "ring_free"_a, "usage"_a, "pages"_a, "counts"_a, release());
 
-    const auto shrink = [&m](const char* name, void (*leankv::Kernels::*kernel)(const leankv::ShrinkArgs&)) {
-        m.def(
-            name,
-            [kernel](uintptr_t shape, uintptr_t blocks, uintptr_t page_table, uintptr_t ring, uintptr_t ring_head,
-                     uintptr_t ring_free, uintptr_t usage, uintptr_t pages, uintptr_t level, uintptr_t counts,
-                     int64_t num_blocks, int64_t n, int64_t layers, int64_t table_stride) {
-                (kernels().*kernel)({shape_at(shape), at<uint8_t>(blocks), at<int32_t>(page_table), at<int32_t>(ring),
-                                     at<int64_t>(ring_head), at<int64_t>(ring_free), at<int64_t>(usage), num_blocks,
-                                     at<const int64_t>(pages), at<const int64_t>(level), at<int32_t>(counts), n, layers,
-                                     table_stride});
-            },
-            release());
-    };
-    shrink("free_pages", &leankv::Kernels::free_pages);
-    shrink("cut_pages", &leankv::Kernels::cut_pages);
-    shrink("count_blocks", &leankv::Kernels::count_blocks);
-
-    m.def("dense_decode", dense_decode, "q"_a, "k"_a, "v"_a, "out"_a, "batch"_a, "kv_heads"_a, "group"_a, "tokens"_a,
-          "dim"_a, "scale"_a, "threads"_a, "cpu_bf16"_a = true, release());
-    m.def("read_bandwidth", read_bandwidth, "data"_a, "bytes"_a, "threads"_a, release());
+    m.def("dense_decode", dense_decode, "q"_a, "k"_a, "v"_a, "out"_a, nb::kw_only(), "scale"_a, "threads"_a,
+          "cpu_bf16"_a = true, release());
+    m.def("read_bandwidth", read_bandwidth, "words"_a, "threads"_a, release());
 }

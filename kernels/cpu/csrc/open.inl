@@ -2,11 +2,17 @@
 //
 // Every sum runs in an order fixed by positions alone: channels of a dot product in W lanes folded by halves, keys one
 // after the other. Column scores are integers.
+#pragma once
+
+#include "kernels.h"
+#include "planes.inl"
+#include "query.inl"
+#include "simd.inl"
+#include "softmax.inl"
 
 namespace leankv::LEANKV_NS {
 namespace {
 
-constexpr int kMaxPage = 256;
 constexpr int kOpenRows = 4;
 constexpr float kColumnOne = 4194304.0f;  // 2^22, COLUMN_SCORE_ONE
 
@@ -15,7 +21,7 @@ struct OpenScratch {
     alignas(64) float value[kMaxPage * kMaxDim];
     alignas(64) float query[kMaxDim];
     alignas(64) float weights[kOpenRows][kMaxPage];
-    int32_t columns[64][kMaxPage];
+    int32_t columns[kMaxGroup][kMaxPage];
 };
 
 // Lane i of the result is the sum of all lanes of x[i].

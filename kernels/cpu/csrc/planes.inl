@@ -1,18 +1,31 @@
-// Planes of codes in the order of kernels/layout.py, read into vectors that dot products take.
+// Planes of codes, written, and read into vectors that dot products take. All that depends on how wide a plane is, 4
+// bits for keys and 2 for values, is here and, for the groups that need no care, in products.inl.
+#pragma once
+
+#include "gemm.inl"
+#include "kernels.h"
+#include "simd.inl"
 
 namespace leankv::LEANKV_NS {
 namespace {
 
 constexpr int kMaxGroups = 18;  // a page of 256 in two runs
 constexpr int kMaxTokens = kMaxGroups * kPanel;
-constexpr int kMaxDim = 256;
-constexpr int kPruned = 0, kLow = 1, kHigh = 2, kMid = 3;  // tiers
-constexpr int kLevelFar = 2, kLevelNear = 3;
-constexpr int kCountBits = 10, kCountMask = (1 << kCountBits) - 1;
-constexpr int32_t kMagic = 0x564B4C31;
 
 LEANKV_INLINE int round_up(int n, int to) { return (n + to - 1) / to * to; }
 LEANKV_INLINE int clamp(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
+
+// Bytes of `bits` bits of the keys of so many tokens, and of the values of tokens `first` to `stop`.
+LEANKV_INLINE int key_bytes(int bits, int tokens, int dim) { return bits * tokens * dim / 8; }
+LEANKV_INLINE int value_bytes(int bits, int first, int stop, int dim) {
+    const int quads = (stop + kValueQuad - 1) / kValueQuad - first / kValueQuad;
+    return stop > first ? bits / kValuePlaneBits * quads * dim : 0;
+}
+// Bytes of a key plane of so many tokens, which are also those from its start to a group's.
+LEANKV_INLINE size_t key_plane(int tokens, int dim) { return size_t(tokens) * dim / (8 / kKeyPlaneBits); }
+// The lowest bit of the master code in a plane, the top one being 0.
+LEANKV_INLINE int key_shift(int plane) { return kMasterBits - kKeyPlaneBits * (plane + 1); }
+LEANKV_INLINE int value_shift(int plane) { return kMasterBits - kValuePlaneBits * (plane + 1); }
 
 // Vectors that hold the channels of a head, and what channel a lane of them holds: decoding values leaves channels in
 // the order that interleaving bytes gives, and only the final output is put straight.
@@ -69,11 +82,11 @@ struct KeyGroup {
         tokens = clamp(s.tokens - t, 0, kPanel);
         in_first = clamp(s.split - t, 0, tokens);
         in_rest = tokens - in_first;
-        const size_t group = size_t(t) * head_dim / 2;
+        const size_t group = key_plane(t, head_dim);
         top = s.top + group;
         second = s.second ? s.second + group : nullptr;
         first_part = s.first_part && in_first ? s.first_part + group : nullptr;
-        const size_t rest_group = size_t(t < s.split ? 0 : t - s.split) * head_dim / 2;
+        const size_t rest_group = key_plane(t < s.split ? 0 : t - s.split, head_dim);
         rest = s.rest && in_rest ? s.rest + rest_group - 4 * in_first : nullptr;
     }
 
@@ -157,6 +170,30 @@ struct ValueGroup {
         return code;
     }
 };
+
+// Writes the words of `count` tokens from `first` on, of one key plane, to the start of their group.
+LEANKV_INLINE void put_keys(const uint8_t (*codes)[kMaxDim], int dim, int plane, int first, int count, uint8_t* to) {
+    const int shift = key_shift(plane);
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < dim / 8; j++) {
+            uint64_t x;
+            std::memcpy(&x, codes[first + i] + 8 * j, 8);
+            x = (x >> shift) & 0x0f0f0f0f0f0f0f0f;
+            x = (x | x >> 4) & 0x00ff00ff00ff00ff;
+            x = (x | x >> 8) & 0x0000ffff0000ffff;
+            const uint32_t word = uint32_t(x | x >> 16);
+            std::memcpy(to + 4 * (j * count + i), &word, 4);
+        }
+}
+
+// Adds `count` tokens from `first` on to the quads of one value plane; quad 0 of the group lies at `to`.
+LEANKV_INLINE void put_values(const uint8_t (*codes)[kMaxDim], int dim, int plane, int first, int count, uint8_t* to) {
+    const int shift = value_shift(plane);
+    for (int i = first; i < first + count; i++) {
+        uint8_t* quad = to + (i / 4) * dim;
+        for (int c = 0; c < dim; c++) quad[c] |= uint8_t(((codes[i][c] >> shift) & 3) << (2 * (i % 4)));
+    }
+}
 
 template <int PLANES>
 LEANKV_INLINE void decode_keys(const KeySource& s, int head_dim, uint8_t* out) {

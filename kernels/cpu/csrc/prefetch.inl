@@ -1,4 +1,8 @@
 // Asks for what will be read next.
+#pragma once
+
+#include "record.inl"
+#include "simd.inl"
 
 namespace leankv::LEANKV_NS {
 namespace {
@@ -41,8 +45,8 @@ struct Prefetch {
         if (!next) return;
         const int32_t* head = next->head(h);
         const Sizes& sizes = place.sizes;
-        add(*next, head[1], sizes.base, place.base);
-        if (next->level() >= kLevelFar) add(*next, head[2], sizes.refine, place.refine);
+        add(*next, head[kHeadBase], sizes.base, place.base);
+        if (next->level() >= kLevelFar) add(*next, head[kHeadRefine], sizes.refine, place.refine);
         pace.share = unsigned(sizes.base + sizes.refine) / 64 * Pace::kUnit / unsigned(work) + 1;
     }
 

@@ -2,6 +2,14 @@
 //
 // Most groups of 16 tokens are whole and their tokens alike in tier; they go through loops without a branch. The rest,
 // at the border of the tiers and at the end of a run, are put together by KeyGroup and ValueGroup.
+#pragma once
+
+#include "gemm.inl"
+#include "planes.inl"
+#include "prefetch.inl"
+#include "query.inl"
+#include "record.inl"
+#include "simd.inl"
 
 namespace leankv::LEANKV_NS {
 namespace {
@@ -93,7 +101,7 @@ LEANKV_INLINE void multiply_groups(const WholeKeys<READ>* group, int dim, const 
 template <int ROWS, Read READ>
 LEANKV_INLINE void multiply_whole_keys(const uint8_t* top, const uint8_t* second, int t, int stop, int dim,
                                        const Query* queries, int32_t* out, Prefetch& ahead) {
-    const size_t step = size_t(kPanel) * dim / 2;
+    const size_t step = key_plane(kPanel, dim);
     for (; t + 2 * kPanel <= stop; t += 2 * kPanel) {
         const WholeKeys<READ> group[2] = {{top, second}, {top + step, second + step}};
         multiply_groups<ROWS, 2>(group, dim, queries, out + t, ahead);
@@ -107,7 +115,7 @@ LEANKV_INLINE void multiply_whole_keys(const uint8_t* top, const uint8_t* second
 template <int ROWS, int PLANES>
 LEANKV_INLINE void multiply_keys(const KeySource& key, int dim, const Query* queries, int32_t* out, Prefetch& ahead) {
     const int whole = key.tokens / kPanel * kPanel;
-    auto plane = [&](const uint8_t* p, int t) { return p + size_t(t) * dim / 2; };
+    auto plane = [&](const uint8_t* p, int t) { return p + key_plane(t, dim); };
     auto one_tier = [&](const uint8_t* second, int t, int stop) {
         if (PLANES == 1)
             multiply_whole_keys<ROWS, Read::kOne>(plane(key.top, t), key.top, t, stop, dim, queries, out, ahead);

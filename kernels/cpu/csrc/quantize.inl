@@ -1,4 +1,9 @@
 // Rows to 8-bit codes: rotated and quantized in float64, bit for bit as the reference does (reference/codec.py).
+#pragma once
+
+#include "kernels.h"
+#include "planes.inl"
+#include "simd.inl"
 
 namespace leankv::LEANKV_NS {
 namespace {

@@ -1,4 +1,11 @@
 // Queries as the products of codes take them.
+#pragma once
+
+#include "gemm.inl"
+#include "kernels.h"
+#include "planes.inl"
+#include "simd.inl"
+#include "softmax.inl"
 
 namespace leankv::LEANKV_NS {
 namespace {

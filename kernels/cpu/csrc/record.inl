@@ -1,5 +1,11 @@
-// Reads one KV head of one record: codes into panels, scales into plain floats. With commit.inl the only C++ that knows
-// the layout (kernels/layout.py).
+// Reads one KV head of one record: where it lies, codes into panels, scales into plain floats. The layout is
+// kernels/layout/.
+#pragma once
+
+#include "kernels.h"
+#include "gemm.inl"
+#include "planes.inl"
+#include "simd.inl"
 
 namespace leankv::LEANKV_NS {
 namespace {
@@ -26,7 +32,7 @@ struct HeadView {
     alignas(64) float bias[kMaxTokens];                         // 0 for a token, -inf for padding
     alignas(64) uint8_t keys[kMaxGroups * kPanel * kMaxDim];    // a panel per group, a step per 4 channels
     alignas(64) uint8_t values[kMaxGroups * kPanel * kMaxDim];  // a panel per 16 channels, a step per 4 tokens
-    alignas(64) uint8_t staged[kMaxTokens * (2 * kMaxDim + 8) + 4096];
+    alignas(64) uint8_t staged[kMaxTokens * (2 * kMaxDim + kScaleBytes) + 4096];
 };
 
 // Bytes of one KV head's sections and of what precedes the last run in each.
@@ -51,14 +57,13 @@ struct Counts {
 LEANKV_INLINE Sizes sizes_of(const RecordShape& shape, const Counts& counts) {
     const int fine_keys = counts.keys(shape), fine_values = counts.values(shape);
     const int dim = int(shape.head_dim), far = counts.far(), pruned = int(shape.page_size) - far;
-    const int key_base = int(shape.key_base), key_refine = int(shape.key_refine);
-    const int value_base = int(shape.value_base), value_refine = int(shape.value_refine);
-    auto keys = [&](int planes, int n) { return round_up(planes * n * dim / 2, 16); };
-    auto values = [&](int planes, int first, int stop) {
-        return stop > first ? planes * ((stop + 3) / 4 - first / 4) * dim : 0;
-    };
+    const int key_base = int(shape.key_base_bits), key_refine = int(shape.key_refine_bits);
+    const int value_base = int(shape.value_base_bits), value_refine = int(shape.value_refine_bits);
+    auto scales = [&](int n) { return round_up(kScaleBytes * n, kAlign); };
+    auto keys = [&](int bits, int n) { return round_up(key_bytes(bits, n, dim), kAlign); };
+    auto values = [&](int bits, int first, int stop) { return value_bytes(bits, first, stop, dim); };
     Sizes s{};
-    s.base_scales = round_up(8 * far, 16);
+    s.base_scales = scales(far);
     s.base_keys = keys(key_base, far);
     s.base = s.base_scales + s.base_keys + values(value_base, 0, far);
     s.refine_keys = keys(key_refine, fine_keys);
@@ -66,7 +71,7 @@ LEANKV_INLINE Sizes sizes_of(const RecordShape& shape, const Counts& counts) {
     if (!shape.near) return s;
     s.low_keys = keys(key_refine, far - fine_keys);
     s.low = s.low_keys + values(value_refine, fine_values, far);
-    s.pruned_scales = round_up(8 * pruned, 16);
+    s.pruned_scales = scales(pruned);
     s.pruned_keys = keys(key_base + key_refine, pruned);
     s.near = s.low + s.pruned_scales + s.pruned_keys + values(value_base + value_refine, 0, pruned);
     return s;
@@ -80,9 +85,9 @@ struct Record {
     Record(const RecordShape& shape, const uint8_t* blocks, int32_t first)
         : shape(shape), blocks(blocks), words(reinterpret_cast<const int32_t*>(blocks + first * shape.block_bytes)) {}
 
-    bool held() const { return words[5] == kMagic; }
-    int level() const { return words[4]; }
-    const int32_t* head(int h) const { return words + shape.head_word + 4 * h; }
+    bool held() const { return words[kWordMagic] == kMagic; }
+    int level() const { return words[kWordLevel]; }
+    const int32_t* head(int h) const { return words + shape.head_word + kHeadWords * h; }
     const uint8_t* at(int offset) const {
         return blocks + (int64_t(words[shape.list_word + (offset >> shape.block_shift)]) << shape.block_shift) +
                (offset & (shape.block_bytes - 1));
@@ -112,9 +117,9 @@ struct Record {
 // Adds `sign` times what a record of so many blocks holds at a level to the running usage (see store.py).
 static void count_usage(const RecordShape& shape, int64_t* usage, int64_t high, int64_t mid, int64_t low, int level,
                         int64_t blocks, int sign) {
-    const int64_t base = 8 + (4 * shape.key_base + 2 * shape.value_base) * shape.head_dim / 8;
-    const int64_t fine_key = 4 * shape.key_refine * shape.head_dim / 8;
-    const int64_t fine_value = 2 * shape.value_refine * shape.head_dim / 8, refine = fine_key + fine_value;
+    const int64_t base = kScaleBytes + (shape.key_base_bits + shape.value_base_bits) * shape.head_dim / 8;
+    const int64_t fine_key = shape.key_refine_bits * shape.head_dim / 8;
+    const int64_t fine_value = shape.value_refine_bits * shape.head_dim / 8, refine = fine_key + fine_value;
     const int64_t fine_mid = fine_key * shape.mid_keys_fine + fine_value * shape.mid_values_fine;
     const int64_t pruned = shape.heads * shape.page_size - high - mid - low, far = level >= kLevelFar;
     const int64_t near = level >= kLevelNear ? low * refine + mid * (refine - fine_mid) + pruned * (base + refine) : 0;
@@ -122,8 +127,9 @@ static void count_usage(const RecordShape& shape, int64_t* usage, int64_t high, 
                              low * base, near};
     int64_t padding = blocks * shape.block_bytes;
     for (const int64_t bytes : held) padding -= bytes;
-    const int64_t parts[12] = {held[0], held[1], held[2], held[3], held[4], padding, 1, blocks, high, mid, low, pruned};
-    for (int i = 0; i < 12; i++) usage[i] += sign * parts[i];
+    const int64_t parts[kUsageCounts] = {held[0], held[1], held[2], held[3], held[4], padding,
+                                         1,       blocks,  high,    mid,     low,     pruned};
+    for (int i = 0; i < kUsageCounts; i++) usage[i] += sign * parts[i];
 }
 
 // Where a head's far sections lie, if in one piece each.
@@ -135,13 +141,13 @@ struct HeadPlace {
 
 LEANKV_INLINE HeadPlace find_head(const Record& record, int h) {
     const int32_t* head = record.head(h);
-    HeadPlace place{Counts::of(head[0]), {}, nullptr, nullptr};
+    HeadPlace place{Counts::of(head[kHeadCounts]), {}, nullptr, nullptr};
     place.sizes = sizes_of(record.shape, place.counts);
     auto find = [&](int offset, int bytes) {
         return bytes && record.in_one_piece(offset, bytes) ? record.at(offset) : nullptr;
     };
-    place.base = find(head[1], place.sizes.base);
-    if (record.level() >= kLevelFar) place.refine = find(head[2], place.sizes.refine);
+    place.base = find(head[kHeadBase], place.sizes.base);
+    if (record.level() >= kLevelFar) place.refine = find(head[kHeadRefine], place.sizes.refine);
     return place;
 }
 
@@ -163,7 +169,7 @@ LEANKV_INLINE void stage(const Record& record, int offset, int bytes, uint8_t* t
 
 // The middle of the range of value codes, in units of the high tier.
 LEANKV_INLINE double value_middle(const RecordShape& shape) {
-    return ((1 << (2 * (shape.value_base + shape.value_refine))) - 1) * 0.5;
+    return ((1 << (shape.value_base_bits + shape.value_refine_bits)) - 1) * 0.5;
 }
 
 // Scales of a run's tokens, of which the first few keys and values are read at the high tier's bin centres.
@@ -237,21 +243,21 @@ static inline void read_head(const Record& record, int h, const HeadPlace& place
     for (int c = 0; c < dim; c += W)
         store(view.centre + c, half_to_float(reinterpret_cast<const uint16_t*>(record.centre(h, c))));
     if (far) {
-        const uint8_t* base = fetch(place.base, head[1], sizes.base);
+        const uint8_t* base = fetch(place.base, head[kHeadBase], sizes.base);
         KeySource key{base + sizes.base_scales, nullptr, nullptr, nullptr, far, fine_keys};
-        if (key_base == 2) key.second = key.top + size_t(far) * dim / 2;
+        if (key_base == 2) key.second = key.top + key_plane(far, dim);
         ValueSource value{
             base + sizes.base_scales + sizes.base_keys, nullptr, nullptr, quads, 0, size_t(quads) * dim, 0, 0, 0};
         if (fine && sizes.refine) {
             const int fine_quads = (fine_values + 3) / 4;
-            const uint8_t* refine = fetch(near ? nullptr : place.refine, head[2], sizes.refine);
+            const uint8_t* refine = fetch(near ? nullptr : place.refine, head[kHeadRefine], sizes.refine);
             if (sizes.refine_keys) key.first_part = refine;
             value.first_part = refine + sizes.refine_keys;
             value.first_stride = size_t(fine_quads) * dim;
             value.split = value.refined = fine_quads;
         }
         if (near && sizes.low) {
-            const uint8_t* low = fetch(nullptr, head[3], sizes.low);
+            const uint8_t* low = fetch(nullptr, head[kHeadNear], sizes.low);
             if (sizes.low_keys) key.rest = low;
             value.rest = low + sizes.low_keys;
             value.rest_stride = size_t(quads - fine_values / 4) * dim;
@@ -278,10 +284,10 @@ static inline void read_head(const Record& record, int h, const HeadPlace& place
     if (pruned) {
         const int key_planes = key_base + key_refine, value_planes = value_base + value_refine;
         const int pruned_quads = (pruned + 3) / 4;
-        const uint8_t* all = fetch(nullptr, head[3] + sizes.low, sizes.near - sizes.low);
+        const uint8_t* all = fetch(nullptr, head[kHeadNear] + sizes.low, sizes.near - sizes.low);
         decode_scales(all, pruned, pruned, pruned, shape, view, far_groups * kPanel);
         KeySource key{all + sizes.pruned_scales, nullptr, nullptr, nullptr, pruned, pruned};
-        if (key_planes == 2) key.second = key.top + size_t(pruned) * dim / 2;
+        if (key_planes == 2) key.second = key.top + key_plane(pruned, dim);
         const size_t stride = size_t(pruned_quads) * dim;
         const ValueSource value{
             all + sizes.pruned_scales + sizes.pruned_keys, nullptr, nullptr, pruned_quads, 0, stride, 0, 0, 0};

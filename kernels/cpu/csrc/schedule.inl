@@ -3,6 +3,15 @@
 // First come the pages that several tiles share, depth by depth, since a group goes on where the one above it has
 // ended; then each tile's own pages. Where there are enough row blocks a task reads all its pages in order; otherwise
 // each split is a task of its own, and the states of a row's splits are folded afterwards, in the same order.
+#pragma once
+
+#include "committed.inl"
+#include "gemm.inl"
+#include "kernels.h"
+#include "planes.inl"
+#include "query.inl"
+#include "simd.inl"
+#include "softmax.inl"
 
 namespace leankv::LEANKV_NS {
 namespace {

@@ -1,8 +1,13 @@
-// Freeing and cutting records of many pages in all layers, and counting their blocks. With record.inl and commit.inl
-// the only C++ that knows the layout (kernels/layout.py).
+// Freeing and cutting records of many pages in all layers, and counting their blocks. The layout is
+// kernels/layout/.
 //
 // One pass over headers, in the order in which the reference gives blocks back, so that the ring ends up the same. It
 // is not worth a second thread: a record costs a cache line or two.
+#pragma once
+
+#include "kernels.h"
+#include "record.inl"
+#include "simd.inl"
 
 namespace leankv::LEANKV_NS {
 namespace {
@@ -25,15 +30,15 @@ LEANKV_INLINE void prefetch_record(const ShrinkArgs& a, int64_t i) {
 // Bytes of a record that is cut to a level, at most what it holds.
 LEANKV_INLINE int64_t bytes_at(const RecordShape& shape, const int32_t* words, int level) {
     const int32_t* head = words + shape.head_word;
-    if (level >= words[4]) return words[3];
-    return level == 1 ? head[2] : head[3];
+    if (level >= words[kWordLevel]) return words[kWordBytes];
+    return level == kLevelBase ? head[kHeadRefine] : head[kHeadNear];
 }
 
 // Takes a record that is cut to a level, with so many blocks, into the running usage, or out of it (`sign`).
 static void count_record(const ShrinkArgs& a, const int32_t* words, int level, int64_t blocks, int sign) {
     int64_t high = 0, mid = 0, low = 0;
     for (int h = 0; h < a.shape.heads; h++) {
-        const Counts counts = Counts::of(words[a.shape.head_word + 4 * h]);
+        const Counts counts = Counts::of(words[a.shape.head_word + kHeadWords * h + kHeadCounts]);
         high += counts.high, mid += counts.mid, low += counts.low;
     }
     count_usage(a.shape, a.usage, high, mid, low, level, blocks, sign);
@@ -55,8 +60,8 @@ static void free_pages(const ShrinkArgs& a) {
         prefetch_record(a, i);
         const int32_t* words = first_words(a, i);
         if (!words) continue;
-        count_record(a, words, words[4], words[2], -1);
-        give_back(a, words + a.shape.list_word, 0, words[2]);
+        count_record(a, words, words[kWordLevel], words[kWordBlocks], -1);
+        give_back(a, words + a.shape.list_word, 0, words[kWordBlocks]);
     }
     for (int64_t i = 0; i < a.n * a.layers; i++) a.page_table[i / a.n * a.table_stride + a.pages[i % a.n]] = 0;
 }
@@ -66,17 +71,17 @@ static void cut_pages(const ShrinkArgs& a) {
         prefetch_record(a, i);
         int32_t* words = first_words(a, i);
         const int level = int(a.level[i % a.n]);
-        if (!words || words[4] <= level) continue;
-        const int64_t bytes = bytes_at(a.shape, words, level), had = words[2];
+        if (!words || words[kWordLevel] <= level) continue;
+        const int64_t bytes = bytes_at(a.shape, words, level), had = words[kWordBlocks];
         const int64_t kept = (bytes + a.shape.block_bytes - 1) / a.shape.block_bytes;
-        count_record(a, words, words[4], had, -1);
+        count_record(a, words, words[kWordLevel], had, -1);
         count_record(a, words, level, kept, 1);
         int32_t* list = words + a.shape.list_word;
         give_back(a, list, kept, had);
         for (int64_t b = kept; b < had; b++) list[b] = 0;
-        words[2] = int32_t(kept);
-        words[3] = int32_t(bytes);
-        words[4] = level;
+        words[kWordBlocks] = int32_t(kept);
+        words[kWordBytes] = int32_t(bytes);
+        words[kWordLevel] = level;
     }
 }
 
@@ -85,8 +90,8 @@ static void count_blocks(const ShrinkArgs& a) {
         prefetch_record(a, i);
         const int32_t* words = first_words(a, i);
         if (!words) continue;
-        for (int level = 1; level <= 3; level++)
-            a.counts[3 * (i % a.n) + level - 1] +=
+        for (int level = kLevelBase; level <= kLevelNear; level++)
+            a.counts[kLevelNear * (i % a.n) + level - kLevelBase] +=
                 int32_t((bytes_at(a.shape, words, level) + a.shape.block_bytes - 1) / a.shape.block_bytes);
     }
 }

@@ -1,5 +1,6 @@
 // Vectors of the instruction set this file is compiled for, and the few operations the language does not have.
 // W lanes of 32 bits; code that is written against W works at every width.
+#pragma once
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -9,6 +10,12 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+
+#include "kernels.h"
+
+#ifndef LEANKV_NS
+#define LEANKV_NS portable  // where an editor opens one part alone; isa_*.cpp say which they are
+#endif
 
 #define LEANKV_INLINE static inline __attribute__((always_inline))
 #define LEANKV_MEMBER inline __attribute__((always_inline))
@@ -183,9 +190,6 @@ LEANKV_INLINE vf half_to_float(const uint16_t* p) {
 #endif
 }
 
-// Model dtypes of queries, keys and values.
-enum Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
-
 LEANKV_INLINE vf load_as_float(const void* base, size_t index, int dtype) {
     if (dtype == kFloat32) return load(static_cast<const float*>(base) + index);
     const uint16_t* p = static_cast<const uint16_t*>(base) + index;
@@ -236,6 +240,14 @@ LEANKV_INLINE T rotate(T* x, int head_dim) {
     const int block = head_dim & -head_dim;
     for (int c = 0; c < head_dim; c += block) hadamard(x + c, block);
     return T(1) / T(__builtin_sqrt(double(block)));
+}
+
+// Memory of a thread's own for what one task needs, kept from task to task.
+template <class T>
+T* thread_scratch() {
+    static thread_local T* scratch = nullptr;
+    if (!scratch) scratch = static_cast<T*>(aligned_alloc(64, (sizeof(T) + 63) / 64 * 64));
+    return scratch;
 }
 
 }  // namespace

@@ -1,4 +1,11 @@
 // The softmax of query rows over one page of one KV head, and how pages and splits add up.
+#pragma once
+
+#include "gemm.inl"
+#include "planes.inl"
+#include "record.inl"
+#include "prefetch.inl"
+#include "simd.inl"
 
 namespace leankv::LEANKV_NS {
 namespace {
