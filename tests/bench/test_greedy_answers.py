@@ -12,12 +12,12 @@ from bench.quality.systems import cache_of, system
 from leankv_sglang.offline.caches import Cache
 from leankv_sglang.offline.lean_cache import LeanCache
 from leankv_sglang.offline.packed import PackedModel
-from tests.tiny_llama import DEVICES, PAGE, tiny_model, tokens
+from tests.tiny_models import DEVICES, PAGE, tiny_packed, tokens
 
 
 @pytest.fixture(scope="module", params=DEVICES)
 def model(request: pytest.FixtureRequest) -> PackedModel:
-    return tiny_model(device=request.param)
+    return tiny_packed(device=request.param)
 
 
 JOBS = [

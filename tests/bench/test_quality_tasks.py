@@ -7,19 +7,19 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 
 from bench.quality import harness
+from bench.quality.answers import Item
 from bench.quality.harness import Bench, Limits
 from bench.quality.items import ItemStore
 from bench.quality.systems import system, systems
 from bench.quality.tasks import TASKS, babilong, gsm8k, humaneval, needle, ruler, task
 from leankv_sglang.models import ensure_model
 from leankv_sglang.offline.packed import PackedModel
-from tests.tiny_llama import tiny_model
+from tests.tiny_models import tiny_packed
 
 WORDS = {"noun": "fox wolf lake hill tree road", "adjective": "red grey old calm wide late", "verb": "run go see"}
 LIMITS = Limits(items=2, windows=2, length=640, lengths=(700,), max_new=6, batch=4)
@@ -35,7 +35,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Any) -> PackedModel:
-    return tiny_model(len(tokenizer))
+    return tiny_packed(len(tokenizer))
 
 
 @pytest.fixture
@@ -127,10 +127,16 @@ def test_text_scores_what_lies_behind_the_skip(bench: Bench) -> None:
     assert rows[1]["kl_tail"] == pytest.approx(rows[1]["kl"])
 
 
-def test_needles_lie_at_their_depths(bench: Bench) -> None:
+def _items(module: Any, bench: Bench, length: int, monkeypatch: pytest.MonkeyPatch) -> list[Item]:
+    """What a task would ask of a context of this length."""
+    monkeypatch.setattr(module, "run_answers", lambda bench, name, items, *_: items)
+    items: list[Item] = module.run(bench, replace(LIMITS, items=None, lengths=(length,)), 0)
+    return items
+
+
+def test_needles_lie_at_their_depths(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    for depth in needle.DEPTHS:
-        item = needle._item(bench, 1000, depth, Random(1))
+    for depth, item in zip(needle.DEPTHS, _items(needle, bench, 1000, monkeypatch), strict=False):
         assert len(item.context) == 1000 - needle.RESERVE
         text = bench.tokenizer.decode(item.context)
         first, second = (text.index(ask.truth) / len(text) for ask in item.asks)
@@ -142,8 +148,8 @@ def test_needles_lie_at_their_depths(bench: Bench) -> None:
     assert seen == sorted(seen)
 
 
-def test_ruler_hides_what_it_asks_for(bench: Bench) -> None:
-    item = ruler._item(bench, 1400, Random(3))
+def test_ruler_hides_what_it_asks_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = _items(ruler, bench, 1400, monkeypatch)[0]
     text = bench.tokenizer.decode(item.context)
     assert [ask.kind for ask in item.asks] == ["key", "key", "values", "chain"]
     assert item.asks[0].truth != item.asks[1].truth

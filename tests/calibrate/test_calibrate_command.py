@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from leankv_sglang.calibrate import __main__ as command
 from leankv_sglang.calibrate import explore
+from leankv_sglang.calibrate import windows as windows_module
 from leankv_sglang.compression.fingerprint import fingerprint
 from leankv_sglang.compression.profile_file import load_profile
 from leankv_sglang.offline.packed import PackedModel
-from tests.tiny_folder import make_tiny_model
+from tests.tiny_models import VOCABULARY, tiny_folder
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_tiny_model(tmp_path_factory.mktemp("tiny")))
+    return str(tiny_folder(tmp_path_factory.mktemp("tiny")))
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A place of its own for what is kept, and shorter contexts to search on."""
-    monkeypatch.setattr(command, "home", lambda: tmp_path / "home")
-    monkeypatch.setattr(command, "CALIBRATED_TOKENS", TOKENS)
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A place for what is kept, which these tests share as runs of one user do, and shorter windows."""
+    folder, windows = tmp_path_factory.mktemp("home"), windows_module.calibration_windows
+
+    def shorter(tokenizer: Any, texts: list[str], count: int, length: int, seed: int = 0) -> list[Tensor]:
+        return windows(tokenizer, texts, count, min(length, TOKENS), seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "home", lambda: folder)
+        patch.setattr(windows_module, "calibration_windows", shorter)
+        yield
 
 
 SMALL = ("--windows", "1", "--measured", "1")
-TOKENS = 1024
+TOKENS = 640
 
 
 @pytest.mark.parametrize("significance", ["predictor", "attention"])
@@ -44,7 +55,7 @@ def test_a_calibration_writes_a_profile_that_serves(model: str, significance: st
     assert measured["ratio"] >= 4.0
     # What the search measured is what the profile gives.
     packed, _ = PackedModel.load(model)
-    ids = torch.randint(1000, (TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = torch.randint(VOCABULARY, (TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
     with torch.inference_mode():
         cache = packed.cache(profile.config, profile.page_size, 1, len(ids))
         state = cache.new(len(ids))

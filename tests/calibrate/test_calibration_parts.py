@@ -26,7 +26,7 @@ from leankv_sglang.compression.significance import Predictor
 from leankv_sglang.compression.significance.predictor import features
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
-from tests.tiny_llama import tiny_llama
+from tests.tiny_models import tiny_llama
 
 PAGE = 64
 CONFIG = LeanKVConfig(mid="k4v4")

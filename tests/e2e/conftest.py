@@ -1,4 +1,7 @@
-"""Real servers on the real model, shared by the tests of this folder."""
+"""Real servers, shared by the tests of this folder: the default one on the real model, others on a tiny random model.
+
+What a server costs is its start and the tokens it prefills, so the real model is asked where it is the point.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from bench.common.server import Server, serve
+from tests.tiny_models import tiny_folder
 
 POOL_TOKENS = 16384
+WORKERS = 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,6 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model with 4 layers, 4 query heads and 2 KV heads of 64."""
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The default configuration, which is the shipped profile's lossless point; metrics on."""
     with serve("--max-total-tokens", str(POOL_TOKENS), "--enable-metrics") as running:
@@ -27,7 +38,11 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def plain() -> Iterator[Server]:
-    """No profile: one pair of thresholds for all heads, nothing pruned; metrics on."""
-    with serve("--max-total-tokens", str(POOL_TOKENS), "--enable-metrics", "--leankv-profile", "none") as running:
+def plain(tiny: Path) -> Iterator[Server]:
+    """No profile: one pair of thresholds for all heads, nothing pruned.
+
+    Prompts are prefilled page by page. Tokenizer workers are processes of their own, which import the HTTP app again.
+    """
+    flags = ("--chunked-prefill-size", "128", "--tokenizer-worker-num", str(WORKERS), "--leankv-profile", "none")
+    with serve("--model-path", str(tiny), "--max-total-tokens", str(POOL_TOKENS), *flags) as running:
         yield running

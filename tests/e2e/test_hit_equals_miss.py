@@ -1,66 +1,69 @@
-"""Through the server: a cache hit gives what a miss gives, bit for bit when the request runs alone."""
+"""Through the server on the real model: a cache hit gives what a miss gives, bit for bit.
+
+The same is asked of other servers where they are tested: small chunks, two tokenizer workers and every kind of
+accuracy in test_request_accuracy.py, pages trimmed and healed in test_capacity.py, retractions in test_pressure.py,
+tensor-parallel ranks and replicas in test_ranks.py.
+"""
 
 from __future__ import annotations
 
-import pytest
-import requests
+from concurrent.futures import ThreadPoolExecutor
 
-from bench.common.server import Server, serve
-from bench.hit_miss import PRUNED, chat_turns
+from bench.common.server import Server
+from bench.hit_miss import chat_turns
+from tests.e2e.hits import a_miss_equal_to_its_hit, assert_same, misses
 from tests.e2e.prompts import passages
 
 QUESTIONS = ["Who are you?", "What is a fox?", "And a wolf?", "Which is larger?", "Name a third.", "Thank you."]
-
-
-def _assert_hits_equal_misses(server: Server, prompts: list[list[int]], new_tokens: int) -> None:
-    for prompt in prompts:
-        server.flush()
-        miss = server.generate(prompt, new_tokens)
-        hit = server.generate(prompt, new_tokens)
-        assert miss.cached == 0
-        assert hit.cached >= len(prompt) // 128 * 128 - 128
-        assert hit.tokens == miss.tokens
-        assert hit.logprobs == miss.logprobs
+POINTS = ("lossless", "balanced", "small")
 
 
 def test_alone(server: Server) -> None:
     # 40 new tokens carry the last prompt over a page boundary, so a page is committed while decoding.
-    _assert_hits_equal_misses(server, [*passages(2, 300, 700), passages(1, 620, 620, seed=5)[0]], 40)
+    for prompt in (passages(1, 300, 300)[0], passages(1, 620, 620, seed=5)[0]):
+        a_miss_equal_to_its_hit(server, prompt, 40)
+
+
+def test_at_every_point_of_the_shipped_profile(server: Server) -> None:
+    """Points are also told back, and prune the more the smaller they are; absent means lossless."""
+    prompt = passages(1, 560, 560, seed=5)[0]
+    pruned = []
+    for name, asked in zip(POINTS, (None, *POINTS[1:]), strict=True):
+        field = {"profile": asked} if asked else None
+        miss = a_miss_equal_to_its_hit(server, prompt, 16, field, again={"profile": name})
+        assert miss.kv["profile"] == name
+        pruned.append(server.info()["leankv"]["share_pruned"])
+    assert 0 < pruned[0] < pruned[1] < pruned[2]
+    assert "predictor" in server.info()["leankv"]["config"]
+
+
+def test_in_a_batch(server: Server) -> None:
+    """Prompts that come together get what each gets alone, as misses and as hits."""
+    prompts = passages(3, 140, 280, seed=6)
+    alone = misses(server, prompts, 12)
+    server.flush()
+    for least in (0, 128):
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda prompt: server.generate(prompt, 12), prompts))
+        for answer, miss in zip(answers, alone, strict=True):
+            assert answer.cached >= least
+            assert_same(answer, miss)
 
 
 def test_output_tokens_are_reused(server: Server) -> None:
     """What decoding wrote is inserted into the tree; continuing from it equals computing it afresh."""
-    prompt = passages(1, 300, 300, seed=1)[0]
+    prompt = passages(1, 200, 200, seed=1)[0]
     server.flush()
-    first = server.generate(prompt, 150)
+    first = server.generate(prompt, 100)
     longer = prompt + first.tokens
     hit = server.generate(longer, 16)
     server.flush()
     miss = server.generate(longer, 16)
-    assert hit.cached == 384
-    assert (hit.tokens, hit.logprobs) == (miss.tokens, miss.logprobs)
+    assert hit.cached == 256
+    assert_same(hit, miss)
 
 
 def test_chat_of_six_turns(server: Server) -> None:
     result = chat_turns(server, QUESTIONS, 40)
     assert result.equal == result.count == 6
     assert result.cached > 0
-
-
-@pytest.mark.parametrize(("chunk", "workers"), [("128", "1"), ("512", "2")])
-def test_small_chunks_and_pruning(chunk: str, workers: str) -> None:
-    """Pages are committed chunk by chunk, tokens are pruned, and nothing changes.
-
-    Tokenizer workers are processes of their own, which import the HTTP app again.
-    """
-    prompts = passages(1, 600, 600, seed=3)
-    flags = ("--chunked-prefill-size", chunk, "--max-total-tokens", "8192", "--tokenizer-worker-num", workers)
-    with serve(*flags, *PRUNED) as server:
-        _assert_hits_equal_misses(server, prompts, 16)
-        assert server.info()["leankv"]["share_pruned"] > 0.02
-        for _ in range(2 * int(workers)):
-            answer = server.generate(prompts[0], 1, fields={"leankv": {"profile": "lossless"}})
-            assert answer.kv["profile"] == "lossless"
-            with pytest.raises(requests.HTTPError, match="400"):
-                server.generate("x", 1, fields={"leankv": {"profile": "tiny"}})
-        assert answer.cached == 512

@@ -1,4 +1,4 @@
-"""Starting: refusals are one sentence, stock SGLang works from the same environment, the engine works in-process."""
+"""Starting: refusals are one sentence, and stock SGLang works from the same environment."""
 
 from __future__ import annotations
 
@@ -50,25 +50,3 @@ def test_plain_sglang_serves_from_the_same_environment() -> None:
     with serve("--max-total-tokens", "4096", stock=True) as server:
         assert "Paris" in server.generate("The capital of France is", 8).text
         assert "leankv" not in server.info()
-
-
-ENGINE = """
-from leankv_sglang.config import LeanKVConfig
-from leankv_sglang.engine import engine
-if __name__ == "__main__":
-    e = engine(leankv=LeanKVConfig("k8v4", "k8v4"), max_total_tokens=4096)
-    print("ANSWER", e.generate("The capital of France is", {"max_new_tokens": 8, "temperature": 0})["text"])
-    small = e.generate("The capital of France is", {"max_new_tokens": 4}, leankv={"profile": "small"})
-    print("KV", small["meta_info"]["leankv"]["profile"])
-    print("STATE", e.get_server_info()["internal_states"][0]["leankv"]["config"])
-    e.shutdown()
-"""
-
-
-def test_engine_in_process(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    script = tmp_path / "run_engine.py"
-    script.write_text(ENGINE)
-    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240, check=False)
-    assert "ANSWER  Paris" in result.stdout, result.stderr[-2000:]
-    assert "KV small" in result.stdout
-    assert "tiers k8v4," in result.stdout

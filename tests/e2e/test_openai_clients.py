@@ -17,6 +17,7 @@ SCHEMA = {
     "required": ["city", "country"],
     "additionalProperties": False,
 }
+ROUTES = ("/generate", "/v1/completions", "/v1/chat/completions")
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +91,38 @@ def test_frontend_program_forks_and_generates(server: Server) -> None:
     state = advice.run(topic="sleep", backend=sgl.RuntimeEndpoint(server.url))
     assert state["end"]
     assert state.text().count("Tip") >= 2 or "tip" in state.text().lower()
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_bad_field_is_a_400(route: str, server: Server) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    body = {"model": "default", "text": "Hi", "leankv": {"profile": "tiny"}}
+    if route != "/generate":
+        body = {"model": "default", "prompt": "Hi", "messages": messages, "leankv": {"profile": "tiny"}, "stream": True}
+    answer = requests.post(server.url + route, json=body, timeout=60)
+    assert answer.status_code == 400
+    told = answer.json()
+    message = told["error"]["message"] if route == "/generate" else told["message"]
+    assert message == "leankv.profile takes lossless, balanced, small, not 'tiny'."
+
+
+def test_an_accuracy_through_the_client(server: Server) -> None:
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+    extra = {"leankv": {"profile": "small"}}
+    ask = {"model": MODEL, "max_tokens": 6, "temperature": 0, "extra_body": extra}
+    text = "The fox is red and the wolf is grey. " * 16
+    completion = client.completions.create(prompt=[text, "The capital of France is"], **ask)
+    told = completion.model_extra["metadata"]["leankv"]
+    assert [one["profile"] for one in told] == ["small"] * 2
+    assert told[0]["bytes"] > told[1]["bytes"] > 0
+    messages = [{"role": "user", "content": text}]
+    chat = client.chat.completions.create(messages=messages, n=2, **ask)
+    assert [one["profile"] for one in chat.model_extra["metadata"]["leankv"]] == ["small"] * 2
+    stream = client.chat.completions.create(messages=messages, stream=True, **ask)
+    assert "".join(c.choices[0].delta.content or "" for c in stream if c.choices) == chat.choices[0].message.content
+    # The same prefix, one accuracy: native and OpenAI share.
+    hit = server.generate(text, 4, fields=extra)
+    assert hit.cached >= 128
+    for wrong in ({"leankv": 5}, {"leankv": {"alpha_low": -1}}):
+        with pytest.raises(openai.BadRequestError, match="leankv"):
+            client.chat.completions.create(messages=messages, **{**ask, "extra_body": wrong})

@@ -4,33 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from bench.common.server import Server, serve
-from tests.e2e.pressure import assert_hits_equal_misses
-from tests.e2e.prompts import passages
-from tests.tiny_folder import make_tiny_model
+from tests.e2e.hits import assert_hits_equal_misses
+from tests.e2e.prompts import tiny_passages
 
 POOL = ("--max-total-tokens", "2048", "--chunked-prefill-size", "256", "--max-running-requests", "4")
 TROUBLE = ("leak", "[pool-bytes]", "Traceback", "differ")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
 def ask_under_pressure(server: Server, count: int) -> None:
     """Prompts that the pool cannot hold together, asked over and over; every answer is that of an empty cache."""
-    assert_hits_equal_misses(server, passages(count, 150, 900, seed=3), 16)
+    assert_hits_equal_misses(server, tiny_passages(count, 150, 900, seed=3), 16)
     assert not [word for word in TROUBLE if word in server.log_text()]
 
 
-def test_two_tensor_parallel_ranks(model: Path) -> None:
+def test_two_tensor_parallel_ranks(tiny: Path) -> None:
     # One KV head on each rank, and thresholds at which they keep different shares of tokens.
     flags = ("--leankv-alpha-high", "1.2", "--leankv-alpha-low", "0.4")
     env = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1"}
-    with serve("--model-path", str(model), "--tp-size", "2", *POOL, *flags, env=env) as server:
+    with serve("--model-path", str(tiny), "--tp-size", "2", *POOL, *flags, env=env) as server:
         ask_under_pressure(server, 6)
         figures = server.info()["leankv"]
         assert figures["pages_trimmed"] > 0
@@ -40,6 +32,6 @@ def test_two_tensor_parallel_ranks(model: Path) -> None:
         assert server.info()["leankv"]["units_free"] == 2048
 
 
-def test_two_replicas(model: Path) -> None:
-    with serve("--model-path", str(model), "--dp-size", "2", *POOL) as server:
+def test_two_replicas(tiny: Path) -> None:
+    with serve("--model-path", str(tiny), "--dp-size", "2", *POOL) as server:
         ask_under_pressure(server, 4)

@@ -48,6 +48,7 @@ class World:
         )
         self.random = random.Random(seed)
         self.tiers = tiers
+        self.records: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.running: list[Any] = []
         self.hit_tokens = self.asked_tokens = self.rid = 0
 
@@ -55,12 +56,17 @@ class World:
 
     def record(self, tokens: list[int], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The record of the last page of a prefix, and its length."""
-        source = torch.Generator().manual_seed(hash((tuple(tokens), layer)) & 0x7FFFFFFF)
+        seed = hash((tuple(tokens), layer)) & 0x7FFFFFFF
+        # A path is read over and over, and encoding takes longer than all else here.
+        if (kept := self.records.get(seed)) is not None:
+            return kept
+        source = torch.Generator().manual_seed(seed)
         key, value = (torch.randn(1, HEADS, PAGE, DIM, generator=source, dtype=torch.float64) for _ in range(2))
         chance = torch.rand(1, HEADS, PAGE, generator=source)
         low, pruned = self.tiers
         tiers = 2 - (chance < low + pruned).long() - (chance < pruned).long()
-        return encode(key, value, tiers.to(torch.uint8), self.pool.layout)
+        self.records[seed] = encode(key, value, tiers.to(torch.uint8), self.pool.layout)
+        return self.records[seed]
 
     def commit(self, tokens: list[int], start: int, row: int) -> None:
         """What a forward over ``tokens[start:]`` leaves behind: records of the pages it fills, once drained."""
