@@ -5,13 +5,15 @@ RIVALS := .rivals
 SANITIZE := .sanitize
 PY := $(VENV)/bin/python
 ARGS ?=
+# Two processes share the tests: what shares a server or a calibration stays in one (tests/conftest.py).
+PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
 MODEL := SmolLM2-135M-Instruct
 # Spinning OpenMP threads of several processes slow each other down tenfold.
 export GOMP_SPINCOUNT ?= 0
 
-CPU_SOURCES := kernels/cpu/CMakeLists.txt $(wildcard kernels/cpu/csrc/*)
+CPU_SOURCES := kernels/cpu/CMakeLists.txt kernels/layout/record_format.h $(wildcard kernels/cpu/csrc/*)
 
-.PHONY: setup model serve test lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads rivals bench-rivals clean
+.PHONY: setup model serve test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads rivals bench-rivals clean
 
 setup: $(VENV)/.installed model
 
@@ -31,7 +33,11 @@ serve: setup
 	$(PY) -m leankv_sglang.launch_server $(ARGS)
 
 test: setup
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(PARALLEL) $(ARGS)
+
+# For the loop of edit and try: no servers, nothing that takes long, few examples.
+test-fast: setup
+	$(PY) -m pytest $(PARALLEL) --hypothesis-profile fast -m "not e2e and not slow" $(ARGS)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
