@@ -169,7 +169,8 @@ def test_a_row_belongs_to_one_request_at_a_time(configure) -> None:  # type: ign
     requests.release()
     rows = runner.req_to_token_pool.alloc_rows(2)
     assert sorted(rows) == sorted(requests.rows)
-    assert not runner.leankv.row_thresholds._given
+    runner.leankv.init_forward_metadata(make_batch(rows, [0, 0], [PAGE, PAGE], decode=False))
+    assert runner.leankv.thresholds is None, "nothing is left of what they had"
 
 
 def test_nothing_is_gathered_where_all_have_the_servers_own(configure) -> None:  # type: ignore[no-untyped-def]

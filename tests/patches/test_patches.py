@@ -71,7 +71,7 @@ def test_server_info_hook(hooks: None) -> None:
 
 def test_a_missing_seam_stops_the_start(hooks: None) -> None:
     with pytest.raises(LeanKVError, match=r"price of a token.*server info"):
-        selfcheck.stop_if(selfcheck._problems())
+        selfcheck.check_launcher()
 
 
 def test_a_foreign_pool_stops_the_scheduler() -> None:
@@ -80,7 +80,7 @@ def test_a_foreign_pool_stops_the_scheduler() -> None:
 
 
 def test_placeholders_import_but_do_not_run() -> None:
-    if "sgl_kernel" in sys.modules and not isinstance(sys.modules["sgl_kernel"], cpu_imports._Placeholder):
+    if hasattr(sys.modules.get("sgl_kernel"), "__file__"):
         pytest.skip("a real sgl_kernel is installed")
     cpu_imports.install()
     assert cpu_imports.problem() is None
@@ -96,8 +96,10 @@ def test_placeholders_import_but_do_not_run() -> None:
 
 def test_installed_packages_win_over_placeholders() -> None:
     cpu_imports.install()
-    assert isinstance(sys.meta_path[-1], cpu_imports._PlaceholderFinder)
-    assert sys.meta_path[-1].find_spec("torch") is None
+    last = sys.meta_path[-1]
+    assert type(last).__module__ == cpu_imports.__name__
+    assert last.find_spec("sgl_kernel", None) is not None
+    assert last.find_spec("torch", None) is None
 
 
 def test_a_lone_row_runs_as_two() -> None:

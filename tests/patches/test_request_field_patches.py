@@ -59,7 +59,7 @@ def test_a_patch_takes(patch: Any, install: Any, hooks: None) -> None:
 
 def test_a_missing_one_stops_the_start(hooks: None) -> None:
     with pytest.raises(LeanKVError, match=r"request rows.*request's KV.*request's output"):
-        selfcheck.stop_if(selfcheck._problems())
+        selfcheck.check_launcher()
 
 
 def test_rows_are_announced_with_their_requests(hooks: None) -> None:

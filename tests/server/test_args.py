@@ -60,19 +60,41 @@ def test_each_flag_sets_its_field(argv: list[str], fields: dict[str, Any]) -> No
     assert config_of(*argv) == LeanKVConfig(**fields)
 
 
-def test_every_flag_but_the_profile_is_tried_above() -> None:
-    parser = argparse.ArgumentParser(add_help=False)
+class Recorder(argparse.ArgumentParser):
+    """Keeps every flag that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False)
+        self.flags: list[argparse.Action] = []
+
+    def add_argument_group(self, *args: Any, **kwargs: Any) -> Any:
+        """Flags of every group are its own, except those that argparse makes for itself."""
+        return self if hasattr(self, "flags") else super().add_argument_group(*args, **kwargs)
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        """Add and keep it."""
+        self.flags.append(super().add_argument(*args, **kwargs))
+        return self.flags[-1]
+
+
+@pytest.fixture
+def flags() -> list[argparse.Action]:
+    """Our flags, as argparse has them."""
+    parser = Recorder()
     add_flags(parser)
-    options = {option for action in parser._actions for option in action.option_strings}
+    return parser.flags
+
+
+def test_every_flag_but_the_profile_is_tried_above(flags: list[argparse.Action]) -> None:
+    options = {option for flag in flags for option in flag.option_strings}
     tried = {arg.split("=")[0] for argv, _ in FLAGS for arg in argv}
     assert options - tried == {"--leankv-profile"}
     assert all(option.startswith("--leankv-") for option in options)
 
 
-def test_the_help_tells_the_defaults_of_the_configuration() -> None:
-    config, parser = LeanKVConfig(), argparse.ArgumentParser(add_help=False)
-    add_flags(parser)
-    helps = {action.dest.removeprefix("leankv_"): action.help or "" for action in parser._actions}
+def test_the_help_tells_the_defaults_of_the_configuration(flags: list[argparse.Action]) -> None:
+    config = LeanKVConfig()
+    helps = {flag.dest.removeprefix("leankv_"): flag.help or "" for flag in flags}
     defaults = {name: getattr(config, name) for name in helps if name not in ("profile", "alpha_mid")}
     for name, default in defaults.items():
         said = "off" if default is False else f"{default:g}" if isinstance(default, float) else default
