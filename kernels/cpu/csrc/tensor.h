@@ -44,9 +44,9 @@ class Tensor {
     // Whether it is one.
     bool take(nb::handle object) noexcept {
         if (!PyObject_TypeCheck(object.ptr(), type_)) return false;
-        if (!api_->dltensor_from_py_object_no_sync(object.ptr(), &view_)) return true;
-        PyErr_Clear();
-        return false;
+        described_ = !api_->dltensor_from_py_object_no_sync(object.ptr(), &view_);
+        if (!described_) PyErr_Clear(), view_ = {};  // one without memory; refused by name where it is asked for
+        return true;
     }
 
     int64_t size(int dim) const { return dim < view_.ndim ? view_.shape[dim] : 0; }
@@ -87,7 +87,8 @@ class Tensor {
     void* data() const { return static_cast<uint8_t*>(view_.data) + view_.byte_offset; }
 
     void require(const char* name, bool of_type, nb::dlpack::dtype wanted, std::initializer_list<int64_t> shape) const {
-        bool fits = of_type && view_.device.device_type == nb::device::cpu::value && view_.ndim == int(shape.size());
+        bool fits = described_ && of_type && view_.device.device_type == nb::device::cpu::value &&
+                    view_.ndim == int(shape.size());
         for (int i = 0; fits && i < view_.ndim; i++) {
             const int64_t n = shape.begin()[i];
             fits = n < 0 || n == view_.shape[i];
@@ -108,7 +109,9 @@ class Tensor {
         std::string text = std::string("the cpu kernels want ") + name + " as " + word(wanted) + " [";
         for (const int64_t n : shape) text += (n < 0 ? "*" : std::to_string(n)) + ", ";
         if (shape.size()) text.resize(text.size() - 2);
-        text += "], contiguous in main memory, not as " + word(view_.dtype) + " [";
+        text += "], contiguous in main memory, not as ";
+        if (!described_) throw nb::value_error((text + "a tensor without memory.").c_str());
+        text += word(view_.dtype) + " [";
         for (int i = 0; i < view_.ndim; i++) text += (i ? ", " : "") + std::to_string(view_.shape[i]);
         text += "]";
         if (view_.device.device_type != nb::device::cpu::value) text += " on another device";
@@ -129,6 +132,7 @@ class Tensor {
     }
 
     nb::dlpack::dltensor view_{};
+    bool described_ = false;
     inline static const ExchangeApi* api_ = nullptr;
     inline static PyTypeObject* type_ = nullptr;
 };
