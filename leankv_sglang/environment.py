@@ -33,7 +33,7 @@ def unshadow_kernels() -> None:
     inherit the order.
     """
     root = Path(__file__).resolve().parents[1]
-    if (root / "kernels" / "layout.py").is_file():
+    if (root / "kernels" / "layout").is_dir():
         here = [p for p in sys.path if Path(p or ".").resolve() == root]
         sys.path[:] = [p for p in sys.path if p not in here] + here
 
