@@ -43,6 +43,7 @@ SMALL = ("--windows", "1", "--measured", "1")
 TOKENS = 640
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("significance", ["predictor", "attention"])
 def test_a_calibration_writes_a_profile_that_serves(model: str, significance: str, tmp_path: Path) -> None:
     out = tmp_path / "mine.json"
@@ -64,6 +65,7 @@ def test_a_calibration_writes_a_profile_that_serves(model: str, significance: st
     assert ratio == pytest.approx(measured["ratio"], rel=0.15)
 
 
+@pytest.mark.slow
 def test_another_target_needs_no_gradients(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     argv = ["--model", model, *SMALL, "--target-ratio", "4.0"]
@@ -85,6 +87,7 @@ def test_another_target_needs_no_gradients(model: str, tmp_path: Path, monkeypat
     assert both == alone
 
 
+@pytest.mark.slow
 def test_points_are_added_only_to_what_they_fit(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "mine.json")
     argv = ["--model", model, *SMALL, "--target-ratio", "4.0", "--out", out]
@@ -99,6 +102,7 @@ def test_points_are_added_only_to_what_they_fit(model: str, tmp_path: Path, caps
     assert Path(out).read_text() == before
 
 
+@pytest.mark.slow
 def test_a_target_out_of_reach_is_said(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--model", model, *SMALL, "--out", str(tmp_path / "far.json")]
     assert command.main([*argv, "--target-ratio", "4.0"]) == 0
@@ -107,6 +111,7 @@ def test_a_target_out_of_reach_is_said(model: str, tmp_path: Path, capsys: pytes
     assert "does not reach KL 1e-12: it is the nearest that was found" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_without_pruning_every_token_is_kept(model: str, tmp_path: Path) -> None:
     out = tmp_path / "kept.json"
     argv = ["--model", model, *SMALL, "--keep-all", "--significance", "attention", "--target-ratio", "3.0"]

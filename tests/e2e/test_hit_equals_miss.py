@@ -64,6 +64,6 @@ def test_output_tokens_are_reused(server: Server) -> None:
 
 
 def test_chat_of_six_turns(server: Server) -> None:
-    result = chat_turns(server, QUESTIONS, 40)
+    result = chat_turns(server, QUESTIONS, 24)
     assert result.equal == result.count == 6
     assert result.cached > 0

@@ -59,7 +59,9 @@ def step(world: World) -> None:
         world.allocator.clear()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", ["default", *(pytest.param(n, marks=pytest.mark.slow) for n in CASES if n != "default")]
+)
 def test_invariants_hold_after_every_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, policy, tiers = CASES[name]
     monkeypatch.setenv(CONFIG_ENV, config.to_json())
