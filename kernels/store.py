@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from leankv_kernels import layout as L
-from leankv_kernels.layout import RecordLayout
+from leankv_kernels.layout import Header, RecordLayout, read_header
 from leankv_kernels.memory import prefer_huge_pages
-from leankv_kernels.reference.record import Header, read_header
 from leankv_kernels.ring import BlockRing
 
 

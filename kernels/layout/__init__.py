@@ -3,7 +3,7 @@
 Backends read and write records by it: they get its numbers as a :class:`RecordShape` and, in C++ and CUDA, its
 constants from ``record_format.h``. docs/record-format.md has a picture and an example in numbers. Here, ``format`` has
 tiers, planes and header words, ``sizes`` how long everything is, ``places`` where runs and tokens lie, ``shape`` what
-kernels are given; ``header`` writes the C++ header.
+kernels are given, ``words`` reads headers; ``header`` writes the C++ header.
 
 A record is one run of bytes laid over fixed-size blocks and ordered by worth, so that cutting its tail is all that
 trimming and demoting ever do::
@@ -89,6 +89,7 @@ from leankv_kernels.layout.sizes import (
     RecordLayout,
     TokenBytes,
 )
+from leankv_kernels.layout.words import Header, read_header
 
 __all__ = [
     "ALIGN",
@@ -126,6 +127,7 @@ __all__ = [
     "W_MAGIC",
     "W_PAGE",
     "W_SPARE",
+    "Header",
     "Places",
     "Planes",
     "RecordLayout",
@@ -140,5 +142,6 @@ __all__ = [
     "align_up",
     "bin_centre",
     "key_planes",
+    "read_header",
     "value_planes",
 ]

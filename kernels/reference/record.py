@@ -12,20 +12,22 @@ import torch
 from torch import Tensor
 
 from leankv_kernels import layout as L
-from leankv_kernels.layout import HIGH, MASTER_BITS, MID, PRUNED, Places, RecordLayout, Span, TierCounts, bin_centre
+from leankv_kernels.layout import (
+    HIGH,
+    MASTER_BITS,
+    MID,
+    PRUNED,
+    Header,
+    Places,
+    RecordLayout,
+    Span,
+    TierCounts,
+    bin_centre,
+    read_header,
+)
 from leankv_kernels.reference.codec import centre_of, pack, quantize, unpack
 
-
-class Header(NamedTuple):
-    """The parsed headers of n records; integer tensors."""
-
-    page: Tensor  # [n]
-    layer: Tensor  # [n]
-    blocks: Tensor  # [n] blocks held
-    nbytes: Tensor  # [n] bytes held, before padding to whole blocks
-    level: Tensor  # [n] one of LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR
-    block_list: Tensor  # [n, max_blocks], zero behind ``blocks``
-    counts: TierCounts
+__all__ = ["Header", "View", "cut", "decode", "encode", "read_centres", "read_header", "read_tiers"]
 
 
 class View(NamedTuple):
@@ -150,22 +152,6 @@ def _write_header(out: Tensor, tiers: Tensor, layout: RecordLayout) -> Tensor:
     maps = pack(tiers.to(torch.uint8), L.TIER_BITS).flatten(1)
     out[:, layout.tier_map_start : layout.tier_map_start + maps.shape[1]] = maps
     return nbytes
-
-
-def read_header(records: Tensor, layout: RecordLayout) -> Header:
-    """Parse the headers of records uint8 ``[n, >= header_bytes up to the heads]``."""
-    words = records.view(torch.int32)
-    blocks = words[:, layout.list_word : layout.list_word + layout.max_blocks]
-    packed = words[:, layout.head_word : layout.head_word + L.HEAD_WORDS * layout.num_kv_heads : L.HEAD_WORDS].long()
-    return Header(
-        words[:, L.W_PAGE],
-        words[:, L.W_LAYER],
-        words[:, L.W_BLOCKS],
-        words[:, L.W_BYTES],
-        words[:, L.W_LEVEL],
-        blocks,
-        TierCounts.of_word(packed),
-    )
 
 
 def read_tiers(records: Tensor, layout: RecordLayout) -> Tensor:
