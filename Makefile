@@ -6,7 +6,7 @@ SANITIZE := .sanitize
 PY := $(VENV)/bin/python
 ARGS ?=
 # Two processes share the tests: what shares a server or a calibration stays in one (tests/conftest.py).
-PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 MODEL := SmolLM2-135M-Instruct
 # Spinning OpenMP threads of several processes slow each other down tenfold.
 export GOMP_SPINCOUNT ?= 0

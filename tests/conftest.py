@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +15,16 @@ from leankv_sglang.environment import has_accelerator, prepare_cpu
 if not has_accelerator():
     prepare_cpu()
 
-ROOT = Path(__file__).parent
-SERVERS = ("server", "plain", "small", "told")
-"""Fixtures that start a server (or an engine), which the tests that ask for them share."""
-FIRST = ("server", "kernels", *SERVERS[1:], "e2e", "calibrate")
-"""Groups that take long, longest first: a process that gets one late works alone in the end."""
+SERVERS = {
+    "tests/e2e/test_hit_equals_miss.py": "server",
+    "tests/e2e/test_openai_clients.py": "server",
+    "tests/e2e/test_server_reports.py": "server",
+    "tests/e2e/test_request_accuracy.py": "plain",
+    "tests/e2e/test_held_bytes.py": "plain",
+}
+"""Files whose tests share a server."""
+FIRST = ("server", "tests/kernels", "tests/e2e", "plain", "tests/calibrate")
+"""Where groups begin that take long, longest first: a process that gets one late works alone in the end."""
 
 SLOW_FILES = ("test_triton_interpreted.py", "test_triton.py", "test_same_bits.py", "test_record_bytes.py")
 """Of the kernels' tests: Triton's compiler and interpreter, and the specification over whole sequences or all bits."""
@@ -42,14 +47,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under pytest-xdist a group stays in one process, and groups begin in the order of the items."""
-    whole = "not slow" not in config.option.markexpr
+    """Mark what is slow; under pytest-xdist groups begin in the order of the items."""
     for item in items:
         if _is_slow(item):
             item.add_marker(pytest.mark.slow)
-        item.add_marker(pytest.mark.xdist_group(_group(item, whole)))
     if hasattr(config, "workerinput"):
-        items.sort(key=_turn)
+        items.sort(key=lambda item: _turn(_group(item.nodeid, whole=True)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A group stays in one process. (The mark ``xdist_group`` does nothing with pytest 9.2 and pytest-xdist 3.8.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    whole = "not slow" not in config.option.markexpr
+
+    class Groups(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid, whole)
+
+    return Groups(config, log)
 
 
 def _is_slow(item: pytest.Item) -> bool:
@@ -57,17 +74,12 @@ def _is_slow(item: pytest.Item) -> bool:
     return item.path.name in SLOW_FILES or any(isa in item.name for isa in LESSER_ISAS)
 
 
-def _group(item: pytest.Item, whole: bool) -> str:
+def _group(nodeid: str, whole: bool) -> str:
     """By the server that is asked, or by file; in the whole suite the kernels' tests by folder, since a run in the
     interpreter begins with the first of them."""
-    for name in SERVERS:
-        if name in getattr(item, "fixturenames", ()):
-            return name
-    parts = item.path.relative_to(ROOT).parts
-    return "kernels" if whole and parts[0] == "kernels" else "/".join(parts)
+    file = nodeid.split("::")[0]
+    return "tests/kernels" if whole and file.startswith("tests/kernels/") else SERVERS.get(file, file)
 
 
-def _turn(item: pytest.Item) -> int:
-    name = _group(item, whole=True)
-    folder = name.split("/")[0]
-    return FIRST.index(name) if name in FIRST else FIRST.index(folder) if folder in FIRST else len(FIRST)
+def _turn(group: str) -> int:
+    return next((i for i, first in enumerate(FIRST) if group.startswith(first)), len(FIRST))
