@@ -54,25 +54,33 @@ def _ask(server: Server, prompt: list[int], new_tokens: int, abort_after: float 
 
 
 def stress(
-    server: Server, count: int, clients: int, longest: int, new_tokens: int, seed: int = 0, text: str | None = None
+    server: Server, prompts: list[list[int]], clients: int, new_tokens: int, seed: int = 0, abort_within: float = 20.0
 ) -> dict[str, Any]:
-    """Send ``count`` requests from ``clients`` threads, a fifth of them aborted; then look for what was lost.
+    """Send requests from ``clients`` threads, a fifth of them aborted; then look for what was lost.
 
-    Prompts are passages of ``text``, by default WikiText.
+    Args:
+        server: a running one.
+        prompts: token ids of each request; a third of them are changed to share a prefix with an earlier one.
+        clients: threads.
+        new_tokens: the most tokens of an answer.
+        seed: of lengths and aborts.
+        abort_within: seconds after which a request that is aborted is so at the latest.
 
     Raises:
         RuntimeError: when the server is no longer alive at the end.
     """
     rng = random.Random(seed)
-    prompts = random_prompts(count, 10, longest, seed, text)
+    prompts, longest = list(prompts), max(map(len, prompts))
     # A third share a prefix with an earlier one, so that the tree splits and locks nodes.
-    for i in range(1, count):
+    for i in range(1, len(prompts)):
         if rng.random() < 0.33:
             donor = prompts[rng.randrange(i)]
             keep = rng.randrange(len(donor))
             prompts[i] = donor[:keep] + prompts[i][: longest - keep]
     rng.shuffle(prompts)
-    jobs = [(p, rng.randint(1, new_tokens), rng.uniform(0.0, 20.0) if rng.random() < 0.2 else None) for p in prompts]
+    jobs = [
+        (p, rng.randint(1, new_tokens), rng.uniform(0.0, abort_within) if rng.random() < 0.2 else None) for p in prompts
+    ]
     with ThreadPoolExecutor(clients) as pool:
         futures = [pool.submit(_ask, server, *job, i) for i, job in enumerate(jobs)]
         outcomes = Counter(f.result() for f in tqdm(futures, unit="request"))
@@ -83,7 +91,7 @@ def stress(
     server.flush()
     log, figures = server.log_text(), server.info()["leankv"]
     return {
-        "requests": count,
+        "requests": len(prompts),
         "answered": outcomes.pop("answered", 0),
         "aborted": outcomes.pop("aborted", 0),
         "lost": ", ".join(f"{n} {what}" for what, n in outcomes.items()) or "none",
@@ -110,7 +118,8 @@ def main() -> None:
     with serve(*flags, env=ENV) as server:
         end = time.monotonic() + 60 * args.minutes
         while not rows or time.monotonic() < end:
-            rows.append(stress(server, args.requests, args.clients, args.longest, args.tokens, seed=len(rows)))
+            prompts = random_prompts(args.requests, 10, args.longest, seed=len(rows))
+            rows.append(stress(server, prompts, args.clients, args.tokens, seed=len(rows)))
             figures = server.info()["leankv"]
             rows[-1] |= {k: figures[k] for k in ("pages_trimmed", "pages_healed", "pages_demoted")}
             print_table(rows[-1:], f"Round {len(rows)}; retractions, leaks and pages since the start")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gguf import ReaderTensor
     from numpy.typing import NDArray
 
-_SLICE_ELEMENTS = 1 << 24
+SLICE_ELEMENTS = 1 << 24
 _EMBED, _OUTPUT = "token_embd.weight", "output.weight"
 _NOT_WEIGHTS = {"rope_freqs.weight"}  # goes into config.json
 # Two quantizations of one matrix differ by 0.04 (Q5_0) to 0.08 (Q4_K) of its norm, two matrices by 1 and more.
@@ -135,7 +135,7 @@ def _row_slices(target: Target) -> Iterator[NDArray[np.int64]]:
         # llama.cpp stores rotary pairs side by side; Hugging Face keeps the two halves of a head apart.
         half = target.shape[0] // target.interleaved_heads // 2
         rows = rows.reshape(target.interleaved_heads, half, 2).swapaxes(1, 2).reshape(-1)
-    step = max(1, _SLICE_ELEMENTS // _count(target.shape[1:]))
+    step = max(1, SLICE_ELEMENTS // _count(target.shape[1:]))
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
 

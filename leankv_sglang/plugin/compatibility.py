@@ -24,7 +24,7 @@ def _other_backend(args: Any) -> bool:
     return any(n not in (None, NAME) for n in names)
 
 
-_FLAGS: list[tuple[Callable[[Any], bool], str]] = [
+FLAGS: list[tuple[Callable[[Any], bool], str]] = [
     (lambda a: a.page_size is not None and a.page_size not in PAGE_SIZES, "--page-size must be 64, 128 or 256"),
     (_other_backend, "its attention backend is its own; leave --attention-backend and its variants out"),
     (
@@ -55,6 +55,7 @@ _FLAGS: list[tuple[Callable[[Any], bool], str]] = [
     (_over("pp_size", 1), "pipeline parallelism (--pp-size) is not supported yet"),
     (_set("disable_radix_cache"), "--disable-radix-cache turns off what LeanKV is for; use sglang.launch_server"),
 ]
+"""SGLang's flags that are refused: what tells, and why."""
 
 
 def check_environment() -> None:
@@ -77,7 +78,7 @@ def check_flags(server_args: Any) -> None:
     Raises:
         LeanKVError: one sentence naming the first flag that cannot go with LeanKV.
     """
-    for refused, why in _FLAGS:
+    for refused, why in FLAGS:
         if refused(server_args):
             raise LeanKVError(f"LeanKV cannot start: {why}.")
 
@@ -107,7 +108,7 @@ def _recurs(model: Any) -> bool:
     return any("linear" in t or "mamba" in t for t in types) or any(getattr(config, n, None) for n in names)
 
 
-_MODELS: list[tuple[Callable[[Any], bool], str]] = [
+MODELS: list[tuple[Callable[[Any], bool], str]] = [
     (lambda m: not getattr(m, "is_generation", True), "it is an embedding or reward model"),
     (lambda m: bool(getattr(m, "is_encoder_decoder", False)), "it is an encoder-decoder model"),
     (_is_mla, "it has latent attention (MLA), whose cache LeanKV does not compress"),
@@ -119,6 +120,7 @@ _MODELS: list[tuple[Callable[[Any], bool], str]] = [
         "its values have another head_dim than its keys",
     ),
 ]
+"""Models that are refused: what tells, and why."""
 
 
 def check_model(model: Any) -> None:
@@ -127,7 +129,7 @@ def check_model(model: Any) -> None:
     Raises:
         LeanKVError: one sentence saying what of the model LeanKV cannot serve.
     """
-    for refused, why in _MODELS:
+    for refused, why in MODELS:
         if refused(model):
             raise LeanKVError(
                 f"LeanKV cannot serve this model: {why}. python -m sglang.launch_server serves it uncompressed."

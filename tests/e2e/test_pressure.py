@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from bench.common.server import Completion, Server, serve
 from bench.stress import ENV, stress
-from tests.e2e.prompts import OWN_TEXT, passages
+from tests.e2e.prompts import tiny_passages
 
 FIGURES = ("bytes", "ratio")
 
 
-def test_requests_survive_a_pool_too_small() -> None:
+def test_requests_survive_a_pool_too_small(tiny: Path) -> None:
     # Mixed batches and small chunks too: prefill beside decode, pages committed across chunks.
     mixed = ("--enable-mixed-chunk", "--chunked-prefill-size", "256")
     tight = ("--max-total-tokens", "1536", "--schedule-conservativeness", "0.05", "--max-running-requests", "12")
-    with serve(*mixed, *tight, env=ENV) as server:
-        row = stress(server, count=24, clients=24, longest=120, new_tokens=200, text=OWN_TEXT)
+    with serve("--model-path", str(tiny), *mixed, *tight, env=ENV) as server:
+        row = stress(server, tiny_passages(24, 10, 120), clients=24, new_tokens=200, abort_within=2.0)
         _assert_retracted_requests_keep_their_accuracy(server)
     assert row["lost"] == "none"
     assert row["answered"] >= 15
@@ -27,7 +28,7 @@ def test_requests_survive_a_pool_too_small() -> None:
 
 
 def _assert_retracted_requests_keep_their_accuracy(server: Server) -> None:
-    prompt = passages(1, 100, 100, seed=9)[0]
+    prompt = tiny_passages(1, 100, 100, seed=9)[0]
     accuracies = [{"profile": "lossless"}, None, {"alpha_high": 1.5, "alpha_low": 0.5}]
 
     def ask(accuracy: dict[str, Any] | None, salt: str) -> Completion:

@@ -48,7 +48,7 @@ def test_weights(make_gguf: Callable[..., Any], tmp_path: Path, architecture: st
 def test_weights_are_the_same_in_slices(
     make_gguf: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leankv_sglang.models.weights._SLICE_ELEMENTS", 7 * 64)
+    monkeypatch.setattr("leankv_sglang.models.weights.SLICE_ELEMENTS", 7 * 64)
     gguf, sample = make_gguf(kind=KINDS["Q8_0"])
     assert_weights(converted(gguf, tmp_path / "out")[1], sample.expected)
 

@@ -12,7 +12,7 @@ import pytest
 
 from leankv_sglang.config import PAGE_SIZES
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.plugin.compatibility import _FLAGS, _MODELS, check_flags, check_model
+from leankv_sglang.plugin.compatibility import FLAGS, MODELS, check_flags, check_model
 
 FLAG_DEFAULTS: dict[str, Any] = {
     "page_size": None,
@@ -115,7 +115,7 @@ def test_our_own_backend_may_be_named() -> None:
 @pytest.mark.parametrize(("name", "value", "says"), REFUSED_FLAGS, ids=[f"{f[0]}={f[1]}" for f in REFUSED_FLAGS])
 def test_a_flag_is_refused_with_its_own_sentence(name: str, value: Any, says: str) -> None:
     given = flags(**{name: value})
-    reasons = refusing(_FLAGS, given)
+    reasons = refusing(FLAGS, given)
     assert len(reasons) == 1
     assert says in reasons[0]
     with pytest.raises(LeanKVError) as refusal:
@@ -124,15 +124,15 @@ def test_a_flag_is_refused_with_its_own_sentence(name: str, value: Any, says: st
 
 
 def test_every_entry_of_the_flag_table_is_tested() -> None:
-    tested = {why for name, value, _ in REFUSED_FLAGS for why in refusing(_FLAGS, flags(**{name: value}))}
-    assert tested == {why for _, why in _FLAGS}
-    assert len(tested) == len(_FLAGS), "two entries share a sentence"
+    tested = {why for name, value, _ in REFUSED_FLAGS for why in refusing(FLAGS, flags(**{name: value}))}
+    assert tested == {why for _, why in FLAGS}
+    assert len(tested) == len(FLAGS), "two entries share a sentence"
 
 
 def test_every_flag_looked_at_is_one_that_sglang_has() -> None:
     """A field that sglang renamed would pass unseen."""
     watched = Watched(FLAG_DEFAULTS)
-    assert refusing(_FLAGS, watched) == []
+    assert refusing(FLAGS, watched) == []
     assert watched.asked == set(FLAG_DEFAULTS)
     found = importlib.util.find_spec("sglang")
     if found is None or found.origin is None:
@@ -161,7 +161,7 @@ def model(text: dict[str, Any] | None = None, **fields: Any) -> SimpleNamespace:
     return SimpleNamespace(**(plain | fields))
 
 
-ACCEPTED_MODELS = {
+ACCEPTEDMODELS = {
     "llama": model(),
     "qwen2, whose window is off": model({"sliding_window": 32768, "use_sliding_window": False}),
     "qwen3": model({"layer_types": ["full_attention"] * 2, "use_sliding_window": False}),
@@ -173,7 +173,7 @@ ACCEPTED_MODELS = {
 }
 
 MLA, RECURRENT, SLIDING = "latent attention (MLA)", "recurrent or linear-attention layers", "sliding-window attention"
-REFUSED_MODELS: dict[str, tuple[SimpleNamespace, str]] = {
+REFUSEDMODELS: dict[str, tuple[SimpleNamespace, str]] = {
     "embedding": (model(is_generation=False), "embedding or reward model"),
     "encoder-decoder": (model(is_encoder_decoder=True), "encoder-decoder model"),
     "MLA by its rank": (model({"kv_lora_rank": 512}), MLA),
@@ -193,15 +193,15 @@ REFUSED_MODELS: dict[str, tuple[SimpleNamespace, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", ACCEPTED_MODELS)
+@pytest.mark.parametrize("name", ACCEPTEDMODELS)
 def test_a_plain_causal_transformer_is_accepted(name: str) -> None:
-    check_model(ACCEPTED_MODELS[name])
+    check_model(ACCEPTEDMODELS[name])
 
 
-@pytest.mark.parametrize("name", REFUSED_MODELS)
+@pytest.mark.parametrize("name", REFUSEDMODELS)
 def test_a_model_is_refused_with_its_own_sentence(name: str) -> None:
-    refused, says = REFUSED_MODELS[name]
-    reasons = refusing(_MODELS, refused)
+    refused, says = REFUSEDMODELS[name]
+    reasons = refusing(MODELS, refused)
     assert len(reasons) == 1
     assert says in reasons[0]
     with pytest.raises(LeanKVError) as refusal:
@@ -213,9 +213,9 @@ def test_a_model_is_refused_with_its_own_sentence(name: str) -> None:
 
 
 def test_every_entry_of_the_model_table_is_tested() -> None:
-    tested = {why for refused, _ in REFUSED_MODELS.values() for why in refusing(_MODELS, refused)}
-    assert tested == {why for _, why in _MODELS}
-    assert len(tested) == len(_MODELS), "two entries share a sentence"
+    tested = {why for refused, _ in REFUSEDMODELS.values() for why in refusing(MODELS, refused)}
+    assert tested == {why for _, why in MODELS}
+    assert len(tested) == len(MODELS), "two entries share a sentence"
 
 
 def test_the_text_part_of_a_larger_model_decides() -> None:
