@@ -1,4 +1,4 @@
-"""The books: units are neither lost nor made, a dead page is not settled for the next, deferred work keeps its order."""
+"""The books: no unit is lost or made, a dead page is not settled for the next, deferred work keeps its order."""
 
 from __future__ import annotations
 
