@@ -62,8 +62,11 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
     bind_ranks((server_args.tp_size or 1) * (server_args.dp_size or 1))
     if profile is not None and server_args.page_size is None:
         server_args.page_size = profile.page_size
-    for name, value in default_fields(server_args, not has_accelerator()).items():
+    on_cpu = not has_accelerator()
+    for name, value in default_fields(server_args, on_cpu).items():
         setattr(server_args, name, value)
+    # An idle scheduler polls without a pause; on a CPU that is a core which everybody else could use.
+    server_args.sleep_on_idle = server_args.sleep_on_idle or on_cpu
     if server_args.enable_metrics and not server_args.stat_loggers:
         from leankv_sglang.observability.metrics import LeanKVMetricsCollector
 
