@@ -1,0 +1,101 @@
+// Bytes of scattered blocks into shared memory, asynchronously: 512 contiguous bytes an instruction of a warp.
+#pragma once
+
+#include "record.cuh"
+
+namespace leankv::cuda {
+
+// 16-byte chunks of a 128-byte line change places by the line's number, so that columns lie in different banks.
+__device__ __forceinline__ int swizzled(int at) { return at ^ (at >> 3 & 0x70); }
+
+// Where a warp keeps its page; offsets in keys and values are swizzled, those in the centre and in the scales, once put
+// in order, are not.
+struct PageMemory {
+    char *keys, *values, *centre;
+    const char* zero;  // 16 bytes
+};
+
+template <class S>
+struct Copier {
+    const Records<S>& records;
+    const PageMemory& to;
+
+    // Bytes [at, at + bytes) of a record, from `place` on in a region; this lane's entry is that of block `first` +
+    // lane.
+    __device__ __forceinline__ void piece(char* region, int place, int at, int bytes, int entry, int first) const {
+        if (bytes == 0) return;
+        constexpr int parts = S::block / 512;
+        const int lane = records.lane, begin = at >> S::block_shift, skip = at & (S::block - 1), from = begin - first;
+        const int last = (skip + bytes - 1) >> S::block_shift;
+        const char* pool = in_register(records.a.blocks + lane * 16);
+        // Of a lane in the first 512 bytes and in the second; swizzling repeats every 1,024.
+        const int here = place + lane * 16 - skip;
+        char* const even = region + swizzled(here);
+        char* const odd = region + swizzled(here + 512) - 512;
+        auto source = [&](int b) { return pool + (size_t)(unsigned)shfl(entry, from + b) * S::block; };
+        auto target = [&](int b, int h) { return ((parts == 1 ? b : h) & 1 ? odd : even) + b * S::block + h * 512; };
+        auto edge = [&](int b) {
+            const char* block = source(b);
+#pragma unroll
+            for (int h = 0; h < parts; h++)
+                if ((unsigned)(lane * 16 - skip + b * S::block + h * 512) < (unsigned)bytes)
+                    cp_async16(target(b, h), block + h * 512);
+        };
+        edge(0);
+        int b = 1;
+#pragma unroll 1
+        for (; b + 2 <= last; b += 2) {
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const char* block = source(b + j);
+#pragma unroll
+                for (int h = 0; h < parts; h++)
+                    cp_async16(((parts == 1 ? 1 + j : h) & 1 ? odd : even) + (b + j) * S::block + h * 512,
+                               block + h * 512);
+            }
+        }
+#pragma unroll 1
+        for (; b <= last; b++) edge(b);
+    }
+
+    // A piece that begins in another block than the section: its list entries are asked for first.
+    __device__ __forceinline__ void far_piece(const Record& r, char* region, int place, int at, int bytes) const {
+        const int first = at >> S::block_shift;
+        if (bytes) piece(region, place, at, bytes, records.list(r, first), first);
+    }
+
+    __device__ __forceinline__ void base_piece(const Record& r, bool pruned, char* region, int place, int at,
+                                               int bytes) const {
+        if (S::near && pruned)
+            far_piece(r, region, place, at, bytes);
+        else
+            piece(region, place, at, bytes, r.base_blocks, r.base >> S::block_shift);
+    }
+
+    // Scales and keys of a pass, so that keys begin at one place whatever their number; and the centre.
+    __device__ __forceinline__ void keys(const Record& r, const Pass& p, bool pruned, int head) const {
+        if (!p.tokens) return;
+        const int place = S::page * kScaleBytes - align16(kScaleBytes * p.tokens);
+        base_piece(r, pruned, to.keys, place, p.k0, p.k0_bytes);
+        if (S::refined) {
+            piece(to.keys, place + p.k0_bytes, p.k1, p.k1_bytes, r.refine_blocks, r.refine >> S::block_shift);
+            if (S::near) far_piece(r, to.keys, place + p.k0_bytes + p.k1_bytes, p.k2, p.k2_bytes);
+        }
+        const int lane = records.lane, at = records.a.centre_start + head * 2 * S::dim + 16 * lane;
+        if (lane < S::dim / 8) {
+            const int block = ldg(records.header(r.first_block) + records.a.list_word + (at >> S::block_shift));
+            cp_async16(to.centre + 16 * lane, (const char*)records.header(block) + (at & (S::block - 1)));
+        }
+    }
+
+    __device__ __forceinline__ void values(const Record& r, const Pass& p, bool pruned) const {
+        if (!p.tokens) return;
+        base_piece(r, pruned, to.values, 0, p.v0, p.v0_bytes);
+        if (S::refined) {
+            piece(to.values, p.v0_bytes, p.v1, p.v1_bytes, r.refine_blocks, r.refine >> S::block_shift);
+            if (S::near) far_piece(r, to.values, p.v0_bytes + p.v1_bytes, p.v2, p.v2_bytes);
+        }
+    }
+};
+
+}  // namespace leankv::cuda

@@ -1,0 +1,120 @@
+// The device's own words: what the kernels ask of a GPU beyond C++, and what emulator/device.h does on a host instead.
+#pragma once
+
+#ifdef LEANKV_EMULATED
+#include "emulator/device.h"
+#else
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace leankv::cuda {
+
+extern __shared__ __align__(1024) char shared_bytes_of_block[];
+
+__device__ __forceinline__ char* shared_memory() { return shared_bytes_of_block; }
+
+__device__ __forceinline__ uint32_t shared_address(const char* p) { return (uint32_t)__cvta_generic_to_shared(p); }
+
+template <class T>
+__device__ __forceinline__ T shfl(T v, int from) {
+    return __shfl_sync(~0u, v, from);
+}
+
+template <class T>
+__device__ __forceinline__ T shfl_xor(T v, int mask) {
+    return __shfl_xor_sync(~0u, v, mask);
+}
+
+// Loads from shared memory; `lds_all` is one that all lanes make together, so that the emulator may count wavefronts.
+template <class T>
+__device__ __forceinline__ T lds_all(const char* p) {
+    return *(const T*)p;
+}
+
+template <class T>
+__device__ __forceinline__ T lds(const char* p) {
+    return *(const T*)p;
+}
+
+template <class T>
+__device__ __forceinline__ void sts(char* p, T v) {
+    *(T*)p = v;
+}
+
+__device__ __forceinline__ void cp_async16(char* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+
+__device__ __forceinline__ void cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int N>
+__device__ __forceinline__ void cp_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// c += A B: A 16 x 32 unsigned bytes by rows, B 32 x 8 bytes by columns, signed or not.
+template <bool SIGNED>
+__device__ __forceinline__ void mma(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                    uint32_t b1) {
+    if (SIGNED)
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    else
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Four matrices of 8 x 8 halfwords, transposed; `row` is the row that this lane names.
+__device__ __forceinline__ void ldmatrix4_trans(uint32_t (&r)[4], const char* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+__device__ __forceinline__ uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
+    uint32_t d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(selector));
+    return d;
+}
+
+__device__ __forceinline__ float ex2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ float rcp(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Keeps an address in registers, where the compiler would rather put it together anew.
+__device__ __forceinline__ const char* in_register(const char* p) {
+    asm("mov.b64 %0, %0;" : "+l"(p));
+    return p;
+}
+
+__device__ __forceinline__ float half_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
+
+__device__ __forceinline__ uint32_t float_bits(float f) { return __float_as_uint(f); }
+
+__device__ __forceinline__ float bits_float(uint32_t u) { return __uint_as_float(u); }
+
+__device__ __forceinline__ float fma_(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+
+__device__ __forceinline__ int round_int(float x) { return __float2int_rn(x); }
+
+template <class T>
+__device__ __forceinline__ T ldg(const T* p) {
+    return __ldg(p);
+}
+
+}  // namespace leankv::cuda
+
+#endif

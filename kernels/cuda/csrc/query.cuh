@@ -1,0 +1,88 @@
+// Queries of a KV head's group as integers of 16 bits, rotated, in the order in which fragments of products want them.
+#pragma once
+
+#include "shape.cuh"
+
+namespace leankv::cuda {
+
+struct QueryMemory {
+    char* bytes;     // upper and lower bytes, as fragments
+    char* integers;  // int16 [rows, dim], padded rows
+    char* steps;     // per row the float by which an integer stands for a score, and the sum of the integers
+};
+
+// Hadamard butterflies over one row, channel lane + 32 k in x[k]; unnormalized.
+template <class S>
+__device__ __forceinline__ void rotate_row(float (&x)[S::key_steps], int block, int lane) {
+#pragma unroll
+    for (int span = 1; span < 32; span *= 2) {
+        if (span >= block) break;
+#pragma unroll
+        for (int k = 0; k < S::key_steps; k++) {
+            const float other = shfl_xor(x[k], span);
+            x[k] = lane & span ? other - x[k] : x[k] + other;
+        }
+    }
+#pragma unroll
+    for (int span = 1; span < S::key_steps; span *= 2) {
+        if (32 * span >= block) break;
+#pragma unroll
+        for (int k = 0; k < S::key_steps; k++)
+            if (!(k & span) && k + span < S::key_steps) {
+                const float low = x[k], high = x[k + span];
+                x[k] = low + high;
+                x[k + span] = low - high;
+            }
+    }
+}
+
+__device__ __forceinline__ float query_at(const AttendArgs& a, long long at) {
+    if (a.q_dtype == 0) return ((const float*)a.q)[at];
+    const uint16_t bits = ((const uint16_t*)a.q)[at];
+    return a.q_dtype == 1 ? bits_float((uint32_t)bits << 16) : half_float(bits);
+}
+
+template <class S>
+__device__ __forceinline__ void prepare_queries(const AttendArgs& a, long long first_row, const QueryMemory& to,
+                                                int lane, int warp) {
+    constexpr int K = S::key_steps;
+    constexpr float largest = 32512.0f;  // its upper byte, of a number less its signed lower byte, is below 128
+    for (int r = warp; r < S::rows; r += S::warps) {
+        float x[K];
+#pragma unroll
+        for (int k = 0; k < K; k++) {
+            const int channel = lane + 32 * k;
+            x[k] = r < S::group ? query_at(a, (first_row + r) * S::dim + channel) : 0.0f;
+        }
+        rotate_row<S>(x, a.rotation_block, lane);
+        float top = 0;
+#pragma unroll
+        for (int k = 0; k < K; k++) {
+            x[k] *= a.factor;
+            top = fmaxf(top, fabsf(x[k]));
+        }
+        for (int m = 1; m < 32; m *= 2) top = fmaxf(top, shfl_xor(top, m));
+        const float inverse = top > 1e-30f ? largest / top : 0.0f;
+        const float step = top > 1e-30f ? top / largest : 1e-30f;  // not 0: it meets scores of -inf
+        int sum = 0;
+#pragma unroll
+        for (int k = 0; k < K; k++) {
+            const int channel = lane + 32 * k, c = channel % kKeyWord, n = round_int(x[k] * inverse);
+            const int low = (int)(int8_t)(n & 255), high = (n - low) >> 8;
+            sum += n;
+            // Byte c / 2 of the fragment of word channel / 8, columns 2 r and 2 r + 1.
+            const int fragment = (r / 4 * K + k) * 2 + (c & 1);
+            char* byte = to.bytes + (fragment * 32 + r % 4 * 8 + (channel / kKeyWord & 3)) * 4 + c / 2;
+            sts<char>(byte, (char)high);
+            sts<char>(byte + 16, (char)low);
+            sts<int16_t>(to.integers + r * S::query_row + 2 * channel, (int16_t)n);
+        }
+        for (int m = 1; m < 32; m *= 2) sum += shfl_xor(sum, m);
+        if (lane == 0) {
+            sts<float>(to.steps + 8 * r, step);
+            sts<float>(to.steps + 8 * r + 4, (float)sum);
+        }
+    }
+}
+
+}  // namespace leankv::cuda
