@@ -24,17 +24,6 @@ BLOCK_SHIFTS = (9, 10, 11)
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-LIST_ENTRIES = 32
-"""Blocks of a section of a KV head that a warp can find, one a lane."""
-
-
-def base_blocks(layout: RecordLayout) -> int:
-    """Blocks over which the base codes of one KV head lie at most."""
-    size = layout.token_bytes
-    base = layout.page_size * (size.scale + size.key_base + size.value_base)
-    return -(-base // layout.block_bytes) + 1
-
-
 class KernelShape(NamedTuple):
     """What a kernel is compiled for; see ``Shape`` in csrc/shape.cuh."""
 
@@ -71,8 +60,6 @@ def kernel_shape(layout: RecordLayout, group: int) -> KernelShape:
         reason = "values of at most 4 bits"
     elif shape.block_shift not in BLOCK_SHIFTS:
         reason = f"blocks of 512 to 2,048 bytes, not {shape.block_bytes}"
-    elif base_blocks(layout) > LIST_ENTRIES:
-        reason = f"base codes of a KV head in at most {LIST_ENTRIES} blocks"
     if reason:
         raise ValueError(f"the cuda kernels take {reason}: use the triton backend")
     return KernelShape(shape.head_dim, group, *planes, shape.block_shift, bool(shape.near))

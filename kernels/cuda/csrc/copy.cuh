@@ -22,7 +22,24 @@ struct Copier {
 
     // Bytes [at, at + bytes) of a record, from `place` on in a region; this lane's entry is that of block `first` +
     // lane.
-    __device__ __forceinline__ void piece(char* region, int place, int at, int bytes, int entry, int first) const {
+    __device__ __forceinline__ void piece(const Record& r, char* region, int place, int at, int bytes, int entry,
+                                          int first) const {
+        if (S::long_lists) {
+            while (at + bytes > (first + 32) << S::block_shift) {
+                const int part = ((first + 32) << S::block_shift) - at;
+                if (part > 0) {
+                    blocks(region, place, at, part, entry, first);
+                    place += part, at += part, bytes -= part;
+                }
+                first += 32;
+                entry = records.list(r, first);
+            }
+        }
+        blocks(region, place, at, bytes, entry, first);
+    }
+
+    // The same where all blocks are among the entries.
+    __device__ __forceinline__ void blocks(char* region, int place, int at, int bytes, int entry, int first) const {
         if (bytes == 0) return;
         constexpr int parts = S::block / 512;
         const int lane = records.lane, begin = at >> S::block_shift, skip = at & (S::block - 1), from = begin - first;
@@ -61,7 +78,7 @@ struct Copier {
     // A piece that begins in another block than the section: its list entries are asked for first.
     __device__ __forceinline__ void far_piece(const Record& r, char* region, int place, int at, int bytes) const {
         const int first = at >> S::block_shift;
-        if (bytes) piece(region, place, at, bytes, records.list(r, first), first);
+        if (bytes) piece(r, region, place, at, bytes, records.list(r, first), first);
     }
 
     __device__ __forceinline__ void base_piece(const Record& r, bool pruned, char* region, int place, int at,
@@ -69,7 +86,7 @@ struct Copier {
         if (S::near && pruned)
             far_piece(r, region, place, at, bytes);
         else
-            piece(region, place, at, bytes, r.base_blocks, r.base >> S::block_shift);
+            piece(r, region, place, at, bytes, r.base_blocks, r.base >> S::block_shift);
     }
 
     // Scales and keys of a pass, so that keys begin at one place whatever their number; and the centre.
@@ -78,7 +95,7 @@ struct Copier {
         const int place = S::page * kScaleBytes - align16(kScaleBytes * p.tokens);
         base_piece(r, pruned, to.keys, place, p.k0, p.k0_bytes);
         if (S::refined) {
-            piece(to.keys, place + p.k0_bytes, p.k1, p.k1_bytes, r.refine_blocks, r.refine >> S::block_shift);
+            piece(r, to.keys, place + p.k0_bytes, p.k1, p.k1_bytes, r.refine_blocks, r.refine >> S::block_shift);
             if (S::near) far_piece(r, to.keys, place + p.k0_bytes + p.k1_bytes, p.k2, p.k2_bytes);
         }
         const int lane = records.lane, at = records.a.centre_start + head * 2 * S::dim + 16 * lane;
@@ -92,7 +109,7 @@ struct Copier {
         if (!p.tokens) return;
         base_piece(r, pruned, to.values, 0, p.v0, p.v0_bytes);
         if (S::refined) {
-            piece(to.values, p.v0_bytes, p.v1, p.v1_bytes, r.refine_blocks, r.refine >> S::block_shift);
+            piece(r, to.values, p.v0_bytes, p.v1, p.v1_bytes, r.refine_blocks, r.refine >> S::block_shift);
             if (S::near) far_piece(r, to.values, p.v0_bytes + p.v1_bytes, p.v2, p.v2_bytes);
         }
     }

@@ -29,6 +29,12 @@ struct Shape {
 
     static __host__ __device__ constexpr int lines(int bytes) { return (bytes + 127) / 128 * 128; }
 
+    // A warp holds 32 entries of a block list at a time; whether some section of a KV head lies over more blocks.
+    static constexpr int longest(int a, int b) { return a > b ? a : b; }
+    static constexpr int base_bytes = page * kScaleBytes + KEY_BASE * key_plane + VALUE_BASE * value_plane;
+    static constexpr int pruned_bytes = NEAR ? page * kScaleBytes + key_planes * key_plane : 0;
+    static constexpr bool long_lists = longest(base_bytes, pruned_bytes) + block > 32 * block;
+
     // Shared memory of a warp: the scales and keys of one page, its values, its centre.
     static constexpr int key_region = lines(page * kScaleBytes + key_planes * key_plane);
     static constexpr int value_region = lines(value_planes * value_plane + (VALUE_REFINE && NEAR ? DIM : 0));

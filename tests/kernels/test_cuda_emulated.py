@@ -1,0 +1,141 @@
+"""The CUDA reader's own source on a CPU (leankv_kernels.cuda.emulated), with its check for races, against the spec."""
+
+from __future__ import annotations
+
+import shutil
+from random import Random
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given
+from torch import Tensor
+
+from leankv_kernels import Ops, Plan, RecordLayout, RecordStore, build_plan
+from leankv_kernels import layout as L
+from leankv_kernels.cuda import emulated
+from leankv_kernels.cuda.call import kernel_shape
+from tests.kernels.cases import MODEL_DTYPES, Case, store_with
+from tests.kernels.driver import Method
+from tests.kernels.kernelutil import TIER_MAPS, dice, few, generator, random_tier_maps, small_layout
+from tests.kernels.witness import Witness
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is compiled by g++")
+
+
+class Kernel(NamedTuple):
+    """One compiled shape, and the layouts that it serves."""
+
+    tiers: str
+    head_dim: int
+    group: int
+    heads: int = 2
+    near: bool = True
+
+
+# Each takes some seconds to compile, so the whole suite has few and a developer's loop one.
+KERNELS = [
+    Kernel("k8v4,k4v2", 128, 4),
+    pytest.param(Kernel("k8v4,k4v4,k4v2", 64, 3, 3), marks=pytest.mark.slow),
+    pytest.param(Kernel("k8v4,k4v4", 96, 7, 1), marks=pytest.mark.slow),
+    pytest.param(Kernel("k4v2", 128, 8, near=False), marks=pytest.mark.slow),
+    pytest.param(Kernel("k8v4", 256, 2, near=False), marks=pytest.mark.slow),
+]
+
+
+def layout_of(kernel: Kernel) -> RecordLayout:
+    pair = kernel.tiers if "," in kernel.tiers else f"{kernel.tiers},{kernel.tiers}"
+    return small_layout(pair, page_size=128, num_kv_heads=kernel.heads, head_dim=kernel.head_dim, near=kernel.near)
+
+
+@pytest.fixture(scope="module")
+def cuda(ops: Ops) -> Ops:
+    """The emulated reader among the specification's other ops."""
+    return ops._replace(name="cuda", attend_committed=emulated.attend_committed)
+
+
+def queries(rng: Random, count: int, heads: int, dim: int) -> Tensor:
+    q = torch.randn(count, heads, dim, generator=generator(rng.getrandbits(32))) * rng.choice((0.1, 1.0, 2.5))
+    if rng.random() < 0.1:
+        q[:, :1] = 0
+    return q.to(rng.choice(MODEL_DTYPES))
+
+
+def plan_of(before: list[int], counts: list[int], near_pages: int) -> Plan:
+    """Requests that read the first so many of the same pages, 1, 2, ..."""
+    width = (max(before) + 2) * 128
+    slots = (torch.arange(width, dtype=torch.int32) + 128).repeat(len(before), 1)
+    return build_plan(torch.arange(len(before)), [128 * n for n in before], counts, slots, 128, near_pages)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+@few(12)
+@given(rng=dice)
+def test_any_pages_read_as_the_specification_reads_them(cuda: Ops, ops: Ops, kernel: Kernel, rng: Random) -> None:
+    """Any tiers, numbers of pages and of queries, records cut, in blocks that lie anywhere."""
+    layout, pages = layout_of(kernel), rng.randint(1, 19)
+    near_pages = rng.randint(0, 2) if kernel.near else 0
+    case = Case(Method(layout, near_pages), kernel.group, torch.float32)
+    level = rng.choice((L.LEVEL_BASE, L.LEVEL_FAR)) if kernel.near and not near_pages else L.LEVEL_NEAR
+    store = store_with(case, random_tier_maps(rng, layout, pages), level, calm=rng.random() < 0.5)
+    requests = rng.randint(1, 2)
+    before, counts = [rng.randint(1, pages) for _ in range(requests)], [rng.randint(1, 3) for _ in range(requests)]
+    plan = plan_of(before, counts, near_pages)
+    q = queries(rng, plan.num_tokens, kernel.heads * kernel.group, kernel.head_dim)
+    emulated.seed = rng.getrandbits(16)
+    rotation = rng.choice(("hadamard", "none"))
+    Witness(cuda, ops).attend_committed(q, store, 0, plan, kernel.head_dim**-0.5, rotation)
+
+
+@pytest.mark.parametrize("pattern", TIER_MAPS)
+def test_ugly_pages(cuda: Ops, ops: Ops, pattern: str) -> None:
+    kernel = KERNELS[0]
+    assert isinstance(kernel, Kernel)
+    layout = layout_of(kernel)
+    shape = (layout.num_kv_heads, layout.page_size)
+    tiers = torch.stack([TIER_MAPS[pattern](shape, page) for page in range(3)])
+    store = store_with(Case(Method(layout, 1), kernel.group, torch.float32), tiers)
+    plan = plan_of([3, 1], [2, 1], 1)
+    q = queries(Random(1), plan.num_tokens, kernel.heads * kernel.group, kernel.head_dim)
+    Witness(cuda, ops).attend_committed(q, store, 0, plan, 0.1, "hadamard")
+
+
+def test_no_bit_depends_on_the_batch_or_on_the_order_of_warps(cuda: Ops) -> None:
+    kernel = KERNELS[0]
+    assert isinstance(kernel, Kernel)
+    layout, rng = layout_of(kernel), Random(4)
+    case = Case(Method(layout, 1), kernel.group, torch.float32)
+    store = store_with(case, random_tier_maps(rng, layout, 11), calm=True)
+    q = queries(rng, 4, kernel.heads * kernel.group, kernel.head_dim)
+    together = cuda.attend_committed(q, store, 0, plan_of([11, 3, 10], [2, 1, 1], 1), 0.1, "hadamard")
+    for first, count, before in ((0, 2, 11), (2, 1, 3), (3, 1, 10), (1, 1, 11)):
+        emulated.seed += 7
+        some = slice(first, first + count)
+        alone = cuda.attend_committed(q[some], store, 0, plan_of([before], [count], 1), 0.1, "hadamard")
+        assert all(torch.equal(x[some], y) for x, y in zip(together, alone, strict=True))
+
+
+def test_pages_without_records_are_passed_over(cuda: Ops, ops: Ops) -> None:
+    kernel = KERNELS[0]
+    assert isinstance(kernel, Kernel)
+    layout = layout_of(kernel)
+    store = RecordStore(layout, 1, 3, "cpu")
+    plan = plan_of([2], [1], 1)
+    q = queries(Random(2), 1, kernel.heads * kernel.group, kernel.head_dim)
+    out, lse = cuda.attend_committed(q, store, 0, plan, 0.1, "hadamard")
+    assert not out.any()
+    assert bool((lse == float("-inf")).all())
+
+
+@pytest.mark.parametrize(
+    ("layout", "group", "says"),
+    [
+        (small_layout(page_size=64), 1, "pages of 128 tokens, not 64"),
+        (small_layout(page_size=128, head_dim=80), 1, "not 80"),
+        (small_layout(page_size=128), 9, "not 9"),
+        (small_layout("k8v8,k8v4", page_size=128), 1, "values of at most 4 bits"),
+    ],
+)
+def test_a_shape_that_is_not_written_is_refused(layout: RecordLayout, group: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        kernel_shape(layout, group)
