@@ -40,7 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 SMALL = ("--windows", "1", "--measured", "1")
-TOKENS = 640
+TOKENS = 1024
 
 
 @pytest.mark.slow

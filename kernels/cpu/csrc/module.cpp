@@ -245,6 +245,8 @@ uint64_t read_bandwidth(const Tensor& words, int threads) {
 }  // namespace
 
 NB_MODULE(_cpu, m) {
+    // Python keeps the shapes of layouts in use until it ends, which nanobind would report as leaks.
+    nb::set_leak_warnings(false);
     using release = nb::call_guard<nb::gil_scoped_release>;
     Tensor::bind();
 
