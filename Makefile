@@ -12,6 +12,7 @@ MODEL := SmolLM2-135M-Instruct
 export GOMP_SPINCOUNT ?= 0
 
 CPU_SOURCES := kernels/cpu/CMakeLists.txt kernels/layout/record_format.h $(wildcard kernels/cpu/csrc/*)
+CUDA_SOURCES := $(wildcard kernels/cuda/csrc/*.cuh kernels/cuda/csrc/emulator/*)
 
 .PHONY: setup model serve test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads rivals bench-rivals clean
 
@@ -42,7 +43,7 @@ test-fast: setup
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl,$(CPU_SOURCES))
+	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.cpp %.h %.inl,$(CPU_SOURCES)) $(CUDA_SOURCES)
 	$(VENV)/bin/lint-imports
 	$(PY) .ci/typecheck.py
 

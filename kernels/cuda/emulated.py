@@ -46,22 +46,20 @@ def _digest() -> str:
 
 
 @cache
-def library(shape: KernelShape, source: Path = _SOURCE) -> ctypes.CDLL:
+def library(shape: KernelShape) -> ctypes.CDLL:
     """The compiled kernel of a shape.
 
     Raises:
         ValueError: where it cannot be compiled; the sentence has the compiler's last line.
     """
     name = "-".join(map(str, map(int, shape)))
-    target = _cache_folder() / (
-        _digest() if source == _SOURCE else hashlib.sha256(str(source).encode()).hexdigest()[:16]
-    )
+    target = _cache_folder() / _digest()
     file = target / f"{name}.so"
     if not file.exists():
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target, suffix=".so", delete=False) as out:
             pass
-        includes = (f"-I{_FORMAT}", f"-DLEANKV_SHAPE={shape.arguments()}", str(source / "emulator" / "library.cpp"))
+        includes = (f"-I{_FORMAT}", f"-DLEANKV_SHAPE={shape.arguments()}", str(_SOURCE / "emulator" / "library.cpp"))
         command = [os.environ.get("CXX", "g++"), *_FLAGS, *includes, "-o", out.name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
