@@ -10,55 +10,56 @@
 
 namespace leankv::cuda {
 
-// What a warp reads one after the other: far tokens of its pages, and where a page is near its pruned ones.
+// What a warp reads one after the other: far tokens of its two pages, and where a page is near its pruned ones.
 template <class S>
 struct Queue {
     const Records<S>& records;
     const AttendArgs& a;
     const int before, end;  // pages of the tile before its own, and the page behind this split
-    int number[2];
-    Record record[2];
-    int current;
-    bool near, pruned;
+    int number, later_number;
+    Record now, later;
+    bool near, pruned, last;
     Pass pass;
 
     __device__ __forceinline__ void begin(const long long* pages, int first, int head) {
-        number[0] = first;
-        number[1] = first + S::warps;
-        int block[2];
+        number = first;
+        later_number = first + S::warps;
         // Both headers are on their way before anything is waited for.
-#pragma unroll
-        for (int j = 0; j < 2; j++) block[j] = number[j] < end ? ldg(a.page_table + ldg(pages + number[j])) : 0;
-#pragma unroll
-        for (int j = 0; j < 2; j++) record[j] = records.open(block[j], head);
-#pragma unroll
-        for (int j = 0; j < 2; j++) records.lists(record[j]);
-        turn_to(0);
+        const int block = first_block(pages, number), later_block = first_block(pages, later_number);
+        now = records.open(block, head);
+        later = records.open(later_block, head);
+        records.lists(now);
+        records.lists(later);
+        last = false;
+        turn_to_page();
     }
 
     // Whether there is another pass; if so it is the current one.
     __device__ __forceinline__ bool next() {
         if (S::near && near && !pruned) {
             pruned = true;
-            pass = records.pruned_tokens(now());
+            pass = records.pruned_tokens(now);
             return true;
         }
-        if (current == 1) return false;
-        turn_to(1);
+        if (last) return false;
+        last = true;
+        now = later;
+        number = later_number;
+        turn_to_page();
         return true;
     }
 
-    __device__ __forceinline__ const Record& now() const { return current ? record[1] : record[0]; }
-
   private:
-    __device__ __forceinline__ void turn_to(int page) {
-        current = page;
+    __device__ __forceinline__ int first_block(const long long* pages, int page) const {
+        return page < end ? ldg(a.page_table + ldg(pages + page)) : 0;
+    }
+
+    __device__ __forceinline__ void turn_to_page() {
         pruned = false;
-        const int at = page ? number[1] : number[0];
         // A page whose near part was cut, or that has no record, is read far.
-        near = S::near && at >= before - a.near_pages && at < end && now().level >= kLevelNear;
-        pass = records.far_tokens(now(), near);
-        if (at >= end) pass.tokens = 0;
+        near = S::near && number >= before - a.near_pages && number < end && now.level >= kLevelNear;
+        pass = records.far_tokens(now, near);
+        if (number >= end) pass.tokens = 0;
     }
 };
 
@@ -130,9 +131,9 @@ __global__ void __launch_bounds__(32 * S::warps, S::blocks) attend_committed(con
     const Copier<S> copy{records, memory};
     Queue<S> queue{records, a, before, end};
     queue.begin(a.pages + ldg(tile + 4), begin + warp, head);
-    copy.keys(queue.now(), queue.pass, false, head);
+    copy.keys(queue.now, queue.pass, false, head);
     cp_commit();
-    copy.values(queue.now(), queue.pass, false);
+    copy.values(queue.now, queue.pass, false);
     cp_commit();
 
     prepare_queries<S>(a, first_row, query, lane, warp);
@@ -163,7 +164,7 @@ __global__ void __launch_bounds__(32 * S::warps, S::blocks) attend_committed(con
         }
         more = queue.next();
         __syncwarp();
-        if (more) copy.keys(queue.now(), queue.pass, queue.pruned, head);
+        if (more) copy.keys(queue.now, queue.pass, queue.pruned, head);
         cp_commit();
         cp_wait<1>();
         __syncwarp();
@@ -172,7 +173,7 @@ __global__ void __launch_bounds__(32 * S::warps, S::blocks) attend_committed(con
             values.add(state, weights, pass);
         }
         __syncwarp();
-        if (more) copy.values(queue.now(), queue.pass, queue.pruned);
+        if (more) copy.values(queue.now, queue.pass, queue.pruned);
         cp_commit();
     }
     cp_wait<0>();
