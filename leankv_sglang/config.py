@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from leankv_kernels.layout import TIERS, Tier
+from leankv_kernels.layout.format import CUTS
 from leankv_sglang.errors import LeanKVError
 
 CONFIG_ENV = "LEANKV_CONFIG"
@@ -175,7 +176,7 @@ def check_tiers(high: str, mid: str | None, low: str) -> None:
     for name in (high, *([mid] if mid else []), low):
         _one_of("--leankv-tiers", name, TIER_NAMES)
     cuts = [int(h) - int(lo) for h, lo in zip((high[1], high[3]), (low[1], low[3]), strict=True)]
-    if any(c not in (0, 2, 4) for c in cuts):
+    if any(c not in CUTS for c in cuts):
         raise LeanKVError(
             f"--leankv-tiers {high},{low}: the second tier must be the first with 0, 2 or 4 bits cut off its keys and "
             "values; k8v4,k4v2 and k8v8,k4v4 are such pairs."

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from leankv_kernels.layout import RecordLayout
+from leankv_kernels.layout.format import KEY_PLANE, VALUE_PLANE
 from leankv_kernels.layout.shape import RecordShape
 from leankv_kernels.plan import Plan
 from leankv_kernels.reference.codec import rotate, rotation_block
@@ -58,6 +59,8 @@ def kernel_shape(layout: RecordLayout, group: int) -> KernelShape:
         reason = f"1 to {MAX_GROUP} query heads per KV head, not {group}"
     elif shape.value_base + shape.value_refine > 2:
         reason = "values of at most 4 bits"
+    elif any(tier.key_bits % KEY_PLANE or tier.value_bits % VALUE_PLANE for tier in (layout.high, layout.low)):
+        reason = f"planes of {KEY_PLANE} bits for keys and {VALUE_PLANE} for values"
     elif shape.block_shift not in BLOCK_SHIFTS:
         reason = f"blocks of 512 to 2,048 bytes, not {shape.block_bytes}"
     if reason:

@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, TIERS, Ops, RawPages, RecordLayout, Tier, available_backends, get_ops
+from leankv_kernels.layout.format import CUTS
 from leankv_kernels.reference.record import encode
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 PAIRS = [
     (high, low)
     for high, low in itertools.product(TIERS.values(), repeat=2)
-    if {high.key_bits - low.key_bits, high.value_bits - low.value_bits} <= {0, 2, 4}
+    if {high.key_bits - low.key_bits, high.value_bits - low.value_bits} <= set(CUTS)
 ]
 """Every pair whose low tier is a cut of its high tier, single tiers included."""
 
