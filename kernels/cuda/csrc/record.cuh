@@ -62,10 +62,18 @@ struct Records {
         if (S::refined) r.refine_blocks = list(r, r.refine >> S::block_shift);
     }
 
-    __device__ __forceinline__ Pass far_tokens(const Record& r, bool near) const {
+    // Far tokens, and how many of them, the first ones, have keys and values with refinement.
+    struct Counts {
+        int far, fine_keys, fine_values;
+    };
+    __device__ __forceinline__ Counts counts(const Record& r) const {
         const int high = r.counts & kCountMask, mid = r.counts >> kCountBits & kCountMask;
         const int far = high + mid + (int)((unsigned)r.counts >> 2 * kCountBits);
-        const int fine_keys = high + mid * a.mid_keys_fine, fine_values = high + mid * a.mid_values_fine;
+        return {far, high + mid * a.mid_keys_fine, high + mid * a.mid_values_fine};
+    }
+
+    __device__ __forceinline__ Pass far_tokens(const Record& r, bool near) const {
+        const auto [far, fine_keys, fine_values] = counts(r);
         Pass p = {};
         p.tokens = far;
         p.k0 = r.base;
@@ -95,9 +103,7 @@ struct Records {
     }
 
     __device__ __forceinline__ Pass pruned_tokens(const Record& r) const {
-        const int high = r.counts & kCountMask, mid = r.counts >> kCountBits & kCountMask;
-        const int far = high + mid + (int)((unsigned)r.counts >> 2 * kCountBits);
-        const int fine_keys = high + mid * a.mid_keys_fine, fine_values = high + mid * a.mid_values_fine;
+        const auto [far, fine_keys, fine_values] = counts(r);
         const int low_keys = S::key_refine * (far - fine_keys) * S::key_row;
         const int low_values = S::value_refine * value_plane_bytes<S>(fine_values, far);
         Pass p = {};
