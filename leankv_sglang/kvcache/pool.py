@@ -182,7 +182,8 @@ class LeanKVPool(MHATokenToKVPool):
         return self.store.nbytes()
 
     def _clear_buffers(self) -> None:
-        del self.store, self.open_pages
+        del self.store
+        self.__dict__.pop("open_pages", None)  # a pool that no backend was built for has none
 
     def finalize_backing(self, config: Any) -> NoReturn:
         """Refused: the pool is sized once."""
