@@ -18,7 +18,9 @@ t % (P/4), bits 2 * (t // (P/4))) | from a multiple of 64 on, per KV head the ce
 Every code is the top ``b`` bits of one 8-bit master code over the token's [min, max], read at the centre of its bin,
 so a low token is a high token with its tail cut off and one scale and zero serve every tier. Keys are coded less the
 centre of their page, so that what all have in common costs no precision. Codes are stored as
-planes, top bits first: keys in planes of 4 bits, values in planes of 2 bits; a tier is a number of planes. Inside a
+planes, top bits first: keys in planes of 4 bits, values in planes of 2 bits. A far token has the planes of a low code
+in the base, and those of the bits it is longer by in its refinement; a pruned token has all of them in one run, in
+that order. Inside a
 section each KV head owns one run per kind of data; runs start at multiples of 16 bytes. Far tokens come high first,
 then mid, then low, each in order of position; the tier map gives true positions back. A mid token has the keys of one
 of its neighbours and the values of the other, so refined keys, and refined values, are the first so many far tokens'.
@@ -85,7 +87,6 @@ from leankv_kernels.layout.shape import (
     RecordShape,
 )
 from leankv_kernels.layout.sizes import (
-    Planes,
     RecordLayout,
     TokenBytes,
 )
@@ -129,7 +130,6 @@ __all__ = [
     "W_SPARE",
     "Header",
     "Places",
-    "Planes",
     "RecordLayout",
     "RecordShape",
     "Run",

@@ -63,10 +63,6 @@ constexpr int kMaxDim = 256;
     X(int64_t, page_size) \
     X(int64_t, heads) \
     X(int64_t, head_dim) \
-    X(int64_t, key_base) \
-    X(int64_t, value_base) \
-    X(int64_t, key_refine) \
-    X(int64_t, value_refine) \
     X(int64_t, key_base_bits) \
     X(int64_t, value_base_bits) \
     X(int64_t, key_refine_bits) \
@@ -93,10 +89,6 @@ struct RecordShape {
     int64_t page_size;
     int64_t heads;
     int64_t head_dim;
-    int64_t key_base;
-    int64_t value_base;
-    int64_t key_refine;
-    int64_t value_refine;
     int64_t key_base_bits;
     int64_t value_base_bits;
     int64_t key_refine_bits;

@@ -18,18 +18,14 @@ if TYPE_CHECKING:
 class RecordShape:
     """What a kernel has to know of a :class:`RecordLayout`.
 
-    Of planes and bits there are those of a base code, which every far token has, and those of the refinement that a
-    high token has besides. A code is read at its bin's centre: ``*_centre_*`` is how far above the code, its missing
-    bits zero, in steps of the master code.
+    Of bits there are those of a base code, which every far token has, and those of the refinement that a high token has
+    besides; what planes they lie in says :mod:`~leankv_kernels.layout.format`. A code is read at its bin's centre:
+    ``*_centre_*`` is how far above the code, its missing bits zero, in steps of the master code.
     """
 
     page_size: int
     heads: int
     head_dim: int
-    key_base: int  # planes
-    value_base: int
-    key_refine: int
-    value_refine: int
     key_base_bits: int
     value_base_bits: int
     key_refine_bits: int
@@ -55,17 +51,12 @@ class RecordShape:
     @classmethod
     def of(cls, layout: RecordLayout) -> RecordShape:
         """The numbers of a layout."""
-        planes = layout.planes
         key_step, key_centre = bin_centre(layout.high.key_bits)
         value_step, value_centre = bin_centre(layout.high.value_bits)
         return cls(
             page_size=layout.page_size,
             heads=layout.num_kv_heads,
             head_dim=layout.head_dim,
-            key_base=planes.key_base,
-            value_base=planes.value_base,
-            key_refine=planes.key_refine,
-            value_refine=planes.value_refine,
             key_base_bits=layout.low.key_bits,
             value_base_bits=layout.low.value_bits,
             key_refine_bits=layout.key_refine_bits,

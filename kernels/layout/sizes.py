@@ -24,8 +24,6 @@ from leankv_kernels.layout.format import (
     Tier,
     TierCounts,
     align_up,
-    key_planes,
-    value_planes,
 )
 from leankv_kernels.layout.places import Places, Sections, find_places, section_bytes
 from leankv_kernels.layout.shape import RecordShape
@@ -35,15 +33,6 @@ class TokenBytes(NamedTuple):
     """Bytes of one token's data of each kind, before padding."""
 
     scale: int
-    key_base: int
-    value_base: int
-    key_refine: int
-    value_refine: int
-
-
-class Planes(NamedTuple):
-    """Number of planes of each kind."""
-
     key_base: int
     value_base: int
     key_refine: int
@@ -84,8 +73,8 @@ class RecordLayout:
         for what, cut in (("key", self.key_refine_bits), ("value", self.value_refine_bits)):
             if cut not in CUTS:
                 raise ValueError(
-                    f"tiers {self.high.name},{self.low.name}: the low tier must cut 0, 2 or 4 bits off a {what} of the "
-                    f"high tier, not {cut}"
+                    f"tiers {self.high.name},{self.low.name}: the low tier must cut "
+                    f"{', '.join(map(str, CUTS[:-1]))} or {CUTS[-1]} bits off a {what} of the high tier, not {cut}"
                 )
         between = (Tier(self.high.key_bits, self.low.value_bits), Tier(self.low.key_bits, self.high.value_bits))
         if self.mid and (self.mid not in between or self.mid in (self.high, self.low)):
@@ -130,16 +119,6 @@ class RecordLayout:
     def shape(self) -> RecordShape:
         """All of it in the numbers that kernels are given."""
         return RecordShape.of(self)
-
-    @property
-    def planes(self) -> Planes:
-        """Planes of a base and of a refinement code."""
-        return Planes(
-            len(key_planes(self.low.key_bits)),
-            len(value_planes(self.low.value_bits)),
-            len(key_planes(self.key_refine_bits)),
-            len(value_planes(self.value_refine_bits)),
-        )
 
     @property
     def token_bytes(self) -> TokenBytes:

@@ -222,11 +222,10 @@ def decode(records: Tensor, layout: RecordLayout, near: Tensor | bool) -> View:
         codes = torch.where(fine[..., None], finer, codes)
         return codes, torch.where(fine, fine_step, step), torch.where(fine, fine_centre, centre).to(torch.float64)
 
-    planes, low, high = layout.planes, layout.low, layout.high
-    key, k_step, k_centre = field(key_plane, places.key, planes.key_base, low.key_bits, high.key_bits, fine_key)
-    value, v_step, v_centre = field(
-        value_plane, places.value, planes.value_base, low.value_bits, high.value_bits, fine_value
-    )
+    low, high = layout.low, layout.high
+    base_keys, base_values = len(L.key_planes(low.key_bits)), len(L.value_planes(low.value_bits))
+    key, k_step, k_centre = field(key_plane, places.key, base_keys, low.key_bits, high.key_bits, fine_key)
+    value, v_step, v_centre = field(value_plane, places.value, base_values, low.value_bits, high.value_bits, fine_value)
     centres = read_centres(records, layout)
     return View(key, ks * k_step, kz + ks * k_centre, value, vs * v_step, vz + vs * v_centre, valid, centres)
 

@@ -107,8 +107,9 @@ def _attend_page(
         split_keys, split_values = tl.where(is_far, kept_keys, pruned), tl.where(is_far, kept_values, pruned)
         fine_keys = tl.where(is_far, rec.refined_tokens(near, level, kept_keys, far), pruned)
         fine_values = tl.where(is_far, rec.refined_tokens(near, level, kept_values, far), pruned)
-        fine_key_at = tl.where(is_far, fine, pruned_keys + S.key_base * planes.key_plane(pruned, S))
-        fine_value_at = tl.where(is_far, high_values, pruned_values + S.value_base * planes.value_plane(0, pruned, S))
+        fine_key_at = tl.where(is_far, fine, pruned_keys + planes.key_words(S.key_base_bits, pruned, S))
+        pruned_fine = pruned_values + planes.value_words(S.value_base_bits, 0, pruned, S)
+        fine_value_at = tl.where(is_far, high_values, pruned_fine)
 
         token = begin + tl.arange(0, N)
         inside = token < stop

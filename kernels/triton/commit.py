@@ -117,31 +117,21 @@ def pack_pages(
     tl.store(scale_at + 2 * stop, value_scale, mask=inside)
     tl.store(scale_at + 3 * stop, value_zero, mask=inside)
     key_at, value_at = tl.where(is_far, far_keys, pruned_keys), tl.where(is_far, far_values, pruned_values)
-    KEY_BASE: tl.constexpr = S.key_base
-    VALUE_BASE: tl.constexpr = S.value_base
-    KEY_REFINE: tl.constexpr = S.key_refine
-    VALUE_REFINE: tl.constexpr = S.value_refine
-    for plane in tl.static_range(KEY_BASE):
-        store_keys(record, keys, plane, key_at + plane * planes.key_plane(stop, S), 0, stop, token, S)
-    for plane in tl.static_range(VALUE_BASE):
-        start = value_at + plane * planes.value_plane(0, stop, S)
-        store_values(record, values, plane, start, 0, stop, begin, S)
-    # Refinement: of far tokens in two planes, far and near part; of pruned ones behind their base codes.
+    KEY_BASE: tl.constexpr = S.key_base_bits
+    VALUE_BASE: tl.constexpr = S.value_base_bits
+    KEY_REFINE: tl.constexpr = S.key_refine_bits
+    VALUE_REFINE: tl.constexpr = S.value_refine_bits
+    store_keys(record, keys, 0, KEY_BASE, key_at, 0, stop, token, S)
+    store_values(record, values, 0, VALUE_BASE, value_at, 0, stop, begin, S)
+    # Refinement: of far tokens in two runs, far and near part; of pruned ones behind their base codes.
     split_keys, split = tl.where(is_far, kept_keys, stop), tl.where(is_far, kept_values, stop)
-    fine_keys = tl.where(is_far, fine, pruned_keys + KEY_BASE * planes.key_plane(stop, S))
-    fine_values = tl.where(is_far, high_values, pruned_values + VALUE_BASE * planes.value_plane(0, stop, S))
-    for plane in tl.static_range(KEY_REFINE):
-        start = fine_keys + plane * planes.key_plane(split_keys, S)
-        store_keys(record, keys, KEY_BASE + plane, start, 0, split_keys, token, S)
-        if S.near:
-            start = near + plane * planes.key_plane(stop - split_keys, S)
-            store_keys(record, keys, KEY_BASE + plane, start, split_keys, stop, token, S)
-    for plane in tl.static_range(VALUE_REFINE):
-        start = fine_values + plane * planes.value_plane(0, split, S)
-        store_values(record, values, VALUE_BASE + plane, start, 0, split, begin, S)
-        if S.near:
-            start = low_values + plane * planes.value_plane(split, stop, S)
-            store_values(record, values, VALUE_BASE + plane, start, split, stop, begin, S)
+    fine_keys = tl.where(is_far, fine, pruned_keys + planes.key_words(KEY_BASE, stop, S))
+    fine_values = tl.where(is_far, high_values, pruned_values + planes.value_words(VALUE_BASE, 0, stop, S))
+    store_keys(record, keys, KEY_BASE, KEY_REFINE, fine_keys, 0, split_keys, token, S)
+    store_values(record, values, VALUE_BASE, VALUE_REFINE, fine_values, 0, split, begin, S)
+    if S.near:
+        store_keys(record, keys, KEY_BASE, KEY_REFINE, near, split_keys, stop, token, S)
+        store_values(record, values, VALUE_BASE, VALUE_REFINE, low_values, split, stop, begin, S)
 
 
 @triton.jit

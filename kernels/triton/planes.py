@@ -14,9 +14,11 @@ import triton
 import triton.language as tl
 
 from leankv_kernels import layout as L
+from leankv_kernels.layout.format import KEY_PLANE, VALUE_PLANE
 
 QUAD = tl.constexpr(L.VALUE_QUAD)
 _GROUP = tl.constexpr(L.KEY_GROUP)
+_KEY_PLANE, _VALUE_PLANE = tl.constexpr(KEY_PLANE), tl.constexpr(VALUE_PLANE)
 _ONE = tl.constexpr(0x3C003C00)  # two fp16 ones
 
 
@@ -34,6 +36,18 @@ def value_plane(first, stop, S: tl.constexpr):
     """Words of a value plane of tokens ``first`` to ``stop``."""
     quads = (stop + (QUAD - 1)) // QUAD - first // QUAD
     return tl.where(stop > first, quads, 0) * (S.head_dim // 4)
+
+
+@triton.jit
+def key_words(BITS: tl.constexpr, tokens, S: tl.constexpr):
+    """Words of all planes that hold so many bits of so many keys."""
+    return (BITS // _KEY_PLANE) * key_plane(tokens, S)
+
+
+@triton.jit
+def value_words(BITS: tl.constexpr, first, stop, S: tl.constexpr):
+    """Words of all planes that hold so many bits of values ``first`` to ``stop``."""
+    return (BITS // _VALUE_PLANE) * value_plane(first, stop, S)
 
 
 @triton.jit
@@ -55,10 +69,19 @@ def value_place(start, first, quad, S: tl.constexpr):
 
 
 @triton.jit
-def store_keys(record, codes, PLANE: tl.constexpr, start, first, stop, token, S: tl.constexpr):
-    """A plane of the codes ``[N, pad]`` of tokens, the top one being 0, to where it holds ``first`` to ``stop``."""
-    SHIFT: tl.constexpr = 8 - 4 * (PLANE + 1)
-    nibble = tl.reshape((codes >> SHIFT) & 15, (codes.shape[0], S.pad // 8, 8))
+def store_keys(record, codes, SKIP: tl.constexpr, BITS: tl.constexpr, start, first, stop, token, S: tl.constexpr):
+    """Bits of the codes ``[N, pad]`` of tokens, those below the top ``SKIP``, to the planes that hold ``first`` to
+    ``stop``.
+    """
+    for plane in tl.static_range(BITS // _KEY_PLANE):
+        below = 8 - SKIP - _KEY_PLANE * (plane + 1)
+        at = start + plane * key_plane(stop - first, S)
+        _store_key_plane(record, codes >> below, at, first, stop, token, S)
+
+
+@triton.jit
+def _store_key_plane(record, codes, start, first, stop, token, S: tl.constexpr):
+    nibble = tl.reshape(codes & 15, (codes.shape[0], S.pad // 8, 8))
     words = tl.sum(nibble << (4 * tl.arange(0, 8))[None, None, :], 2)
     offset, step = key_place(start, first, stop, token, S)
     word = tl.arange(0, S.pad // 8)[None, :]
@@ -67,14 +90,21 @@ def store_keys(record, codes, PLANE: tl.constexpr, start, first, stop, token, S:
 
 
 @triton.jit
-def store_values(record, codes, PLANE: tl.constexpr, start, first, stop, begin, S: tl.constexpr):
-    """A plane of the codes ``[N, pad]`` of N tokens, whole quads, the top one being 0, to where it holds ``first``
-    to ``stop``.
+def store_values(record, codes, SKIP: tl.constexpr, BITS: tl.constexpr, start, first, stop, begin, S: tl.constexpr):
+    """Bits of the codes ``[N, pad]`` of N tokens, whole quads, those below the top ``SKIP``, to the planes that hold
+    ``first`` to ``stop``.
     """
-    SHIFT: tl.constexpr = 8 - 2 * (PLANE + 1)
+    for plane in tl.static_range(BITS // _VALUE_PLANE):
+        below = 8 - SKIP - _VALUE_PLANE * (plane + 1)
+        at = start + plane * value_plane(first, stop, S)
+        _store_value_plane(record, codes >> below, at, first, stop, begin, S)
+
+
+@triton.jit
+def _store_value_plane(record, codes, start, first, stop, begin, S: tl.constexpr):
     N: tl.constexpr = codes.shape[0]
     token = begin + tl.arange(0, N)
-    kept = tl.where(((token >= first) & (token < stop))[:, None], (codes >> SHIFT) & 3, 0)
+    kept = tl.where(((token >= first) & (token < stop))[:, None], codes & 3, 0)
     quads = tl.reshape(kept, (N // 4, 4, S.pad // 4, 4))
     shift = (2 * tl.arange(0, 4))[None, :, None, None] + (8 * tl.arange(0, 4))[None, None, None, :]
     words = tl.sum(tl.sum(quads << shift, 3), 1)

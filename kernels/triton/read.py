@@ -112,10 +112,10 @@ def load_values(words, blocks, start, first, begin, below, S: tl.constexpr, N: t
 def read_keys(words, blocks, at, fine_at, low_at, split, refined, stop, far, begin, S: tl.constexpr, N: tl.constexpr):
     """Numbers of the keys of a step's tokens, fp16 ``[pad, N]``; 1 behind ``stop``."""
     top = load_keys(words, blocks, at, stop, begin, S, N)
-    if S.key_base == 2:
+    if S.key_base_bits == 8:
         next = load_keys(words, blocks, at + key_plane(stop, S), stop, begin, S, N)
         out = key_numbers(top, next, True)
-    elif S.key_refine == 1:
+    elif S.key_refine_bits == 4:
         if begin < refined:
             next = _fine_keys(words, blocks, fine_at, low_at, split, refined, far, begin, S, N)
             out = key_numbers(top, next, True)
@@ -139,14 +139,14 @@ def read_values(words, blocks, at, fine_at, low_at, split, refined, stop, far, b
     """Numbers of the values of a step's tokens, fp16 ``[N, pad]``; 1 behind ``stop``."""
     plane = value_plane(0, stop, S)
     p0 = load_values(words, blocks, at, 0, begin, stop, S, N)
-    if S.value_base == 4:
+    if S.value_base_bits == 8:
         p1 = load_values(words, blocks, at + plane, 0, begin, stop, S, N)
         p2 = load_values(words, blocks, at + 2 * plane, 0, begin, stop, S, N)
         p3 = load_values(words, blocks, at + 3 * plane, 0, begin, stop, S, N)
         out = value_numbers(p0, p1, p2, p3, 4)
-    elif S.value_base == 2:
+    elif S.value_base_bits == 4:
         p1 = load_values(words, blocks, at + plane, 0, begin, stop, S, N)
-        if S.value_refine == 2:
+        if S.value_refine_bits == 4:
             if begin < refined:
                 p2 = _fine_values(words, blocks, fine_at, low_at, split, refined, far, begin, 0, S, N)
                 p3 = _fine_values(words, blocks, fine_at, low_at, split, refined, far, begin, 1, S, N)
@@ -155,7 +155,7 @@ def read_values(words, blocks, at, fine_at, low_at, split, refined, stop, far, b
                 out = value_numbers(p0, p1, p1, p1, 2)
         else:
             out = value_numbers(p0, p1, p1, p1, 2)
-    elif S.value_refine == 1:
+    elif S.value_refine_bits == 2:
         if begin < refined:
             p1 = _fine_values(words, blocks, fine_at, low_at, split, refined, far, begin, 0, S, N)
             out = value_numbers(p0, p1, p1, p1, 2)

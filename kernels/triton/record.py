@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from leankv_kernels import layout as L
-from leankv_kernels.triton.planes import key_plane, value_plane
+from leankv_kernels.triton.planes import key_words, value_words
 
 HEAD_WORDS = tl.constexpr(L.HEAD_WORDS)
 _W_LEVEL = tl.constexpr(L.W_LEVEL)
@@ -34,18 +34,19 @@ def _align(words):
 def far_runs(base, fine, fine_keys, far, S: tl.constexpr):
     """Keys and values of far tokens, and refinement of values, from where scales and refined keys start."""
     keys = base + _align(2 * far)
-    values = keys + _align(S.key_base * key_plane(far, S))
-    return keys, values, fine + _align(S.key_refine * key_plane(fine_keys, S))
+    values = keys + _align(key_words(S.key_base_bits, far, S))
+    return keys, values, fine + _align(key_words(S.key_refine_bits, fine_keys, S))
 
 
 @triton.jit
 def near_runs(near, fine_keys, fine_values, far, S: tl.constexpr):
     """In the near part: refinement of the other far values; scales, keys and values of pruned tokens."""
     pruned = S.page_size - far
-    low_values = near + _align(S.key_refine * key_plane(far - fine_keys, S))
-    scales = low_values + _align(S.value_refine * value_plane(fine_values, far, S))
+    low_values = near + _align(key_words(S.key_refine_bits, far - fine_keys, S))
+    scales = low_values + _align(value_words(S.value_refine_bits, fine_values, far, S))
     keys = scales + _align(2 * pruned)
-    return low_values, scales, keys, keys + _align((S.key_base + S.key_refine) * key_plane(pruned, S))
+    nbytes = key_words(S.key_base_bits, pruned, S) + key_words(S.key_refine_bits, pruned, S)
+    return low_values, scales, keys, keys + _align(nbytes)
 
 
 @triton.jit

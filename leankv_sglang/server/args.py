@@ -12,6 +12,7 @@ from leankv_sglang.config import (
     MATCHES,
     ROTATIONS,
     SIGNIFICANCE_NAMES,
+    TIER_NAMES,
     LeanKVConfig,
     parse_tiers,
 )
@@ -36,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--leankv-tiers",
         metavar="HIGH[,MID][,LOW]",
-        help="formats of two or three tiers, each of k8v8, k8v4, k4v4, k4v2, or a single one for all tokens "
+        help=f"formats of two or three tiers, each of {', '.join(TIER_NAMES)}, or a single one for all tokens "
         "(default: k8v4,k4v2)",
     )
     group.add_argument(

@@ -1,6 +1,7 @@
 """A second reading of the record's documentation, in numpy: where the runs of a page lie and what their planes say.
 
-Written from the docstring of ``leankv_kernels.layout``; nothing of its arithmetic is used but the header's length.
+Written from the docstring of ``leankv_kernels.layout``; nothing of its arithmetic is used but the header's length. How
+wide planes are it asks the format.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, RecordLayout
+from leankv_kernels.layout import key_planes, value_planes
 
 Bytes = NDArray[np.uint8]
 Codes = NDArray[np.int64]
 
 
 class Part(NamedTuple):
-    """Which bits of the master code some planes hold: ``bits`` of them, ``below`` the top ones."""
+    """Which bits of the master code some planes hold: ``bits`` of them, ``below`` the top ones; the planes' widths."""
 
     bits: int
     below: int
+    widths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,26 +47,25 @@ def _size(kind: str, part: Part, first: int, count: int, head_dim: int) -> int:
         return 8 * count
     if kind == "key":
         return count * head_dim * part.bits // 8
-    quads = {(first + i) // 4 for i in range(count)}
-    return len(quads) * head_dim * part.bits // 2
+    return sum(len({(first + i) // (8 // width) for i in range(count)}) for width in part.widths) * head_dim
 
 
 def runs(layout: RecordLayout, tiers: Bytes) -> list[Run]:
     """Every run of a full record with tiers ``[H, P]``, in the order they lie in."""
     high, low, at, found = layout.high, layout.low, layout.header_bytes, []
-    base = {"scale": Part(64, 0), "key": Part(low.key_bits, 0), "value": Part(low.value_bits, 0)}
-    fine = {
-        "key": Part(high.key_bits - low.key_bits, low.key_bits),
-        "value": Part(high.value_bits - low.value_bits, low.value_bits),
-    }
-    whole = {"scale": Part(64, 0), "key": Part(high.key_bits, 0), "value": Part(high.value_bits, 0)}
+    base, fine, whole = {"scale": Part(64, 0)}, {}, {"scale": Part(64, 0)}
+    for kind, widths in (("key", key_planes), ("value", value_planes)):
+        above, below = (getattr(tier, f"{kind}_bits") for tier in (high, low))
+        base[kind] = Part(below, 0, widths(below))
+        fine[kind] = Part(above - below, below, widths(above - below))
+        whole[kind] = Part(above, 0, base[kind].widths + fine[kind].widths)
     for section in range(3 if layout.near else 2):
         for head, row in enumerate(tiers):
             of = {tier: np.flatnonzero(row == tier).tolist() for tier in (HIGH, MID, LOW, PRUNED)}
             far = of[HIGH] + of[MID] + of[LOW]
             fine_far = {"key": len(of[HIGH]), "value": len(of[HIGH])}
             for kind in fine_far:
-                if layout.mid and fine[kind].bits and getattr(layout.mid, f"{kind}_bits") == sum(fine[kind]):
+                if layout.mid and fine[kind].bits and getattr(layout.mid, f"{kind}_bits") == whole[kind].bits:
                     fine_far[kind] += len(of[MID])
             groups = [
                 [(kind, part, far, 0) for kind, part in base.items()],
@@ -88,14 +90,20 @@ def scales(run: Run, record: Bytes) -> NDArray[np.float64]:
 
 def codes(run: Run, record: Bytes, head_dim: int) -> Codes:
     """What a run of keys or values says of its tokens' master codes, ``[count, D]``."""
-    width = {"key": 4, "value": 2}[run.kind]
-    data, count = record[run.start : run.start + run.nbytes], len(run.positions)
+    count, read = len(run.positions), _key_plane if run.kind == "key" else _value_plane
     out: Codes = np.zeros((count, head_dim), dtype=np.int64)
-    if run.part.bits and count:
-        read = _key_plane if run.kind == "key" else _value_plane
-        for plane in data.reshape(run.part.bits // width, -1):
-            out = (out << width) | read(plane, run.first, count, head_dim)
+    for width, plane in planes(run, record, head_dim):
+        out = (out << width) | read(plane, width, run.first, count, head_dim)
     return out
+
+
+def planes(run: Run, record: Bytes, head_dim: int) -> Iterator[tuple[int, Bytes]]:
+    """Width in bits and bytes of each plane of a run of keys or values; none of an empty one."""
+    at = run.start
+    for width in run.part.widths if run.positions else ():
+        size = _size(run.kind, Part(width, 0, (width,)), run.first, len(run.positions), head_dim)
+        yield width, record[at : at + size]
+        at += size
 
 
 def _groups(first: int, count: int, size: int) -> Iterator[tuple[int, int]]:
@@ -107,21 +115,23 @@ def _groups(first: int, count: int, size: int) -> Iterator[tuple[int, int]]:
         begin = end
 
 
-def _key_plane(data: Bytes, first: int, count: int, head_dim: int) -> Codes:
-    out, words = np.empty((count, head_dim), dtype=np.int64), data.view("<u4").astype(np.int64)
+def _key_plane(data: Bytes, width: int, first: int, count: int, head_dim: int) -> Codes:
+    out = np.empty((count, head_dim), dtype=np.int64)
     for begin, end in _groups(first, count, 16):
-        group, words = np.split(words, [(end - begin) * head_dim // 8])
-        by_token = group.reshape(head_dim // 8, end - begin).T
+        group, data = np.split(data, [(end - begin) * head_dim * width // 8])
+        # A word is `width` bytes of 8 channels.
+        by_token = group.reshape(head_dim // 8, end - begin, width).astype(np.int64)
+        words = (by_token << 8 * np.arange(width)).sum(2).T
         for channel in range(head_dim):
-            out[begin:end, channel] = by_token[:, channel // 8] >> 4 * (channel % 8) & 15
-    assert not words.size
+            out[begin:end, channel] = words[:, channel // 8] >> width * (channel % 8) & (2**width - 1)
+    assert not data.size
     return out
 
 
-def _value_plane(data: Bytes, first: int, count: int, head_dim: int) -> Codes:
-    out = np.empty((count, head_dim), dtype=np.int64)
-    for quad, (begin, end) in enumerate(_groups(first, count, 4)):
-        row = data[quad * head_dim : (quad + 1) * head_dim]
+def _value_plane(data: Bytes, width: int, first: int, count: int, head_dim: int) -> Codes:
+    out, share = np.empty((count, head_dim), dtype=np.int64), 8 // width
+    for number, (begin, end) in enumerate(_groups(first, count, share)):
+        row = data[number * head_dim : (number + 1) * head_dim]
         for i in range(begin, end):
-            out[i] = row >> 2 * ((first + i) % 4) & 3
+            out[i] = row >> width * ((first + i) % share) & (2**width - 1)
     return out

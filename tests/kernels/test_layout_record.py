@@ -11,6 +11,7 @@ from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, PRUNED, TIERS, RecordLayout, Tier, TierCounts
 from leankv_kernels import layout as L
+from leankv_kernels.layout import key_planes, value_planes
 from leankv_kernels.reference.record import View, cut, decode, encode, read_header, read_tiers
 from tests.kernels import dense
 from tests.kernels.kernelutil import (
@@ -225,13 +226,13 @@ def test_padding_is_a_few_percent(heads: int, head_dim: int) -> None:
 @every_pair
 def test_data_of_both_tiers_take_the_bytes_of_their_bits(pair: tuple[Tier, Tier], head_dim: int) -> None:
     (high, low), layout = pair, RecordLayout(128, 4, head_dim, *pair)
-    size, planes = layout.token_bytes, layout.planes
+    size = layout.token_bytes
     assert size.scale == 8
     assert (size.key_base + size.value_base) * 8 == head_dim * sum(low)
     assert (size.key_base + size.value_base + size.key_refine + size.value_refine) * 8 == head_dim * sum(high)
-    for at, (key, value) in ((0, low), (2, (high.key_bits - low.key_bits, high.value_bits - low.value_bits))):
-        assert 4 * planes[at] == key
-        assert 2 * planes[at + 1] == value
+    for key, value in (low, (high.key_bits - low.key_bits, high.value_bits - low.value_bits)):
+        assert sum(key_planes(key)) == key
+        assert sum(value_planes(value)) == value
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import given
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, RecordLayout, TierCounts
 from leankv_kernels import layout as L
+from leankv_kernels.layout import key_planes, value_planes
 from leankv_kernels.reference.record import decode
 from tests.kernels import dense, naive_record
 from tests.kernels.kernelutil import Committed, dice, every_sample, few, formats, random_layout, random_tier_maps
@@ -58,13 +59,13 @@ def test_what_is_not_a_run_is_zero(page: Committed) -> None:
         behind[: page.layout.header_bytes] = False
         for run in runs:
             behind[run.start : run.start + run.nbytes] = False
-            if run.kind == "value" and run.nbytes:
-                planes = record[run.start : run.start + run.nbytes].reshape(
-                    run.part.bits // 2, -1, page.layout.head_dim
-                )
-                last = (run.first + len(run.positions)) % 4
-                assert not (planes[:, 0] & (4 ** (run.first % 4) - 1)).any()
-                assert not last or not (planes[:, -1] >> 2 * last).any()
+            if run.kind != "value":
+                continue
+            for width, plane in naive_record.planes(run, record, page.layout.head_dim):
+                share, rows = 8 // width, plane.reshape(-1, page.layout.head_dim)
+                last = (run.first + len(run.positions)) % share
+                assert not (rows[0] & (2 ** (width * (run.first % share)) - 1)).any()
+                assert not last or not (rows[-1] >> width * last).any()
         assert not record[behind].any()
 
 
@@ -75,36 +76,35 @@ def test_places_name_every_bit_once(rng: Random) -> None:
     layout = random_layout(rng)
     tiers = random_tier_maps(rng, layout, n=1)
     end = int(layout.sections(TierCounts.of(tiers)).end[0])
-    # Pairs of bits, the least that a token has to itself.
-    taken = np.zeros(4 * layout.record_bytes, dtype=np.int64)
-    for first, width in bit_pairs(layout, layout.places(tiers)):
-        pairs = (first[:, None] + np.arange(width)).reshape(-1)
-        assert not pairs.size or 4 * layout.header_bytes <= pairs.min() <= pairs.max() < 4 * end
-        taken += np.bincount(pairs, minlength=len(taken))
+    taken = np.zeros(8 * layout.record_bytes, dtype=np.int64)
+    for first, width in bits_of(layout, layout.places(tiers)):
+        bits = (first[:, None] + np.arange(width)).reshape(-1)
+        assert not bits.size or 8 * layout.header_bytes <= bits.min() <= bits.max() < 8 * end
+        taken += np.bincount(bits, minlength=len(taken))
     assert taken.max(initial=0) <= 1
     kept = int((tiers != PRUNED).sum() if not layout.near else tiers.numel())
     refined = [tiers.numel()] * 2 if layout.near else [int(x.sum()) for x in layout.refined(TierCounts.of(tiers))]
     size = layout.token_bytes
     fine = (size.key_refine, size.value_refine)
     base = sum(size) - sum(fine)
-    assert taken.sum() == 4 * (kept * base + sum(n * width for n, width in zip(refined, fine, strict=True)))
+    assert taken.sum() == 8 * (kept * base + sum(n * width for n, width in zip(refined, fine, strict=True)))
     assert end <= layout.record_bytes
 
 
-def bit_pairs(layout: RecordLayout, places: L.Places) -> Iterator[tuple[np.ndarray, int]]:
-    """First pair of bits, counted from the record's start, and number of pairs, of every piece of a token's data."""
+def bits_of(layout: RecordLayout, places: L.Places) -> Iterator[tuple[np.ndarray, int]]:
+    """First bit, counted from the record's start, and number of bits, of every piece of a token's data."""
     token, dim = places.token, layout.head_dim
     kept = places.scale >= 0
     for i in range(4):
-        yield 4 * (places.scale + i * places.scale_stride)[kept].numpy(), 8
+        yield 8 * (places.scale + i * places.scale_stride)[kept].numpy(), 16
     for span in places.key:
         for word in range(dim // 8):
             at = span.key_word(token, torch.tensor(word), dim)
-            yield 4 * at[at >= 0].numpy(), 16
+            yield 8 * at[at >= 0].numpy(), 8 * span.width
     for span in places.value:
         for channel in range(dim):
             at = span.value_byte(token, torch.tensor(channel), dim)
-            yield (4 * at + token % 4)[at >= 0].numpy(), 1
+            yield (8 * at + span.width * (token % span.share))[at >= 0].numpy(), span.width
 
 
 @few(60)
@@ -116,7 +116,7 @@ def test_sections_hold_what_their_worth_says(rng: Random) -> None:
     sections, places = layout.sections(TierCounts.of(tiers)), layout.places(tiers)
     starts = [sections.base[:, 0], sections.refine[:, 0], sections.near[:, 0], sections.end]
     assert bool((starts[0] == layout.header_bytes).all())
-    key_base, value_base = layout.planes.key_base, layout.planes.value_base
+    key_base, value_base = len(key_planes(layout.low.key_bits)), len(value_planes(layout.low.value_bits))
     word = torch.zeros_like(places.token)
     fine_mid = [(tiers == MID) & fine for fine in (layout.mid_keys_fine, layout.mid_values_fine)]
     pieces = [(places.scale, True, fine_mid[0])]

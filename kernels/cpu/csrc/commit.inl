@@ -103,8 +103,8 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
     CommitScratch& s = *thread_scratch<CommitScratch>();
     const RecordShape& shape = a.shape;
     const int heads = int(shape.heads), page = int(shape.page_size), dim = int(shape.head_dim);
-    const int key_base = int(shape.key_base), value_base = int(shape.value_base);
-    const int key_planes = key_base + int(shape.key_refine), value_planes = value_base + int(shape.value_refine);
+    const int key_base = int(shape.key_base_bits), key_refine = int(shape.key_refine_bits);
+    const int value_base = int(shape.value_base_bits), value_refine = int(shape.value_refine_bits);
     const Counts& counts = plan.counts;
     const int far = counts.far(), pruned = page - far, fine_keys = counts.keys(shape),
               fine_values = counts.values(shape);
@@ -130,51 +130,36 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
         for (int k = 0; k < 4; k++) std::memcpy(run + 2 * (k * count + first), s.scales[k], 2 * size_t(tokens));
     };
 
-    const int quads = (far + 3) / 4, fine_quads = (fine_values + 3) / 4, low_quads = quads - fine_values / 4;
+    uint8_t *far_keys = base + sizes.base_scales, *far_values = far_keys + sizes.base_keys;
     for (int t = 0; t < far; t += kPanel) {
-        const int m = far - t < kPanel ? far - t : kPanel, in_keys = clamp(fine_keys - t, 0, m);
-        const int in_values = clamp(fine_values - t, 0, m);
-        const size_t group = key_plane(t, dim), low_group = key_plane(t < fine_keys ? 0 : t - fine_keys, dim);
+        const int m = far - t < kPanel ? far - t : kPanel;
+        const int in_keys = clamp(fine_keys - t, 0, m), in_values = clamp(fine_values - t, 0, m);
         read(t, m);
         put_scales(base, far, t, m);
-        for (int p = 0; p < key_planes; p++) {
-            const int fine = p - key_base;
-            if (fine < 0) {
-                put_keys(s.key, dim, p, 0, m, base + sizes.base_scales + p * key_plane(far, dim) + group);
-                continue;
-            }
-            if (in_keys) put_keys(s.key, dim, p, 0, in_keys, refine + fine * key_plane(fine_keys, dim) + group);
-            if (in_keys < m && shape.near)
-                put_keys(s.key, dim, p, in_keys, m - in_keys,
-                         near + fine * key_plane(far - fine_keys, dim) + low_group);
-        }
-        for (int p = 0; p < value_planes; p++) {
-            const int fine = p - value_base;
-            if (fine < 0) {
-                uint8_t* to = base + sizes.base_scales + sizes.base_keys + (size_t(p) * quads + t / 4) * dim;
-                put_values(s.value, dim, p, 0, m, to);
-                continue;
-            }
-            if (in_values) {
-                uint8_t* to = refine + sizes.refine_keys + (size_t(fine) * fine_quads + t / 4) * dim;
-                put_values(s.value, dim, p, 0, in_values, to);
-            }
-            if (in_values < m && shape.near) {
-                uint8_t* to = near + sizes.low_keys + (ptrdiff_t(fine) * low_quads + t / 4 - fine_values / 4) * dim;
-                put_values(s.value, dim, p, in_values, m - in_values, to);
-            }
-        }
+        put_keys(s.key, dim, 0, key_base, 0, m, far_keys, far, t);
+        put_values(s.value, dim, 0, value_base, 0, m, far_values, 0, far, t);
+        if (in_keys) put_keys(s.key, dim, key_base, key_refine, 0, in_keys, refine, fine_keys, t);
+        if (in_values)
+            put_values(s.value, dim, value_base, value_refine, 0, in_values, refine + sizes.refine_keys, 0, fine_values,
+                       t);
+        if (in_keys < m && shape.near)
+            put_keys(s.key, dim, key_base, key_refine, in_keys, m - in_keys, near, far - fine_keys,
+                     t < fine_keys ? 0 : t - fine_keys);
+        if (in_values < m && shape.near)
+            put_values(s.value, dim, value_base, value_refine, in_values, m - in_values, near + sizes.low_keys,
+                       fine_values, far, t);
     }
-    uint8_t* run = near + sizes.low;
+    uint8_t *run = near + sizes.low, *keys = run + sizes.pruned_scales, *values = keys + sizes.pruned_keys;
     for (int t = 0; shape.near && t < pruned; t += kPanel) {
         const int m = pruned - t < kPanel ? pruned - t : kPanel;
         read(far + t, m);
         put_scales(run, pruned, t, m);
-        for (int p = 0; p < key_planes; p++)
-            put_keys(s.key, dim, p, 0, m, run + sizes.pruned_scales + p * key_plane(pruned, dim) + key_plane(t, dim));
-        for (int p = 0; p < value_planes; p++)
-            put_values(s.value, dim, p, 0, m,
-                       run + sizes.pruned_scales + sizes.pruned_keys + (size_t(p) * ((pruned + 3) / 4) + t / 4) * dim);
+        // Planes as of far tokens: those of a base code, then those of refinement.
+        put_keys(s.key, dim, 0, key_base, 0, m, keys, pruned, t);
+        put_keys(s.key, dim, key_base, key_refine, 0, m, keys + key_bytes(key_base, pruned, dim), pruned, t);
+        put_values(s.value, dim, 0, value_base, 0, m, values, 0, pruned, t);
+        put_values(s.value, dim, value_base, value_refine, 0, m, values + value_bytes(value_base, 0, pruned, dim), 0,
+                   pruned, t);
     }
     const Writer writer{shape, a.blocks, list};
     const uint8_t* halves = reinterpret_cast<const uint8_t*>(s.centre_halves);

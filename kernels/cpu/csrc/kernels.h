@@ -101,6 +101,7 @@ struct ReadArgs {
 
 struct Kernels {
     const char* name;
+    bool (*has_planes)(const RecordShape&);
     void (*attend_open)(const AttendOpenArgs&);
     void (*attend_committed)(const AttendCommittedArgs&);
     void (*merge_states)(const MergeArgs&);

@@ -43,6 +43,7 @@ namespace leankv::LEANKV_NS {
 
 const Kernels kernels = {
     .name = LEANKV_STRING(LEANKV_NS),
+    .has_planes = has_planes,
     .attend_open = attend_open,
     .attend_committed = attend_committed,
     .merge_states = merge_states,

@@ -28,6 +28,8 @@ void make_shape(RecordShape* self, const nb::kwargs& given) {
     LEANKV_RECORD_SHAPE(LEANKV_TAKE)
 #undef LEANKV_TAKE
     if (given.size() != fields) throw nb::type_error("a RecordShape has no other fields.");
+    if (!kernels().has_planes(*self))
+        throw nb::value_error("the cpu kernels are not written for planes of these tiers.");
 }
 
 // The pool as ops change it.

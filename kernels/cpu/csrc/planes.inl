@@ -15,17 +15,15 @@ constexpr int kMaxTokens = kMaxGroups * kPanel;
 LEANKV_INLINE int round_up(int n, int to) { return (n + to - 1) / to * to; }
 LEANKV_INLINE int clamp(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
 
-// Bytes of `bits` bits of the keys of so many tokens, and of the values of tokens `first` to `stop`.
+// Bytes of `bits` bits of the keys of so many tokens, and of the values of tokens `first` to `stop`; one plane's are
+// those of its own bits.
 LEANKV_INLINE int key_bytes(int bits, int tokens, int dim) { return bits * tokens * dim / 8; }
 LEANKV_INLINE int value_bytes(int bits, int first, int stop, int dim) {
     const int quads = (stop + kValueQuad - 1) / kValueQuad - first / kValueQuad;
     return stop > first ? bits / kValuePlaneBits * quads * dim : 0;
 }
 // Bytes of a key plane of so many tokens, which are also those from its start to a group's.
-LEANKV_INLINE size_t key_plane(int tokens, int dim) { return size_t(tokens) * dim / (8 / kKeyPlaneBits); }
-// The lowest bit of the master code in a plane, the top one being 0.
-LEANKV_INLINE int key_shift(int plane) { return kMasterBits - kKeyPlaneBits * (plane + 1); }
-LEANKV_INLINE int value_shift(int plane) { return kMasterBits - kValuePlaneBits * (plane + 1); }
+LEANKV_INLINE size_t key_plane(int tokens, int dim) { return size_t(key_bytes(kKeyPlaneBits, tokens, dim)); }
 
 // Vectors that hold the channels of a head, and what channel a lane of them holds: decoding values leaves channels in
 // the order that interleaving bytes gives, and only the final output is put straight.
@@ -39,15 +37,48 @@ LEANKV_INLINE int channel_of(int vector, int lane) {
 struct KeySource {
     const uint8_t *top, *second, *first_part, *rest;
     int tokens, split;
+
+    // Of a run of tokens whose codes have their top `bits` in it, and behind those `more`; the first `refined` of them
+    // are those of the high tier.
+    LEANKV_MEMBER static KeySource of(const uint8_t* run, int bits, int more, int tokens, int refined, int dim) {
+        return {run,    bits + more > kKeyPlaneBits ? run + key_plane(tokens, dim) : nullptr, nullptr, nullptr, tokens,
+                refined};
+    }
+    // Refinement of the first tokens, and of the others.
+    LEANKV_MEMBER void refine_first(const uint8_t* run) { first_part = run; }
+    LEANKV_MEMBER void refine_rest(const uint8_t* run) { rest = run; }
 };
 
 // Where the value planes of a run lie: all planes of the base over all its quads, and the refinement in parts as for
 // keys, quads `split` on in the second.
 struct ValueSource {
     const uint8_t *base, *first_part, *rest;
+    int bits;  // in the planes that all its quads have
     int quads, split;
     size_t base_stride, first_stride, rest_stride;
     int refined;  // quads that have refinement
+
+    // Of a run of tokens whose codes have their top `bits` in it, and behind those `more`.
+    LEANKV_MEMBER static ValueSource of(const uint8_t* run, int bits, int more, int tokens, int dim) {
+        const int quads = (tokens + kValueQuad - 1) / kValueQuad;
+        return {run, nullptr, nullptr, bits + more, quads, 0, size_t(quads) * dim, 0, 0, 0};
+    }
+    // Refinement of the first `fine` tokens.
+    LEANKV_MEMBER void refine_first(const uint8_t* run, int fine, int dim) {
+        split = refined = (fine + kValueQuad - 1) / kValueQuad;
+        first_part = run, first_stride = size_t(split) * dim;
+    }
+    // And of the others, `more` bits of it. The quad that both parts share is put together in the first, which has to
+    // be the caller's to change.
+    LEANKV_MEMBER void refine_rest(const uint8_t* run, int more, int fine, int tokens, int dim) {
+        rest = run, rest_stride = size_t(quads - fine / kValueQuad) * dim;
+        refined = quads;
+        if (fine % kValueQuad == 0 || fine >= tokens) return;
+        uint8_t* shared = const_cast<uint8_t*>(first_part) + size_t(split - 1) * dim;
+        for (int p = 0; p < more / kValuePlaneBits; p++)
+            for (int c = 0; c < dim; c++) shared[p * first_stride + c] |= rest[p * rest_stride + c];
+        rest += dim;
+    }
 };
 
 // Lanes first .. first + count - 1 of a panel's 16, from words of which lane 0 would be at p; the others are zero.
@@ -171,9 +202,11 @@ struct ValueGroup {
     }
 };
 
-// Writes the words of `count` tokens from `first` on, of one key plane, to the start of their group.
-LEANKV_INLINE void put_keys(const uint8_t (*codes)[kMaxDim], int dim, int plane, int first, int count, uint8_t* to) {
-    const int shift = key_shift(plane);
+// Writes the words of `count` tokens from `first` on, of the key plane below the top `skip` bits, to the start of their
+// group.
+LEANKV_INLINE void put_key_plane(const uint8_t (*codes)[kMaxDim], int dim, int skip, int first, int count,
+                                 uint8_t* to) {
+    const int shift = kMasterBits - kKeyPlaneBits - skip;
     for (int i = 0; i < count; i++)
         for (int j = 0; j < dim / 8; j++) {
             uint64_t x;
@@ -186,13 +219,32 @@ LEANKV_INLINE void put_keys(const uint8_t (*codes)[kMaxDim], int dim, int plane,
         }
 }
 
-// Adds `count` tokens from `first` on to the quads of one value plane; quad 0 of the group lies at `to`.
-LEANKV_INLINE void put_values(const uint8_t (*codes)[kMaxDim], int dim, int plane, int first, int count, uint8_t* to) {
-    const int shift = value_shift(plane);
+// The same for `bits` bits below those, into the planes of a run of so many tokens, in which the group begins with
+// token `at`.
+LEANKV_INLINE void put_keys(const uint8_t (*codes)[kMaxDim], int dim, int skip, int bits, int first, int count,
+                            uint8_t* run, int tokens, int at) {
+    for (int done = 0; done < bits; done += kKeyPlaneBits, run += key_plane(tokens, dim))
+        put_key_plane(codes, dim, skip + done, first, count, run + key_plane(at, dim));
+}
+
+// Adds `count` tokens from `first` on to the quads of the value plane below the top `skip` bits; quad 0 of the group
+// lies at `to`.
+LEANKV_INLINE void put_value_plane(const uint8_t (*codes)[kMaxDim], int dim, int skip, int first, int count,
+                                   uint8_t* to) {
+    const int shift = kMasterBits - kValuePlaneBits - skip;
     for (int i = first; i < first + count; i++) {
         uint8_t* quad = to + (i / 4) * dim;
         for (int c = 0; c < dim; c++) quad[c] |= uint8_t(((codes[i][c] >> shift) & 3) << (2 * (i % 4)));
     }
+}
+
+// The same for `bits` bits below those, into the planes of a run of tokens `begin` to `stop` of their order, of which
+// the group begins with token `at`.
+LEANKV_INLINE void put_values(const uint8_t (*codes)[kMaxDim], int dim, int skip, int bits, int first, int count,
+                              uint8_t* run, int begin, int stop, int at) {
+    const ptrdiff_t group = ptrdiff_t(at / kValueQuad - begin / kValueQuad) * dim;
+    for (int done = 0; done < bits; done += kValuePlaneBits, run += value_bytes(kValuePlaneBits, begin, stop, dim))
+        put_value_plane(codes, dim, skip + done, first, count, run + group);
 }
 
 template <int PLANES>
@@ -230,30 +282,46 @@ LEANKV_INLINE void decode_values(const ValueSource& s, int head_dim, int steps, 
     }
 }
 
-// Calls f<PLANES>() or f<PLANES, BASE>() for the planes of a layout.
+// Calls f<PLANES>() for the planes of a layout's keys, or f<PLANES, BASE>() for those of its values where all quads of
+// a run have `bits` bits; false for planes that nothing is written for.
 template <class F>
-LEANKV_INLINE void with_key_planes(const RecordShape& shape, F f) {
-    if (shape.key_base + shape.key_refine == 1)
-        f.template operator()<1>();
-    else
-        f.template operator()<2>();
+LEANKV_INLINE bool with_key_planes(const RecordShape& shape, F f) {
+    switch (shape.key_base_bits + shape.key_refine_bits) {
+        case 4:
+            return f.template operator()<1>(), true;
+        case 8:
+            return f.template operator()<2>(), true;
+        default:
+            return false;
+    }
 }
 
 template <class F>
-LEANKV_INLINE void with_value_planes(const RecordShape& shape, int base, F f) {
-    switch (10 * int(shape.value_base + shape.value_refine) + base) {
-        case 11:
-            return f.template operator()<1, 1>();
-        case 21:
-            return f.template operator()<2, 1>();
+LEANKV_INLINE bool with_value_planes(const RecordShape& shape, int bits, F f) {
+    switch (10 * int(shape.value_base_bits + shape.value_refine_bits) + bits) {
         case 22:
-            return f.template operator()<2, 2>();
+            return f.template operator()<1, 1>(), true;
         case 42:
-            return f.template operator()<4, 2>();
+            return f.template operator()<2, 1>(), true;
         case 44:
-            return f.template operator()<4, 4>();
+            return f.template operator()<2, 2>(), true;
+        case 84:
+            return f.template operator()<4, 2>(), true;
+        case 88:
+            return f.template operator()<4, 4>(), true;
+        default:
+            return false;
     }
 }
 
 }  // namespace
+
+// Whether all planes of a layout are among those that are written and read here.
+static bool has_planes(const RecordShape& shape) {
+    auto yes = []<int... N>() {};
+    const int base = int(shape.value_base_bits), all = base + int(shape.value_refine_bits);
+    return shape.key_base_bits % kKeyPlaneBits == 0 && with_key_planes(shape, yes) &&
+           with_value_planes(shape, base, yes) && with_value_planes(shape, all, yes);
+}
+
 }  // namespace leankv::LEANKV_NS

@@ -273,7 +273,7 @@ static void multiply_keys_of(const HeadView& view, const RecordShape& shape, int
 static void multiply_values_of(const HeadView& view, const RecordShape& shape, int rows, const Quad* weights,
                                int32_t* out, Prefetch& ahead) {
     for (int i = 0; i < view.runs; i++)
-        with_value_planes(shape, view.run[i].value_base, [&]<int PLANES, int BASE>() {
+        with_value_planes(shape, view.run[i].value.bits, [&]<int PLANES, int BASE>() {
             with_rows(rows, [&]<int ROWS>() {
                 const Run& run = view.run[i];
                 multiply_values<ROWS, PLANES, BASE>(run.value, int(shape.head_dim), weights + 4 * run.first_group,

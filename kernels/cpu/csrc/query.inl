@@ -40,7 +40,9 @@ struct Query {
 constexpr size_t kQueryStride = sizeof(Query) / sizeof(Quad);
 
 // Whether two key codes share a byte, see nibble_pair.
-LEANKV_INLINE bool in_nibbles(const RecordShape& shape) { return kBytes && shape.key_base + shape.key_refine == 1; }
+LEANKV_INLINE bool in_nibbles(const RecordShape& shape) {
+    return kBytes && shape.key_base_bits + shape.key_refine_bits == 4;
+}
 
 // Writes integers, of which the even and the odd channels come apart, as quads; `third` belongs to nibble_pair.
 LEANKV_INLINE void pack_query(const int32_t* even, const int32_t* odd, const int32_t* third, int dim, Query& query) {

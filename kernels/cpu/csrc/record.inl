@@ -14,7 +14,6 @@ namespace {
 struct Run {
     KeySource key;
     ValueSource value;
-    int value_base;  // planes that every quad has
     int first_group;
 };
 
@@ -212,7 +211,7 @@ static void decode_panels(HeadView& view, const RecordShape& shape, bool keys) {
             with_key_planes(shape, [&]<int PLANES>() {
                 decode_keys<PLANES>(run.key, dim, view.keys + size_t(run.first_group) * kPanel * dim);
             });
-        with_value_planes(shape, run.value_base, [&]<int PLANES, int BASE>() {
+        with_value_planes(shape, run.value.bits, [&]<int PLANES, int BASE>() {
             decode_values<PLANES, BASE>(run.value, dim, 4 * view.groups, run.first_group, view.values);
         });
     }
@@ -225,9 +224,10 @@ static inline void read_head(const Record& record, int h, const HeadPlace& place
     const int far = place.counts.far(), fine_keys = place.counts.keys(shape), fine_values = place.counts.values(shape);
     const int pruned = near ? int(shape.page_size) - far : 0;
     const bool fine = near || record.level() >= kLevelFar;
-    const int dim = int(shape.head_dim), key_base = int(shape.key_base), value_base = int(shape.value_base);
-    const int key_refine = int(shape.key_refine), value_refine = int(shape.value_refine);
-    const int far_groups = (far + kPanel - 1) / kPanel, quads = (far + 3) / 4;
+    const int dim = int(shape.head_dim);
+    const int key_base = int(shape.key_base_bits), key_refine = int(shape.key_refine_bits);
+    const int value_base = int(shape.value_base_bits), value_refine = int(shape.value_refine_bits);
+    const int far_groups = (far + kPanel - 1) / kPanel;
     view.groups = far_groups + (pruned + kPanel - 1) / kPanel;
     view.runs = 0;
     const Sizes& sizes = place.sizes;
@@ -244,32 +244,17 @@ static inline void read_head(const Record& record, int h, const HeadPlace& place
         store(view.centre + c, half_to_float(reinterpret_cast<const uint16_t*>(record.centre(h, c))));
     if (far) {
         const uint8_t* base = fetch(place.base, head[kHeadBase], sizes.base);
-        KeySource key{base + sizes.base_scales, nullptr, nullptr, nullptr, far, fine_keys};
-        if (key_base == 2) key.second = key.top + key_plane(far, dim);
-        ValueSource value{
-            base + sizes.base_scales + sizes.base_keys, nullptr, nullptr, quads, 0, size_t(quads) * dim, 0, 0, 0};
+        KeySource key = KeySource::of(base + sizes.base_scales, key_base, 0, far, fine_keys, dim);
+        ValueSource value = ValueSource::of(base + sizes.base_scales + sizes.base_keys, value_base, 0, far, dim);
         if (fine && sizes.refine) {
-            const int fine_quads = (fine_values + 3) / 4;
             const uint8_t* refine = fetch(near ? nullptr : place.refine, head[kHeadRefine], sizes.refine);
-            if (sizes.refine_keys) key.first_part = refine;
-            value.first_part = refine + sizes.refine_keys;
-            value.first_stride = size_t(fine_quads) * dim;
-            value.split = value.refined = fine_quads;
+            if (sizes.refine_keys) key.refine_first(refine);
+            value.refine_first(refine + sizes.refine_keys, fine_values, dim);
         }
         if (near && sizes.low) {
             const uint8_t* low = fetch(nullptr, head[kHeadNear], sizes.low);
-            if (sizes.low_keys) key.rest = low;
-            value.rest = low + sizes.low_keys;
-            value.rest_stride = size_t(quads - fine_values / 4) * dim;
-            value.refined = quads;
-            if (fine_values % 4 &&
-                fine_values < far) {  // the quad that both parts share; what is staged is ours to change
-                uint8_t* shared = const_cast<uint8_t*>(value.first_part) + size_t(value.split - 1) * dim;
-                for (int p = 0; p < value_refine; p++)
-                    for (int c = 0; c < dim; c++)
-                        shared[p * value.first_stride + c] |= value.rest[p * value.rest_stride + c];
-                value.rest += dim;
-            }
+            if (sizes.low_keys) key.refine_rest(low);
+            value.refine_rest(low + sizes.low_keys, value_refine, fine_values, far, dim);
         }
         decode_scales(base, far,
                       near   ? far
@@ -279,19 +264,15 @@ static inline void read_head(const Record& record, int h, const HeadPlace& place
                       : fine ? fine_values
                              : 0,
                       shape, view, 0);
-        view.run[view.runs++] = {key, value, value_base, 0};
+        view.run[view.runs++] = {key, value, 0};
     }
     if (pruned) {
-        const int key_planes = key_base + key_refine, value_planes = value_base + value_refine;
-        const int pruned_quads = (pruned + 3) / 4;
         const uint8_t* all = fetch(nullptr, head[kHeadNear] + sizes.low, sizes.near - sizes.low);
         decode_scales(all, pruned, pruned, pruned, shape, view, far_groups * kPanel);
-        KeySource key{all + sizes.pruned_scales, nullptr, nullptr, nullptr, pruned, pruned};
-        if (key_planes == 2) key.second = key.top + key_plane(pruned, dim);
-        const size_t stride = size_t(pruned_quads) * dim;
-        const ValueSource value{
-            all + sizes.pruned_scales + sizes.pruned_keys, nullptr, nullptr, pruned_quads, 0, stride, 0, 0, 0};
-        view.run[view.runs++] = {key, value, value_planes, far_groups};
+        const uint8_t* keys = all + sizes.pruned_scales;
+        view.run[view.runs++] = {KeySource::of(keys, key_base, key_refine, pruned, pruned, dim),
+                                 ValueSource::of(keys + sizes.pruned_keys, value_base, value_refine, pruned, dim),
+                                 far_groups};
     }
 }
 
