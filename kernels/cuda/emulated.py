@@ -1,96 +1,74 @@
 """The CUDA kernels' own source on a CPU: slow, and strict about races, copies and what lanes do together.
 
-Each shape is compiled by the C++ compiler (``CXX``, g++ by default) at first use, and kept in ``LEANKV_HOME`` or the
+Each unit is compiled by the C++ compiler (``CXX``, g++ by default) at first use, and kept in ``LEANKV_HOME`` or the
 user's cache.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
-from torch import Tensor
+import torch
 
-from leankv_kernels.cuda.call import AttendArgs, KernelShape, attend_args, kernel_shape, merged, partial_of
-from leankv_kernels.plan import Plan
-from leankv_kernels.store import RecordStore
+from leankv_kernels.cuda.unit import SOURCE, Unit, cache_folder, check_arguments
 
-_SOURCE = Path(__file__).with_name("csrc")
-_FORMAT = Path(__file__).resolve().parents[1] / "layout"
 _FLAGS = ("-std=c++20", "-O2", "-g", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-unknown-pragmas")
 _REPORT_BYTES = 4096
 
-last_counts: dict[str, int] = {}
-"""What the last call counted: operations by name, bytes copied, wavefronts of shared memory."""
-seed = 0
-"""Draws the order in which warps run; results must not depend on it."""
-
-
-def _cache_folder() -> Path:
-    home = (
-        os.environ.get("LEANKV_HOME")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leankv-sglang"
-    )
-    return Path(home) / "cuda-emulated"
-
 
 @cache
-def _digest() -> str:
-    files = sorted([*_SOURCE.rglob("*.cuh"), *_SOURCE.rglob("*.h"), *_SOURCE.rglob("*.cpp"), *_FORMAT.glob("*.h")])
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-@cache
-def library(shape: KernelShape) -> ctypes.CDLL:
-    """The compiled kernel of a shape.
+def library(unit: Unit) -> ctypes.CDLL:
+    """The compiled kernels of a unit.
 
     Raises:
         ValueError: where it cannot be compiled; the sentence has the compiler's last line.
     """
-    name = "-".join(map(str, map(int, shape)))
-    target = _cache_folder() / _digest()
-    file = target / f"{name}.so"
+    target = cache_folder("cuda-emulated")
+    file = target / f"{unit.name}.so"
     if not file.exists():
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target, suffix=".so", delete=False) as out:
             pass
-        includes = (f"-I{_FORMAT}", f"-DLEANKV_SHAPE={shape.arguments()}", str(_SOURCE / "emulator" / "library.cpp"))
-        command = [os.environ.get("CXX", "g++"), *_FLAGS, *includes, "-o", out.name]
+        source = str(SOURCE / "emulator" / "library.cpp")
+        command = [os.environ.get("CXX", "g++"), *_FLAGS, *unit.definitions(), source, "-o", out.name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"the emulated cuda kernels do not compile ({last}): install g++ 10 or newer, or set CXX")
+            os.unlink(out.name)
+            error = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
+            raise ValueError(f"the emulated cuda kernels do not compile ({error}): install g++ 10 or newer, or set CXX")
         os.replace(out.name, file)
-    loaded = ctypes.CDLL(str(file))
-    if loaded.leankv_args_bytes() != ctypes.sizeof(AttendArgs):
-        raise ValueError(
-            "the cuda kernels take other arguments than call.py gives: mend AttendArgs there or in shape.cuh"
-        )
-    return loaded
+    return ctypes.CDLL(str(file))
 
 
-def attend_committed(
-    q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str
-) -> tuple[Tensor, Tensor]:
-    """See ``reference.attention.attend_committed``; float32 out and LSE.
+class Emulator:
+    """A launcher in this process, block after block.
 
-    Raises:
-        ValueError: for a shape or dtype that the kernels are not written for.
+    Attributes:
+        seed: draws the order in which blocks and warps run; results must not depend on it.
+        counts: what the last launch counted: operations by name, bytes copied, wavefronts of shared memory.
     """
-    q = q.contiguous()
-    heads = store.layout.num_kv_heads
-    run = library(kernel_shape(store.layout, q.shape[1] // heads))
-    partial = partial_of(q, plan)
-    args = attend_args(q, store, layer, plan, scale, rotation, partial)
-    report = ctypes.create_string_buffer(_REPORT_BYTES)
-    run.leankv_attend(ctypes.byref(args), args.splits, heads, len(q), seed, report, _REPORT_BYTES)
-    last_counts.clear()
-    last_counts.update(
-        (name, int(n)) for name, n in (line.rsplit(" ", 1) for line in report.value.decode().splitlines())
-    )
-    return merged(partial, rotation)
+
+    def __init__(self) -> None:
+        self.seed = 0
+        self.counts: dict[str, int] = {}
+
+    def launch(
+        self, unit: Unit, kernel: str, grid: Sequence[int], args: ctypes.Structure, device: torch.device
+    ) -> None:
+        """See :class:`Launcher`; returns when the kernel has ended. A fault of the kernel ends the process."""
+        run = library(unit)
+        check_arguments(kernel, args, (ctypes.c_int * 3).in_dll(run, f"{kernel}_facts")[2])
+        getattr(run, kernel)(ctypes.byref(args), *grid, self.seed)
+        report = ctypes.create_string_buffer(_REPORT_BYTES)
+        run.leankv_report(report, _REPORT_BYTES)
+        lines = report.value.decode().splitlines()
+        self.counts = {name: int(n) for name, n in (line.rsplit(" ", 1) for line in lines)}
+
+
+EMULATOR = Emulator()
+"""The one behind the backend ``cuda-emulated``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from leankv_kernels import Ops, Plan, RecordLayout, RecordStore, build_plan
 from leankv_kernels import layout as L
-from leankv_kernels.cuda import emulated
-from leankv_kernels.cuda.call import kernel_shape
+from leankv_kernels.cuda.attend import attend_committed, kernel_shape
+from leankv_kernels.cuda.emulated import EMULATOR
 from tests.kernels.cases import MODEL_DTYPES, Case, store_with
 from tests.kernels.driver import Method
 from tests.kernels.kernelutil import TIER_MAPS, dice, few, generator, random_tier_maps, small_layout
@@ -51,7 +52,7 @@ def layout_of(kernel: Kernel) -> RecordLayout:
 @pytest.fixture(scope="module")
 def cuda(ops: Ops) -> Ops:
     """The emulated reader among the specification's other ops."""
-    return ops._replace(name="cuda", attend_committed=emulated.attend_committed)
+    return ops._replace(name="cuda", attend_committed=partial(attend_committed, EMULATOR))
 
 
 def queries(rng: Random, count: int, heads: int, dim: int) -> Tensor:
@@ -82,7 +83,7 @@ def test_any_pages_read_as_the_specification_reads_them(cuda: Ops, ops: Ops, ker
     before, counts = [rng.randint(1, pages) for _ in range(requests)], [rng.randint(1, 3) for _ in range(requests)]
     plan = plan_of(before, counts, near_pages)
     q = queries(rng, plan.num_tokens, kernel.heads * kernel.group, kernel.head_dim)
-    emulated.seed = rng.getrandbits(16)
+    EMULATOR.seed = rng.getrandbits(16)
     rotation = rng.choice(("hadamard", "none"))
     Witness(cuda, ops).attend_committed(q, store, 0, plan, kernel.head_dim**-0.5, rotation)
 
@@ -109,7 +110,7 @@ def test_no_bit_depends_on_the_batch_or_on_the_order_of_warps(cuda: Ops) -> None
     q = queries(rng, 4, kernel.heads * kernel.group, kernel.head_dim)
     together = cuda.attend_committed(q, store, 0, plan_of([11, 3, 10], [2, 1, 1], 1), 0.1, "hadamard")
     for first, count, before in ((0, 2, 11), (2, 1, 3), (3, 1, 10), (1, 1, 11)):
-        emulated.seed += 7
+        EMULATOR.seed += 7
         some = slice(first, first + count)
         alone = cuda.attend_committed(q[some], store, 0, plan_of([before], [count], 1), 0.1, "hadamard")
         assert all(torch.equal(x[some], y) for x, y in zip(together, alone, strict=True))

@@ -110,7 +110,7 @@ __device__ __forceinline__ void finish(const AttendArgs& a, State<S>& state, cha
 
 // Grid: splits, KV heads, queries. A block behind its tile's pages leaves at once.
 template <class S>
-__global__ void __launch_bounds__(32 * S::warps, S::blocks) attend_committed(const AttendArgs a) {
+__device__ __forceinline__ void attend_committed(const AttendArgs& a) {
     constexpr int N = S::row_tiles;
     const int split = blockIdx.x, head = blockIdx.y;
     const long long* tile = a.tiles + 5 * ldg(a.token_tile + blockIdx.z);
@@ -182,3 +182,8 @@ __global__ void __launch_bounds__(32 * S::warps, S::blocks) attend_committed(con
 }
 
 }  // namespace leankv::cuda
+
+#ifdef LEANKV_KERNEL
+using S = leankv::cuda::Shape<LEANKV_SHAPE>;
+LEANKV_KERNEL(attend_committed, AttendArgs, 32 * S::warps, S::blocks, S::shared_bytes)
+#endif

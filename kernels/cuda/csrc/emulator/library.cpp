@@ -1,23 +1,26 @@
-// One shape's kernel on a CPU, as a library for Python (kernels/cuda/emulated.py); -DLEANKV_SHAPE names the shape.
+// One unit on a CPU, as a library for Python (kernels/cuda/emulated.py); see ../unit.cu.
 #define LEANKV_EMULATED
 
 #include "launch.h"
-// What the kernel needs of a device comes from device.h.
-#include "../attend.cuh"
 
-using namespace leankv::cuda;
-using S = Shape<LEANKV_SHAPE>;
+using leankv::cuda::emulator::counts;
 
-extern "C" int leankv_args_bytes() { return sizeof(AttendArgs); }
-
-// Runs a grid, with warps in an order drawn from `seed`; writes what was counted to `report`, a name and a number a
-// line.
-extern "C" void leankv_attend(const AttendArgs* args, int splits, int heads, int queries, unsigned seed, char* report,
-                              int room) {
-    emulator::counts.clear();
-    const dim3 grid{(unsigned)splits, (unsigned)heads, (unsigned)queries};
-    emulator::launch(grid, 32 * S::warps, S::shared_bytes, seed, [&] { attend_committed<S>(*args); });
+// Writes what was counted since the last call, a name and a number a line.
+extern "C" void leankv_report(char* report, int room) {
     std::string text;
-    for (auto& [name, n] : emulator::counts) text += name + " " + std::to_string(n) + "\n";
+    for (auto& [name, n] : counts) text += name + " " + std::to_string(n) + "\n";
     snprintf(report, room, "%s", text.c_str());
+    counts.clear();
 }
+
+// Runs a grid, with blocks and warps in an order drawn from `seed`.
+#define LEANKV_KERNEL(name, Args, threads, blocks, shared)                                                       \
+    extern "C" void name(const leankv::cuda::Args* args, unsigned x, unsigned y, unsigned z, unsigned seed) {    \
+        leankv::cuda::emulator::launch({x, y, z}, threads, shared, seed, [&] { leankv::cuda::name<S>(*args); }); \
+    }                                                                                                            \
+    extern "C" {                                                                                                 \
+    int name##_facts[3] = {threads, shared, sizeof(leankv::cuda::Args)};                                         \
+    }
+
+// What the kernels need of a device comes from device.h.
+#include LEANKV_UNIT

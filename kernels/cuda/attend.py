@@ -1,4 +1,4 @@
-"""How the kernels are called, on a device or emulated: shapes as template arguments, arguments, the merge of splits."""
+"""Attention over committed pages: shapes as template arguments, arguments, the merge of splits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from leankv_kernels.cuda.unit import Launcher, Unit
 from leankv_kernels.layout import RecordLayout
 from leankv_kernels.layout.format import KEY_PLANE, VALUE_PLANE
 from leankv_kernels.layout.shape import RecordShape
@@ -37,10 +38,6 @@ class KernelShape(NamedTuple):
     block_shift: int
     near: bool
 
-    def arguments(self) -> str:
-        """The template's arguments."""
-        return ",".join(str(x).lower() for x in self)
-
 
 def kernel_shape(layout: RecordLayout, group: int) -> KernelShape:
     """The shape for a layout and a query group.
@@ -49,7 +46,7 @@ def kernel_shape(layout: RecordLayout, group: int) -> KernelShape:
         ValueError: for what the kernels are not written for; the sentence says which.
     """
     shape = RecordShape.of(layout)
-    planes = shape.key_base, shape.value_base, shape.key_refine, shape.value_refine
+    keys, values = (shape.key_base_bits, shape.key_refine_bits), (shape.value_base_bits, shape.value_refine_bits)
     reason = None
     if shape.page_size != PAGE:
         reason = f"pages of {PAGE} tokens, not {shape.page_size}"
@@ -57,14 +54,15 @@ def kernel_shape(layout: RecordLayout, group: int) -> KernelShape:
         reason = f"a head_dim of {', '.join(map(str, HEAD_DIMS))}, not {shape.head_dim}"
     elif not 1 <= group <= MAX_GROUP:
         reason = f"1 to {MAX_GROUP} query heads per KV head, not {group}"
-    elif shape.value_base + shape.value_refine > 2:
+    elif sum(values) > 2 * VALUE_PLANE:
         reason = "values of at most 4 bits"
-    elif any(tier.key_bits % KEY_PLANE or tier.value_bits % VALUE_PLANE for tier in (layout.high, layout.low)):
+    elif any(bits % KEY_PLANE for bits in keys) or any(bits % VALUE_PLANE for bits in values):
         reason = f"planes of {KEY_PLANE} bits for keys and {VALUE_PLANE} for values"
     elif shape.block_shift not in BLOCK_SHIFTS:
         reason = f"blocks of 512 to 2,048 bytes, not {shape.block_bytes}"
     if reason:
         raise ValueError(f"the cuda kernels take {reason}: use the triton backend")
+    planes = keys[0] // KEY_PLANE, values[0] // VALUE_PLANE, keys[1] // KEY_PLANE, values[1] // VALUE_PLANE
     return KernelShape(shape.head_dim, group, *planes, shape.block_shift, bool(shape.near))
 
 
@@ -129,3 +127,20 @@ def merged(partial: Partial, rotation: str) -> tuple[Tensor, Tensor]:
     out = (partial.out * weight[..., None]).sum(2) / whole.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
     lse = (top[..., 0] + whole.log2()) * math.log(2)
     return rotate(out, rotation).to(torch.float32), lse
+
+
+def attend_committed(
+    launcher: Launcher, q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str
+) -> tuple[Tensor, Tensor]:
+    """See ``reference.attention.attend_committed``; float32 out and LSE.
+
+    Raises:
+        ValueError: for a shape or dtype that the kernels are not written for.
+    """
+    q = q.contiguous()
+    heads = store.layout.num_kv_heads
+    unit = Unit("attend", kernel_shape(store.layout, q.shape[1] // heads))
+    partial = partial_of(q, plan)
+    args = attend_args(q, store, layer, plan, scale, rotation, partial)
+    launcher.launch(unit, "attend_committed", (args.splits, heads, len(q)), args, q.device)
+    return merged(partial, rotation)

@@ -1,0 +1,13 @@
+// One unit, a header's kernels at one shape, for a device: -DLEANKV_UNIT='"attend.cuh"' and, where the header's kernels
+// have a shape, -DLEANKV_SHAPE=... Beside every kernel lie its facts: threads of a block, dynamic shared bytes, bytes
+// of its arguments.
+#define LEANKV_KERNEL(name, Args, threads, blocks, shared)                          \
+    extern "C" __global__ void __launch_bounds__(threads, blocks)                   \
+        name(const __grid_constant__ leankv::cuda::Args args) {                     \
+        leankv::cuda::name<S>(args);                                                \
+    }                                                                               \
+    extern "C" {                                                                    \
+    __device__ int name##_facts[3] = {threads, shared, sizeof(leankv::cuda::Args)}; \
+    }
+
+#include LEANKV_UNIT
