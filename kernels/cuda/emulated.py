@@ -15,7 +15,7 @@ from functools import cache
 
 import torch
 
-from leankv_kernels.cuda.unit import SOURCE, Unit, cache_folder, check_arguments
+from leankv_kernels.cuda.unit import INCLUDES, Unit, cache_folder, check_arguments
 
 _FLAGS = ("-std=c++20", "-O2", "-g", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-unknown-pragmas")
 _REPORT_BYTES = 4096
@@ -34,9 +34,9 @@ def library(unit: Unit) -> ctypes.CDLL:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target, suffix=".so", delete=False) as out:
             pass
-        source = str(SOURCE / "emulator" / "library.cpp")
-        command = [os.environ.get("CXX", "g++"), *_FLAGS, *unit.definitions(), source, "-o", out.name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [os.environ.get("CXX", "g++"), *_FLAGS, *INCLUDES, "-x", "c++", "-", "-o", out.name]
+        text = unit.text("emulator/library.cpp")
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
         if done.returncode:
             os.unlink(out.name)
             error = next((line for line in done.stderr.splitlines() if "error" in line), "no message")

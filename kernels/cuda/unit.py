@@ -15,6 +15,7 @@ import torch
 SOURCE = Path(__file__).with_name("csrc")
 FORMAT = Path(__file__).resolve().parents[1] / "layout"
 """Where ``record_format.h`` lies."""
+INCLUDES = (f"-I{SOURCE}", f"-I{FORMAT}")
 
 
 class Unit(NamedTuple):
@@ -28,10 +29,11 @@ class Unit(NamedTuple):
         """A name for files."""
         return "-".join([self.source, *(str(int(x)) for x in self.shape)])
 
-    def definitions(self) -> list[str]:
-        """What a compiler is told: see ``csrc/unit.cu``."""
-        shape = [f"-DLEANKV_SHAPE={','.join(str(int(x)) for x in self.shape)}"] if self.shape else []
-        return [f'-DLEANKV_UNIT="{SOURCE / self.source}.cuh"', f"-I{SOURCE}", f"-I{FORMAT}", *shape]
+    def text(self, template: str) -> str:
+        """What a compiler is given, with ``INCLUDES``: a template of ``csrc``, ``unit.cu`` or the emulator's."""
+        shape = [f"#define LEANKV_SHAPE {','.join(str(int(x)) for x in self.shape)}"] if self.shape else []
+        lines = [*shape, f'#define LEANKV_UNIT "{self.source}.cuh"', f'#include "{template}"']
+        return "\n".join(lines) + "\n"
 
 
 class Launcher(Protocol):

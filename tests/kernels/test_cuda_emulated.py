@@ -14,7 +14,7 @@ from torch import Tensor
 
 from leankv_kernels import Ops, Plan, RecordLayout, RecordStore, build_plan
 from leankv_kernels import layout as L
-from leankv_kernels.cuda.attend import attend_committed, kernel_shape
+from leankv_kernels.cuda.attend import attend_committed, attend_shape
 from leankv_kernels.cuda.emulated import EMULATOR
 from tests.kernels.cases import MODEL_DTYPES, Case, store_with
 from tests.kernels.driver import Method
@@ -32,21 +32,32 @@ class Kernel(NamedTuple):
     group: int
     heads: int = 2
     near: bool = True
+    page_size: int = 128
+    queries: int = 1
+    """The most of a tile: with several, a block takes as many as it can."""
 
 
 # Each takes some seconds to compile, so the whole suite has few and a developer's loop one.
 KERNELS = [
     Kernel("k8v4,k4v2", 128, 4),
-    pytest.param(Kernel("k8v4,k4v4,k4v2", 64, 3, 3), marks=pytest.mark.slow),
-    pytest.param(Kernel("k8v4,k4v4", 96, 7, 1), marks=pytest.mark.slow),
-    pytest.param(Kernel("k4v2", 128, 8, near=False), marks=pytest.mark.slow),
-    pytest.param(Kernel("k8v4", 256, 2, near=False), marks=pytest.mark.slow),
+    pytest.param(Kernel("k8v4,k4v4,k4v2", 64, 3, 3, queries=9), marks=pytest.mark.slow),
+    pytest.param(Kernel("k8v4,k4v4", 96, 7, 1, page_size=64), marks=pytest.mark.slow),
+    pytest.param(Kernel("k4v2", 128, 8, near=False, queries=3), marks=pytest.mark.slow),
+    pytest.param(Kernel("k8v4,k4v2", 80, 1, page_size=64, queries=20), marks=pytest.mark.slow),
+    pytest.param(Kernel("k8v8,k8v4,k4v4", 64, 2, 1, page_size=256), marks=pytest.mark.slow),
+    pytest.param(Kernel("k8v4", 256, 2, 1, near=False), marks=pytest.mark.slow),
 ]
 
 
 def layout_of(kernel: Kernel) -> RecordLayout:
     pair = kernel.tiers if "," in kernel.tiers else f"{kernel.tiers},{kernel.tiers}"
-    return small_layout(pair, page_size=128, num_kv_heads=kernel.heads, head_dim=kernel.head_dim, near=kernel.near)
+    return small_layout(
+        pair,
+        page_size=kernel.page_size,
+        num_kv_heads=kernel.heads,
+        head_dim=kernel.head_dim,
+        near=kernel.near,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +73,11 @@ def queries(rng: Random, count: int, heads: int, dim: int) -> Tensor:
     return q.to(rng.choice(MODEL_DTYPES))
 
 
-def plan_of(before: list[int], counts: list[int], near_pages: int) -> Plan:
+def plan_of(before: list[int], counts: list[int], near_pages: int, page: int = 128) -> Plan:
     """Requests that read the first so many of the same pages, 1, 2, ..."""
-    width = (max(before) + 2) * 128
-    slots = (torch.arange(width, dtype=torch.int32) + 128).repeat(len(before), 1)
-    return build_plan(torch.arange(len(before)), [128 * n for n in before], counts, slots, 128, near_pages)
+    width = (max(before) + 2) * page
+    slots = (torch.arange(width, dtype=torch.int32) + page).repeat(len(before), 1)
+    return build_plan(torch.arange(len(before)), [page * n for n in before], counts, slots, page, near_pages)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
@@ -74,14 +85,15 @@ def plan_of(before: list[int], counts: list[int], near_pages: int) -> Plan:
 @given(rng=dice)
 def test_any_pages_read_as_the_specification_reads_them(cuda: Ops, ops: Ops, kernel: Kernel, rng: Random) -> None:
     """Any tiers, numbers of pages and of queries, records cut, in blocks that lie anywhere."""
-    layout, pages = layout_of(kernel), rng.randint(1, 19)
+    layout, pages = layout_of(kernel), rng.randint(1, 2432 // kernel.page_size)
     near_pages = rng.randint(0, 2) if kernel.near else 0
     case = Case(Method(layout, near_pages), kernel.group, torch.float32)
     level = rng.choice((L.LEVEL_BASE, L.LEVEL_FAR)) if kernel.near and not near_pages else L.LEVEL_NEAR
     store = store_with(case, random_tier_maps(rng, layout, pages), level, calm=rng.random() < 0.5)
     requests = rng.randint(1, 2)
-    before, counts = [rng.randint(1, pages) for _ in range(requests)], [rng.randint(1, 3) for _ in range(requests)]
-    plan = plan_of(before, counts, near_pages)
+    before = [rng.randint(0, pages) for _ in range(requests)]
+    counts = [rng.randint(1, kernel.queries) for _ in range(requests)]
+    plan = plan_of(before, counts, near_pages, kernel.page_size)
     q = queries(rng, plan.num_tokens, kernel.heads * kernel.group, kernel.head_dim)
     EMULATOR.seed = rng.getrandbits(16)
     rotation = rng.choice(("hadamard", "none"))
@@ -131,12 +143,11 @@ def test_pages_without_records_are_passed_over(cuda: Ops, ops: Ops) -> None:
 @pytest.mark.parametrize(
     ("layout", "group", "says"),
     [
-        (small_layout(page_size=64), 1, "pages of 128 tokens, not 64"),
-        (small_layout(page_size=128, head_dim=80), 1, "not 80"),
-        (small_layout(page_size=128), 9, "not 9"),
-        (small_layout("k8v8,k8v4", page_size=128), 1, "values of at most 4 bits"),
+        (small_layout(page_size=32), 1, "pages of 64, 128 or 256 tokens, not 32"),
+        (small_layout(page_size=128, head_dim=48), 1, "not 48"),
+        (small_layout(page_size=128), 17, "not 17"),
     ],
 )
 def test_a_shape_that_is_not_written_is_refused(layout: RecordLayout, group: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        kernel_shape(layout, group)
+        attend_shape(layout, group)

@@ -41,6 +41,10 @@ struct Copier {
     // The same where all blocks are among the entries.
     __device__ __forceinline__ void blocks(char* region, int place, int at, int bytes, int entry, int first) const {
         if (bytes == 0) return;
+        if (S::block < 512 || S::block > 4096) {
+            chunks(region, place, at, bytes, entry, first);
+            return;
+        }
         constexpr int parts = S::block / 512;
         const int lane = records.lane, begin = at >> S::block_shift, skip = at & (S::block - 1), from = begin - first;
         const int last = (skip + bytes - 1) >> S::block_shift;
@@ -73,6 +77,17 @@ struct Copier {
         }
 #pragma unroll 1
         for (; b <= last; b++) edge(b);
+    }
+
+    // The same 16 bytes a lane at a time, for the shortest and longest blocks, which few layouts have.
+    __device__ __forceinline__ void chunks(char* region, int place, int at, int bytes, int entry, int first) const {
+        for (int step = 0; step < bytes; step += 512) {
+            const int here = step + 16 * records.lane, from = at + (here < bytes ? here : 0);
+            const unsigned block = shfl(entry, (from >> S::block_shift) - first);
+            if (here < bytes)
+                cp_async16(region + swizzled(place + here),
+                           records.a.blocks + (size_t)block * S::block + (from & (S::block - 1)));
+        }
     }
 
     // A piece that begins in another block than the section: its list entries are asked for first.

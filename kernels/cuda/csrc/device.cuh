@@ -88,6 +88,12 @@ __device__ __forceinline__ float ex2(float x) {
     return y;
 }
 
+__device__ __forceinline__ float lg2(float x) {
+    float y;
+    asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 __device__ __forceinline__ float rcp(float x) {
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -100,6 +106,12 @@ __device__ __forceinline__ const char* in_register(const char* p) {
     return p;
 }
 
+// Makes what is worked out from a number be worked out anew behind here.
+__device__ __forceinline__ int in_register(int n) {
+    asm volatile("" : "+r"(n));
+    return n;
+}
+
 __device__ __forceinline__ float half_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
 
 __device__ __forceinline__ uint32_t float_bits(float f) { return __float_as_uint(f); }
@@ -110,6 +122,18 @@ __device__ __forceinline__ float fma_(float a, float b, float c) { return __fmaf
 
 __device__ __forceinline__ int round_int(float x) { return __float2int_rn(x); }
 
+// Between blocks of a launch: an addition that returns what was there, a fence between what a thread writes before and
+// after, and a load of what another block wrote.
+__device__ __forceinline__ int atomic_add(int* p, int n) { return atomicAdd(p, n); }
+
+__device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
+template <class T>
+__device__ __forceinline__ T load_shared_by_blocks(const T* p) {
+    return __ldcg(p);
+}
+
+// Of data that nothing writes during the launch.
 template <class T>
 __device__ __forceinline__ T ldg(const T* p) {
     return __ldg(p);

@@ -30,9 +30,9 @@ struct Keys {
     // Scales of all tokens as {key scale, key zero, value scale, value zero} in place of the four arrays, in the order
     // in which a product's lanes want them: by 32 tokens, number in the quad, set. Zeros behind the last.
     __device__ __forceinline__ void order_scales(const Pass& p) const {
-        uint2 out[S::page / 32];
+        uint2 out[S::steps];
 #pragma unroll
-        for (int k = 0; k < S::page / 32; k++) {
+        for (int k = 0; k < S::steps; k++) {
             const int token = lane + 32 * k;
             out[k].x = out[k].y = 0;
             if (token < p.tokens) {
@@ -44,7 +44,7 @@ struct Keys {
         }
         __syncwarp();
 #pragma unroll
-        for (int k = 0; k < S::page / 32; k++) {
+        for (int k = 0; k < S::steps; k++) {
             const int quad = (lane >> 2) ^ (k & 1) << 2, set = (quad & 4) | (quad & 1) << 1 | (quad >> 1 & 1);
             sts<uint2>(memory.keys + 8 * (32 * k + 8 * (lane & 3) + set), out[k]);
         }
@@ -83,7 +83,7 @@ struct Keys {
     // to `stop`; tokens outside it get zeros.
     __device__ __forceinline__ void words(uint4 (&w)[K], int plane, int first, int stop, int i) const {
         const int quad = 8 * i + quad_of(i, g);
-        if (first == 0 && 32 * i + 32 <= stop) {
+        if (S::aligned && first == 0 && 32 * i + 32 <= stop) {
             const int at = plane + (quad >> 2) * (kKeyGroup * S::key_row) + t * 64 + (quad & 3) * 16;
 #pragma unroll
             for (int k = 0; k < K; k++) w[k] = lds_all<uint4>(memory.keys + swizzled(at + 256 * k));
@@ -104,7 +104,9 @@ struct Keys {
             uint32_t x[4];
 #pragma unroll
             for (int e = 0; e < 4; e++)
-                x[e] = inside[e] ? lds<uint32_t>(memory.keys + swizzled(at[e] + step[e] * k)) : 0;
+                x[e] = inside[e] && (S::aligned || 4 * k + t < S::words)
+                           ? lds<uint32_t>(memory.keys + swizzled(at[e] + step[e] * k))
+                           : 0;
             w[k] = make_uint4(x[0], x[1], x[2], x[3]);
         }
     }
@@ -123,7 +125,8 @@ struct Keys {
         words(w, plane, 0, p.tokens, i);
         if (S::key_planes == 2 && (S::key_base == 2 || 32 * i < p.fine_keys)) {
             uint4 f[K];
-            const int fine_plane = plane + p.tokens * S::key_row;
+            const int behind = p.tokens * S::key_row;
+            const int fine_plane = plane + (S::key_refine && !p.plane_in_base ? align16(behind) : behind);
             words(f, fine_plane, 0, p.key_split, i);
             if (S::key_refine && S::near && p.key_split < p.fine_keys) {
                 uint4 low[K];
@@ -192,8 +195,7 @@ struct Keys {
 
     // Scores of this lane's tokens [row tile, 32 tokens, token of the quad], in steps of their row's integers and
     // without the centre; -inf where there is no token.
-    __device__ __forceinline__ void scores(float (&x)[N][S::page / 32][4], const float (&total)[N],
-                                           const Pass& p) const {
+    __device__ __forceinline__ void scores(float (&x)[N][S::steps][4], const float (&total)[N], const Pass& p) const {
         uint32_t q[N][K][2];
 #pragma unroll
         for (int n = 0; n < N; n++)
@@ -203,7 +205,7 @@ struct Keys {
                 for (int j = 0; j < 2; j++)
                     q[n][k][j] = lds<uint32_t>(query.bytes + (((n * K + k) * 2 + j) * 32 + lane) * 4);
 #pragma unroll
-        for (int i = 0; i < S::page / 32; i++) {
+        for (int i = 0; i < S::steps; i++) {
             if (32 * i >= p.tokens) {
 #pragma unroll
                 for (int n = 0; n < N; n++)

@@ -42,8 +42,9 @@ __device__ __forceinline__ float query_at(const AttendArgs& a, long long at) {
     return a.q_dtype == 1 ? bits_float((uint32_t)bits << 16) : half_float(bits);
 }
 
-template <class S>
-__device__ __forceinline__ void prepare_queries(const AttendArgs& a, long long first_row, const QueryMemory& to,
+// Of a block's first rows, which are `rows_at(r)` in the model's order; the others are zeros.
+template <class S, class F>
+__device__ __forceinline__ void prepare_queries(const AttendArgs& a, F rows_at, int rows, const QueryMemory& to,
                                                 int lane, int warp) {
     constexpr int K = S::key_steps;
     constexpr float largest = 32512.0f;  // its upper byte, of a number less its signed lower byte, is below 128
@@ -52,7 +53,8 @@ __device__ __forceinline__ void prepare_queries(const AttendArgs& a, long long f
 #pragma unroll
         for (int k = 0; k < K; k++) {
             const int channel = lane + 32 * k;
-            x[k] = r < S::group ? query_at(a, (first_row + r) * S::dim + channel) : 0.0f;
+            const bool inside = r < rows && (S::aligned || channel < S::dim);
+            x[k] = inside ? query_at(a, rows_at(r) * S::dim + channel) : 0.0f;
         }
         rotate_row<S>(x, a.rotation_block, lane);
         float top = 0;
@@ -75,7 +77,7 @@ __device__ __forceinline__ void prepare_queries(const AttendArgs& a, long long f
             char* byte = to.bytes + (fragment * 32 + r % 4 * 8 + (channel / kKeyWord & 3)) * 4 + c / 2;
             sts<char>(byte, (char)high);
             sts<char>(byte + 16, (char)low);
-            sts<int16_t>(to.integers + r * S::query_row + 2 * channel, (int16_t)n);
+            if (S::aligned || channel < S::dim) sts<int16_t>(to.integers + r * S::query_row + 2 * channel, (int16_t)n);
         }
         for (int m = 1; m < 32; m *= 2) sum += shfl_xor(sum, m);
         if (lane == 0) {

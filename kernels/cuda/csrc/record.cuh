@@ -77,7 +77,7 @@ struct Records {
         Pass p = {};
         p.tokens = far;
         p.k0 = r.base;
-        p.k0_bytes = align16(kScaleBytes * far) + S::key_base * far * S::key_row;
+        p.k0_bytes = align16(align16(kScaleBytes * far) + S::key_base * far * S::key_row);
         p.v0 = r.base + p.k0_bytes;
         p.v0_bytes = S::value_base * value_plane_bytes<S>(0, far);
         p.plane_in_base = !S::refined;
@@ -87,14 +87,14 @@ struct Records {
             if (S::key_refine) p.key_split = held ? fine_keys : 0;
             if (S::value_refine) p.value_split = held ? fine_values : 0;
             p.k1 = r.refine;
-            p.k1_bytes = S::key_refine * p.key_split * S::key_row;
-            p.v1 = r.refine + S::key_refine * fine_keys * S::key_row;
+            p.k1_bytes = align16(S::key_refine * p.key_split * S::key_row);
+            p.v1 = r.refine + align16(S::key_refine * fine_keys * S::key_row);
             p.v1_bytes = held ? S::value_refine * value_plane_bytes<S>(0, fine_values) : 0;
             if (S::key_refine) p.fine_keys = near ? far : p.key_split;
             if (S::value_refine) p.fine_values = near ? far : p.value_split;
             if (near) {
                 p.k2 = r.near_at;
-                p.k2_bytes = S::key_refine * (far - fine_keys) * S::key_row;
+                p.k2_bytes = align16(S::key_refine * (far - fine_keys) * S::key_row);
                 p.v2 = r.near_at + p.k2_bytes;
                 p.v2_bytes = S::value_refine * value_plane_bytes<S>(fine_values, far);
             }
@@ -104,13 +104,13 @@ struct Records {
 
     __device__ __forceinline__ Pass pruned_tokens(const Record& r) const {
         const auto [far, fine_keys, fine_values] = counts(r);
-        const int low_keys = S::key_refine * (far - fine_keys) * S::key_row;
+        const int low_keys = align16(S::key_refine * (far - fine_keys) * S::key_row);
         const int low_values = S::value_refine * value_plane_bytes<S>(fine_values, far);
         Pass p = {};
         p.tokens = p.fine_keys = p.fine_values = p.key_split = p.value_split = S::page - far;
         p.plane_in_base = true;
         p.k0 = r.near_at + low_keys + low_values;
-        p.k0_bytes = align16(kScaleBytes * p.tokens) + S::key_planes * p.tokens * S::key_row;
+        p.k0_bytes = align16(align16(kScaleBytes * p.tokens) + S::key_planes * p.tokens * S::key_row);
         p.v0 = p.k0 + p.k0_bytes;
         p.v0_bytes = S::value_planes * value_plane_bytes<S>(0, p.tokens);
         return p;

@@ -1,6 +1,6 @@
-// One unit, a header's kernels at one shape, for a device: -DLEANKV_UNIT='"attend.cuh"' and, where the header's kernels
-// have a shape, -DLEANKV_SHAPE=... Beside every kernel lie its facts: threads of a block, dynamic shared bytes, bytes
-// of its arguments.
+// One unit, a header's kernels at one shape, for a device: LEANKV_UNIT names the header and, where its kernels have
+// one, LEANKV_SHAPE the shape (kernels/cuda/unit.py). Beside every kernel lie its facts: threads of a block, dynamic
+// shared bytes, bytes of its arguments.
 #define LEANKV_KERNEL(name, Args, threads, blocks, shared)                          \
     extern "C" __global__ void __launch_bounds__(threads, blocks)                   \
         name(const __grid_constant__ leankv::cuda::Args args) {                     \

@@ -7,8 +7,8 @@ namespace leankv::cuda {
 
 template <class S>
 struct Weights {
-    static constexpr int N = S::row_tiles, T = S::page / 32;
-    uint32_t bytes[N][4][2];                   // of token j of every quad, as columns of value products
+    static constexpr int N = S::row_tiles, T = S::steps;
+    uint32_t bytes[N][S::halves][4][2];        // of token j of every quad, as columns of value products
     float peak[N], sum[N], zeros[N], step[N];  // of the page: largest score, sums of weights, worth of a weight's step
 
     // From scores to weights. `centre` is the page's score of what its keys share; `row_step` turns integers to scores.
@@ -51,14 +51,16 @@ struct Weights {
             for (int m = 4; m < 32; m *= 2) bound[n] = fmaxf(bound[n], shfl_xor(bound[n], m));
             const bool some = bound[n] > 1e-30f;
             step[n] = some ? bound[n] * (1.0f / 65534.0f) : 0.0f;
-            exchange(bytes[n], x[n], some ? 65534.0f * rcp(bound[n]) : 0.0f, keys);
+            const float inverse = some ? 65534.0f * rcp(bound[n]) : 0.0f;
+#pragma unroll
+            for (int h = 0; h < S::halves; h++) exchange(bytes[n][h], x[n], 4 * h, inverse, keys);
         }
     }
 
   private:
     // A lane holds row t of set g; a fragment wants sets t and t + 4 of column g, a row's upper or lower bytes.
-    static __device__ __forceinline__ void exchange(uint32_t (&out)[4][2], const float (&x)[T][4], float inverse,
-                                                    const Keys<S>& keys) {
+    static __device__ __forceinline__ void exchange(uint32_t (&out)[4][2], const float (&x)[T][4], int first,
+                                                    float inverse, const Keys<S>& keys) {
         const int g = keys.g, t = keys.t;
         const bool lower = g & 1;
         const int near_lane = t * 4 + (g >> 1), far_lane = near_lane + 16;
@@ -66,10 +68,10 @@ struct Weights {
         const uint32_t pick1 = g < 4 ? 0x7531 : 0x6420, pick2 = g < 4 ? 0x6420 : 0x7531;
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            uint32_t w[T];
+            uint32_t w[4];
 #pragma unroll
-            for (int i = 0; i < T; i++)
-                w[i] = float_bits(fma_(x[i][e], inverse, 8388608.0f));  // the integer in its mantissa
+            for (int i = 0; i < 4; i++)  // the integer in its mantissa
+                w[i] = i < T ? float_bits(fma_(x[i < T ? first + i : 0][e], inverse, 8388608.0f)) : 0;
             const uint32_t low = prmt(w[0], w[1], 0x5410), high = prmt(w[2], w[3], 0x5410);
             const uint32_t r1 = shfl(prmt(low, high, pick1), from1), r2 = shfl(prmt(low, high, pick2), from2);
             out[e][0] = lower ? r2 : r1;

@@ -154,8 +154,10 @@ inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t s) {
     return out;
 }
 inline const char* in_register(const char* p) { return p; }
+inline int in_register(int n) { return n; }
 inline float rcp(float x) { return 1.0f / x; }
 inline float ex2(float x) { return exp2f(x); }
+inline float lg2(float x) { return log2f(x); }
 inline float half_float(uint16_t h) {
     _Float16 f;
     memcpy(&f, &h, 2);
@@ -173,6 +175,17 @@ inline float bits_float(uint32_t u) {
 }
 inline float fma_(float a, float b, float c) { return fmaf(a, b, c); }
 inline int round_int(float x) { return (int)lrintf(x); }
+// Blocks run one after another.
+inline int atomic_add(int* p, int n) {
+    const int was = *p;
+    *p += n;
+    return was;
+}
+inline void fence() {}
+template <class T>
+T load_shared_by_blocks(const T* p) {
+    return *p;
+}
 template <class T>
 T ldg(const T* p) {
     return *p;
