@@ -117,7 +117,21 @@ def _triton(device: torch.device) -> Ops:
     return Ops("triton", triton.attend_open, triton.attend_committed, triton.merge_states, triton.commit_pages)
 
 
-_BACKENDS: dict[str, Callable[[torch.device], Ops]] = {"reference": _reference, "cpu": _cpu, "triton": _triton}
+def _cuda_emulated(device: torch.device) -> Ops:
+    if device.type != "cpu":
+        raise ValueError(f"the emulated cuda kernels work in main memory, not on {device}: choose another backend")
+    from leankv_kernels.cuda import make_ops
+    from leankv_kernels.cuda.emulated import EMULATOR
+
+    return make_ops(EMULATOR, "cuda-emulated")
+
+
+_BACKENDS: dict[str, Callable[[torch.device], Ops]] = {
+    "reference": _reference,
+    "cpu": _cpu,
+    "triton": _triton,
+    "cuda-emulated": _cuda_emulated,
+}
 _BEST: dict[str, str] = {"cpu": "cpu", "cuda": "triton"}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -12,13 +11,14 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from leankv_kernels import Ops, Plan, RecordLayout, RecordStore, build_plan
+from leankv_kernels import Ops, Plan, RecordLayout, RecordStore, build_plan, get_ops
 from leankv_kernels import layout as L
-from leankv_kernels.cuda.attend import attend_committed, attend_shape
+from leankv_kernels.cuda.attend import attend_shape
 from leankv_kernels.cuda.emulated import EMULATOR
 from tests.kernels.cases import MODEL_DTYPES, Case, store_with
 from tests.kernels.driver import Method
-from tests.kernels.kernelutil import TIER_MAPS, dice, few, generator, random_tier_maps, small_layout
+from tests.kernels.kernelutil import TIER_MAPS, Backend, dice, few, generator, random_tier_maps, small_layout
+from tests.kernels.test_backends import run_beside_the_specification
 from tests.kernels.witness import Witness
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulator is compiled by g++")
@@ -61,9 +61,9 @@ def layout_of(kernel: Kernel) -> RecordLayout:
 
 
 @pytest.fixture(scope="module")
-def cuda(ops: Ops) -> Ops:
-    """The emulated reader among the specification's other ops."""
-    return ops._replace(name="cuda", attend_committed=partial(attend_committed, EMULATOR))
+def cuda() -> Ops:
+    """The emulated kernels."""
+    return get_ops("cpu", "cuda-emulated")
 
 
 def queries(rng: Random, count: int, heads: int, dim: int) -> Tensor:
@@ -111,6 +111,24 @@ def test_ugly_pages(cuda: Ops, ops: Ops, pattern: str) -> None:
     plan = plan_of([3, 1], [2, 1], 1)
     q = queries(Random(1), plan.num_tokens, kernel.heads * kernel.group, kernel.head_dim)
     Witness(cuda, ops).attend_committed(q, store, 0, plan, 0.1, "hadamard")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        (Kernel("k8v4,k4v2", 64, 3), torch.bfloat16),
+        pytest.param(Kernel("k8v4,k4v2", 128, 8, 1, page_size=256), torch.float16, marks=pytest.mark.slow),
+        pytest.param(Kernel("k8v4,k4v2", 80, 1, page_size=64), torch.float32, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_sequences_run_as_on_the_specification(cuda: Ops, ops: Ops, shape: Kernel, dtype: torch.dtype) -> None:
+    """Prompts in chunks and single tokens, in company, through every op."""
+    layout, page = layout_of(shape), shape.page_size
+    case = Case(Method(layout, 1, alpha_high=1.2, alpha_low=0.4), shape.group, dtype)
+    EMULATOR.seed = page
+    witness = run_beside_the_specification(Backend(cuda, "cpu"), ops, case, Random(page), [page + 70, page - 1, 1])
+    assert all(witness.seen[op] for op in ("attend_open", "attend_committed", "merge_states", "commit_pages"))
 
 
 def test_no_bit_depends_on_the_batch_or_on_the_order_of_warps(cuda: Ops) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 from leankv_kernels import HIGH, LOW, MID, PRUNED, Ops, Plan, RawPages, RecordStore
 from leankv_kernels.reference.record import decode, read_tiers
 
-QUERY_EPS = {"cpu": 2.0**-15, "cuda": 2.0**-15, "triton": 2.0**-20}
+QUERY_EPS = {"cpu": 2.0**-15, "cuda": 2.0**-15, "cuda-emulated": 2.0**-15, "triton": 2.0**-20}
 """What a channel of a query may be off by, relative to the query's largest: the cpu and cuda kernels round it to 15
 bits, the triton kernels to two fp16 numbers."""
-NIBBLE_EPS = {"cpu": 2.0**-11, "cuda": 2.0**-15, "triton": 2.0**-20}
+NIBBLE_EPS = {"cpu": 2.0**-11, "cuda": 2.0**-15, "cuda-emulated": 2.0**-15, "triton": 2.0**-20}
 """The same where all keys have 4 bits."""
 OUT_EPS = 1e-3
 """Of the largest value: weights rounded to 14 bits relative to a page's largest, and float32 sums over 10^3 tokens."""

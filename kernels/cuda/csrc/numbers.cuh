@@ -1,0 +1,45 @@
+// Numbers of a model's dtype, and small reductions.
+#pragma once
+
+#include "device.cuh"
+
+namespace leankv::cuda {
+
+enum Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };  // DTYPES in attend.py
+
+__device__ __forceinline__ float number_of(uint32_t bits, int dtype) {
+    return dtype == kBfloat16 ? bits_float(bits << 16) : half_float((uint16_t)bits);
+}
+
+__device__ __forceinline__ float number_at(const void* p, long long at, int dtype) {
+    if (dtype == kFloat32) return ((const float*)p)[at];
+    return number_of(((const uint16_t*)p)[at], dtype);
+}
+
+// `N` neighbouring numbers, 4 or more, from an address at a multiple of 16 bytes or of their own length.
+template <int N>
+__device__ __forceinline__ void numbers_at(float (&x)[N], const void* p, long long at, int dtype) {
+    if (dtype == kFloat32) {
+#pragma unroll
+        for (int i = 0; i < N; i += 4) {
+            const uint4 w = ldg((const uint4*)((const float*)p + at + i));
+            x[i] = bits_float(w.x), x[i + 1] = bits_float(w.y);
+            x[i + 2] = bits_float(w.z), x[i + 3] = bits_float(w.w);
+        }
+        return;
+    }
+    const uint16_t* from = (const uint16_t*)p + at;
+    uint32_t words[N / 2];
+#pragma unroll
+    for (int i = 0; i < N / 2; i += 2) {
+        const uint2 w = ldg((const uint2*)(from + 2 * i));
+        words[i] = w.x, words[i + 1] = w.y;
+    }
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) {
+        x[2 * i] = number_of(words[i] & 0xFFFF, dtype);
+        x[2 * i + 1] = number_of(words[i] >> 16, dtype);
+    }
+}
+
+}  // namespace leankv::cuda

@@ -1,0 +1,109 @@
+"""Attention inside raw open pages, and the merge of two states: how the kernels are called."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from leankv_kernels.cuda.attend import DTYPES, MAX_ROWS
+from leankv_kernels.cuda.unit import Launcher, Unit
+from leankv_kernels.plan import Plan
+from leankv_kernels.raw import RawPages
+
+STATE_THREADS = 256
+_REGISTER_ROWS = 8
+"""Query rows of a block where tiles have several queries."""
+
+
+class OpenShape(NamedTuple):
+    """What the kernel is compiled for; see ``OpenShape`` in csrc/open.cuh."""
+
+    head_dim: int
+    group: int
+    queries: int  # of a block
+    page_size: int
+
+
+def open_shape(head_dim: int, group: int, page_size: int, max_queries: int = 1) -> OpenShape:
+    """The shape for tiles of so many queries.
+
+    Raises:
+        ValueError: for what the kernel is not written for; the sentence says which.
+    """
+    if head_dim % 16 or not 16 <= head_dim <= 256 or not 1 <= group <= MAX_ROWS or page_size > 256:
+        raise ValueError(
+            f"the cuda kernels take a head_dim of 16 to 256 in steps of 16, 1 to {MAX_ROWS} query heads per KV head and "
+            f"pages of at most 256 tokens, not {head_dim}, {group} and {page_size}: use the triton backend"
+        )
+    return OpenShape(head_dim, group, max(1, _REGISTER_ROWS // group) if max_queries > 1 else 1, page_size)
+
+
+class OpenArgs(ctypes.Structure):
+    """``OpenArgs`` in csrc/open.cuh."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "key", "value", "scores", "at", "tiles", "token_tile")),
+        *((name, ctypes.c_void_p) for name in ("out", "lse")),
+        *((name, ctypes.c_longlong) for name in ("key_page", "value_page")),
+        *((name, ctypes.c_int) for name in ("key_token", "key_head", "value_token", "value_head")),
+        *((name, ctypes.c_int) for name in ("q_dtype", "raw_dtype", "heads", "tile_count", "alone")),
+        ("factor", ctypes.c_float),
+    )
+
+
+def attend_open(launcher: Launcher, q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+    """See ``reference.attention.attend_open``; float32 out and LSE. One launch, or two where a tile has more queries
+    than a block takes.
+
+    Raises:
+        ValueError: for a shape or dtype that the kernel is not written for.
+    """
+    if q.dtype not in DTYPES or raw.key.dtype not in DTYPES or raw.key.dtype != raw.value.dtype:
+        raise ValueError(
+            "the cuda kernels take queries in float32, bfloat16 or float16, and keys and values in one of them, not "
+            f"{q.dtype}, {raw.key.dtype} and {raw.value.dtype}: use another backend"
+        )
+    (tokens, query_heads, dim), (_, page_size, heads, _) = q.shape, raw.key.shape
+    shape = open_shape(dim, query_heads // heads, page_size, plan.max_queries)
+    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    q = q.contiguous()
+    key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (raw.key, raw.value))
+    tensors = (q, key, value, raw.scores, raw.at, plan.tiles, plan.token_tile, out, lse)
+    alone = plan.max_queries <= shape.queries
+    args = OpenArgs(
+        *(x.data_ptr() for x in tensors),
+        *(key.stride(0), value.stride(0), *key.stride()[1:3], *value.stride()[1:3]),
+        *(DTYPES[q.dtype], DTYPES[key.dtype], heads, plan.num_tiles, int(alone), scale * math.log2(math.e)),
+    )
+    unit = Unit("open", shape)
+    if not alone:
+        launcher.launch(unit, "begin_pages", (plan.num_tiles, 1, 1), args, q.device)
+    launcher.launch(unit, "attend_open", (heads, tokens, 1), args, q.device)
+    return out, lse
+
+
+class StatesArgs(ctypes.Structure):
+    """``StatesArgs`` in csrc/states.cuh."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("out_a", "lse_a", "out_b", "lse_b", "out", "lse")),
+        ("rows", ctypes.c_longlong),
+        ("dim", ctypes.c_int),
+    )
+
+
+def merge_states(
+    launcher: Launcher, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """See ``reference.attention.merge_states``; float32. One launch."""
+    states = [x.to(torch.float32).contiguous() for x in (out_a, lse_a, out_b, lse_b)]
+    out, lse = torch.empty_like(states[0]), torch.empty_like(states[1])
+    args = StatesArgs(*(x.data_ptr() for x in (*states, out, lse)), lse.numel(), out.shape[-1])
+    grid = (-(-out.numel() // STATE_THREADS), 1, 1)
+    launcher.launch(Unit("states"), "merge_states", grid, args, out.device)
+    return out, lse
