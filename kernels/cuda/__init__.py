@@ -10,10 +10,11 @@ from __future__ import annotations
 from functools import partial
 
 from leankv_kernels.cuda.attend import attend_committed
+from leankv_kernels.cuda.commit import commit_pages
 from leankv_kernels.cuda.open import attend_open, merge_states
+from leankv_kernels.cuda.shrink import count_blocks, cut_pages, free_pages
 from leankv_kernels.cuda.unit import Launcher
 from leankv_kernels.ops import Ops
-from leankv_kernels.reference.commit import commit_pages
 
 
 def make_ops(launcher: Launcher, name: str, variant: str = "") -> Ops:
@@ -23,6 +24,9 @@ def make_ops(launcher: Launcher, name: str, variant: str = "") -> Ops:
         partial(attend_open, launcher),
         partial(attend_committed, launcher),
         partial(merge_states, launcher),
-        commit_pages,
+        partial(commit_pages, launcher),
+        partial(free_pages, launcher),
+        partial(cut_pages, launcher),
+        partial(count_blocks, launcher),
         variant=variant,
     )

@@ -36,8 +36,8 @@ def open_shape(head_dim: int, group: int, page_size: int, max_queries: int = 1) 
     """
     if head_dim % 16 or not 16 <= head_dim <= 256 or not 1 <= group <= MAX_ROWS or page_size > 256:
         raise ValueError(
-            f"the cuda kernels take a head_dim of 16 to 256 in steps of 16, 1 to {MAX_ROWS} query heads per KV head and "
-            f"pages of at most 256 tokens, not {head_dim}, {group} and {page_size}: use the triton backend"
+            f"the cuda kernels take a head_dim of 16 to 256 in steps of 16, 1 to {MAX_ROWS} query heads per KV head "
+            f"and pages of at most 256 tokens, not {head_dim}, {group} and {page_size}: use the triton backend"
         )
     return OpenShape(head_dim, group, max(1, _REGISTER_ROWS // group) if max_queries > 1 else 1, page_size)
 

@@ -17,7 +17,19 @@ from leankv_kernels.cuda.attend import attend_shape
 from leankv_kernels.cuda.emulated import EMULATOR
 from tests.kernels.cases import MODEL_DTYPES, Case, store_with
 from tests.kernels.driver import Method
-from tests.kernels.kernelutil import TIER_MAPS, Backend, dice, few, generator, random_tier_maps, small_layout
+from tests.kernels.kernelutil import (
+    PAIRS,
+    TIER_MAPS,
+    Backend,
+    calm_rows,
+    dice,
+    few,
+    generator,
+    mids,
+    random_tier_maps,
+    small_layout,
+    wild_rows,
+)
 from tests.kernels.test_backends import run_beside_the_specification
 from tests.kernels.witness import Witness
 
@@ -98,6 +110,32 @@ def test_any_pages_read_as_the_specification_reads_them(cuda: Ops, ops: Ops, ker
     EMULATOR.seed = rng.getrandbits(16)
     rotation = rng.choice(("hadamard", "none"))
     Witness(cuda, ops).attend_committed(q, store, 0, plan, kernel.head_dim**-0.5, rotation)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "page_size"),
+    [(64, 64), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((80, 256), (128, 128), (256, 64)))],
+)
+@few(12)
+@given(rng=dice)
+def test_any_pages_are_committed_to_the_bytes_of_the_specification(
+    cuda: Ops, ops: Ops, head_dim: int, page_size: int, rng: Random
+) -> None:
+    """Any tiers, numbers of heads and pages, dtypes and values, in a ring that goes round."""
+    high, low = rng.choice(PAIRS)
+    mid = rng.choice([None, *mids(high, low)])
+    layout = RecordLayout(page_size, rng.randint(1, 3), head_dim, high, low, rng.random() < 0.7, mid)
+    witness, dtype = Witness(cuda, ops), rng.choice(MODEL_DTYPES)
+    store = RecordStore(layout, 2, 5, "cpu")
+    EMULATOR.seed = rng.getrandbits(16)
+    for layer in range(2):
+        count = rng.randint(1, 2)
+        pages = torch.tensor(rng.sample(range(1, 6), count))
+        shape = (count, page_size, layout.num_kv_heads, head_dim)
+        rows = rng.choice((calm_rows, wild_rows))
+        key, value = (rows(shape, rng.getrandbits(32)).to(dtype) for _ in "kv")
+        tiers = random_tier_maps(rng, layout, count)
+        witness.commit_pages(store, layer, pages, key, value, tiers, rng.choice(("hadamard", "none")))
 
 
 @pytest.mark.parametrize("pattern", TIER_MAPS)

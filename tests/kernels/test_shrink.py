@@ -1,4 +1,4 @@
-"""Freeing, cutting and counting in C++: the reference's blocks, table, ring and usage, byte for byte."""
+"""Freeing, cutting and counting in C++ and CUDA: the reference's blocks, table, ring and usage, byte for byte."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from leankv_kernels import RecordLayout, RecordStore, cpu, get_ops
 from leankv_kernels.layout import LEVEL_BASE, LEVEL_NEAR, TIERS
 from leankv_kernels.reference.record import encode
-from tests.kernels.kernelutil import few
+from tests.kernels.kernelutil import backend_named, few
 
 PAGES, LAYERS = 7, 3
 PAIRS = (("k8v4", "k4v2"), ("k8v8", "k4v4"), ("k4v2", "k4v2"), ("k8v4", "k8v4"))
@@ -42,7 +42,10 @@ def assert_same(a: RecordStore, b: RecordStore) -> None:
     assert a.audit() == b.audit() == []
 
 
-@pytest.mark.parametrize("isa", cpu.isas())
+BACKENDS = [*(f"cpu-{isa}" for isa in cpu.isas()), "cuda-emulated"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @few(25)
 @given(
     pair=st.sampled_from(PAIRS),
@@ -53,25 +56,24 @@ def assert_same(a: RecordStore, b: RecordStore) -> None:
     data=st.data(),
 )
 def test_the_same_as_the_reference(
-    isa: str, pair: tuple[str, str], near: bool, heads: int, dim: int, seed: int, data: st.DataObject
+    backend: str, pair: tuple[str, str], near: bool, heads: int, dim: int, seed: int, data: st.DataObject
 ) -> None:
-    cpu.use_isa(isa)
     fast, slow = two_stores(pair, near, heads, dim, seed)
-    ops = get_ops("cpu", "cpu"), get_ops("cpu", "reference")
-    some = st.lists(st.integers(0, PAGES), unique=True, min_size=1)
-    for _ in range(data.draw(st.integers(1, 4))):
-        pages = torch.tensor(data.draw(some))
-        levels = torch.tensor([data.draw(st.integers(LEVEL_BASE, LEVEL_NEAR)) for _ in pages])
-        counts = [o.count_blocks(s, pages) for o, s in zip(ops, (fast, slow), strict=True)]
-        assert torch.equal(*counts)
-        for o, s in zip(ops, (fast, slow), strict=True):
-            o.cut_pages(s, pages, levels)
-        assert_same(fast, slow)
-        gone = torch.tensor(data.draw(some))
-        for o, s in zip(ops, (fast, slow), strict=True):
-            o.free_pages(s, gone)
-        assert_same(fast, slow)
-    cpu.use_isa(cpu.isas()[0])
+    with backend_named(backend) as chosen:
+        ops = chosen.ops, get_ops("cpu", "reference")
+        some = st.lists(st.integers(0, PAGES), unique=True, min_size=1)
+        for _ in range(data.draw(st.integers(1, 4))):
+            pages = torch.tensor(data.draw(some))
+            levels = torch.tensor([data.draw(st.integers(LEVEL_BASE, LEVEL_NEAR)) for _ in pages])
+            counts = [o.count_blocks(s, pages) for o, s in zip(ops, (fast, slow), strict=True)]
+            assert torch.equal(*counts)
+            for o, s in zip(ops, (fast, slow), strict=True):
+                o.cut_pages(s, pages, levels)
+            assert_same(fast, slow)
+            gone = torch.tensor(data.draw(some))
+            for o, s in zip(ops, (fast, slow), strict=True):
+                o.free_pages(s, gone)
+            assert_same(fast, slow)
 
 
 def test_nothing_named_is_nothing_done() -> None:

@@ -122,9 +122,25 @@ __device__ __forceinline__ float fma_(float a, float b, float c) { return __fmaf
 
 __device__ __forceinline__ int round_int(float x) { return __float2int_rn(x); }
 
+// Steps in float64 that no compiler may join, so that a record has the reference's bytes.
+__device__ __forceinline__ double add(double a, double b) { return __dadd_rn(a, b); }
+__device__ __forceinline__ double less(double a, double b) { return __dsub_rn(a, b); }
+__device__ __forceinline__ double times(double a, double b) { return __dmul_rn(a, b); }
+__device__ __forceinline__ double over(double a, double b) { return __ddiv_rn(a, b); }
+__device__ __forceinline__ long long rounded(double x) { return __double2ll_rn(x); }
+
+__device__ __forceinline__ uint64_t double_bits(double x) { return (uint64_t)__double_as_longlong(x); }
+
+__device__ __forceinline__ double bits_double(uint64_t u) { return __longlong_as_double((long long)u); }
+
+__device__ __forceinline__ uint16_t nearest_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
+
 // Between blocks of a launch: an addition that returns what was there, a fence between what a thread writes before and
 // after, and a load of what another block wrote.
 __device__ __forceinline__ int atomic_add(int* p, int n) { return atomicAdd(p, n); }
+__device__ __forceinline__ void atomic_add(long long* p, long long n) {
+    atomicAdd((unsigned long long*)p, (unsigned long long)n);
+}
 
 __device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 

@@ -54,8 +54,7 @@ __device__ __forceinline__ void attend_open(const OpenArgs& a) {
         return (((long long)blockIdx.y + r / S::group) * a.heads + head) * S::group + r % S::group;
     };
     for (int i = me; i < rows * S::dim; i += S::threads)
-        sts<float>(shared + 4 * i,
-                   number_at(a.q, row_at(i / S::dim) * S::dim + i % S::dim, a.q_dtype) * a.factor);
+        sts<float>(shared + 4 * i, number_at(a.q, row_at(i / S::dim) * S::dim + i % S::dim, a.q_dtype) * a.factor);
     __syncthreads();
 
     const long long page = ldg(a.at + number);

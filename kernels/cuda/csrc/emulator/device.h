@@ -24,6 +24,7 @@ inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return
 
 #define threadIdx (dim3{(unsigned)leankv::cuda::emulator::self->tid, 0, 0})
 #define blockIdx (leankv::cuda::emulator::block_idx)
+#define blockDim (leankv::cuda::emulator::block_dim)
 
 namespace leankv::cuda {
 
@@ -181,7 +182,29 @@ inline int atomic_add(int* p, int n) {
     *p += n;
     return was;
 }
+inline void atomic_add(long long* p, long long n) { *p += n; }
 inline void fence() {}
+inline double add(double a, double b) { return a + b; }
+inline double less(double a, double b) { return a - b; }
+inline double times(double a, double b) { return a * b; }
+inline double over(double a, double b) { return a / b; }
+inline long long rounded(double x) { return llrint(x); }
+inline uint64_t double_bits(double x) {
+    uint64_t u;
+    memcpy(&u, &x, 8);
+    return u;
+}
+inline double bits_double(uint64_t u) {
+    double x;
+    memcpy(&x, &u, 8);
+    return x;
+}
+inline uint16_t nearest_half(float x) {
+    const _Float16 h = (_Float16)x;
+    uint16_t bits;
+    memcpy(&bits, &h, 2);
+    return bits;
+}
 template <class T>
 T load_shared_by_blocks(const T* p) {
     return *p;

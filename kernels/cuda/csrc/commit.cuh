@@ -1,0 +1,357 @@
+// Full pages to records, straight into blocks, byte for byte as the reference does: lengths and blocks of all pages,
+// then every KV head of every page at once.
+#pragma once
+
+#include "quantize.cuh"
+#include "sizes.cuh"
+
+namespace leankv::cuda {
+
+template <int DIM, int PAGE>
+struct CommitShape {
+    static constexpr int dim = DIM, page = PAGE, threads = 256, warps = 8, K = (DIM + 31) / 32;
+    // One after the other keys' and values' codes, in the order of the record; scales; the keys' centre; tiers and
+    // places of the tokens; the record's block list.
+    static constexpr int code_bytes = PAGE * DIM, scale_bytes = PAGE * kScaleBytes, centre_bytes = 8 * DIM;
+    static constexpr int place_bytes = 2 * PAGE, tier_bytes = PAGE;
+    static constexpr int shared_bytes =
+        code_bytes + scale_bytes + centre_bytes + place_bytes + tier_bytes + 4 * (warps + 1);
+    static_assert(PAGE <= threads && DIM <= threads, "a thread a token, or a channel");
+};
+
+struct CommitArgs {
+    RecordShape shape;
+    char* blocks;
+    int* page_table;  // of the layer
+    const int* ring;
+    long long *ring_head, *ring_free, *usage;
+    const long long* pages;   // [n]
+    const void *key, *value;  // [n, page, heads, dim]
+    const uint8_t* tiers;     // [n, heads, page]
+    int* heads;               // [n, heads, 4]: the words of a KV head in the header
+    int* records;             // [n, 3]: where its blocks begin in the ring, how many they are, its bytes
+    double norm;              // 1 / sqrt(rotation block)
+    long long num_blocks, n;
+    int layer, dtype, rotation_block;
+};
+
+// Lengths, blocks and usage. Grid: one block.
+template <class S>
+__device__ __forceinline__ void plan_commit(const CommitArgs& a) {
+    char* shared = shared_memory();
+    const RecordShape& shape = a.shape;
+    const int me = threadIdx.x, lane = me & 31, warp = me >> 5, heads = (int)shape.heads;
+    for (long long pair = warp; pair < a.n * heads; pair += S::warps) {
+        int word = 0;
+        for (int t = lane; t < S::page; t += 32) {
+            const int tier = ldg(a.tiers + pair * S::page + t);
+            word += tier == kHigh ? 1 : tier == kMid ? 1 << kCountBits : tier == kLow ? 1 << 2 * kCountBits : 0;
+        }
+        for (int m = 1; m < 32; m *= 2) word += shfl_xor(word, m);
+        if (lane == 0) a.heads[4 * pair] = word;
+    }
+    __syncthreads();
+    const long long head = *a.ring_head;
+    long long taken = 0;
+    UsageChange change;
+    for (long long begin = 0; begin < a.n; begin += S::threads) {
+        const long long n = begin + me;
+        int blocks = 0;
+        if (n < a.n) {
+            int* words = a.heads + 4 * n * heads;
+            long long high = 0, mid = 0, low = 0;
+            int end = (int)shape.header_bytes;
+            for (int section = kHeadBase; section <= kHeadNear; section++)
+                for (int h = 0; h < heads; h++) {
+                    const Counts counts = Counts::of(words[4 * h]);
+                    const HeadSizes sizes(shape, counts);
+                    if (section == kHeadBase) high += counts.high, mid += counts.mid, low += counts.low;
+                    words[4 * h + section] = end;
+                    end += section == kHeadBase ? sizes.base : section == kHeadRefine ? sizes.refine : sizes.near;
+                }
+            blocks = (int)((end + shape.block_bytes - 1) >> shape.block_shift);
+            a.records[3 * n + 1] = blocks;
+            a.records[3 * n + 2] = end;
+            change.add(RecordUsage(shape, high, mid, low, shape.near ? kLevelNear : kLevelFar, blocks), 1);
+        }
+        int all;
+        const int before = sum_before<S::warps>(blocks, shared, all);
+        if (n < a.n) a.records[3 * n] = (int)((head + taken + before) % a.num_blocks);
+        taken += all;
+    }
+    change.apply(a.usage, lane);
+    if (me == 0) {
+        *a.ring_head = (head + taken) % a.num_blocks;
+        *a.ring_free -= taken;
+    }
+}
+
+// A record being written, through blocks that lie one behind the other in the ring.
+struct Writer {
+    const CommitArgs& a;
+    const int start;
+
+    __device__ __forceinline__ int block(int i) const {
+        const long long at = start + (long long)i;
+        return ldg(a.ring + (at < a.num_blocks ? at : at - a.num_blocks));
+    }
+    __device__ __forceinline__ void word(int at, uint32_t value) const {
+        const RecordShape& s = a.shape;
+        char* to = a.blocks + ((long long)block(at >> s.block_shift) << s.block_shift);
+        *(uint32_t*)(to + (at & (s.block_bytes - 1))) = value;
+    }
+    // Bytes [at, at + bytes), rounded up to what runs are aligned to, from the words that `f` gives; zeros behind them.
+    template <class F>
+    __device__ __forceinline__ void run(int at, int bytes, F f) const {
+        for (int w = threadIdx.x; 4 * w < aligned(bytes); w += blockDim.x) word(at + 4 * w, 4 * w < bytes ? f(w) : 0);
+    }
+};
+
+// Codes of one kind of data of one KV head, in shared memory by the tokens' order: far ones, then pruned ones.
+template <class S>
+struct Codes {
+    const char *codes, *scales;
+    const Writer& to;
+
+    // Runs of tokens begin + first to begin + stop of the order, which count from 0 where far or pruned ones begin.
+    __device__ __forceinline__ int key_plane(int at, int skip, int begin, int first, int stop) const {
+        constexpr int words = S::dim / kKeyWord;  // of a token
+        const int shift = kMasterBits - kKeyPlaneBits - skip, bytes = (stop - first) * words * 4;
+        put(at, bytes, [&](int w) {
+            const int group = (first + w / words) / kKeyGroup * kKeyGroup, from = group > first ? group : first;
+            const int end = group + kKeyGroup < stop ? group + kKeyGroup : stop, side = end - from;
+            const int inside = w - (from - first) * words, token = from + inside % side,
+                      channel = inside / side * kKeyWord;
+            const char* row = codes + (begin + token) * S::dim + channel;
+            const uint2 eight = lds<uint2>(row);
+            uint32_t word = 0;
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                word |= (eight.x >> 8 * j >> shift & 15) << 4 * j;
+                word |= (eight.y >> 8 * j >> shift & 15) << (16 + 4 * j);
+            }
+            return word;
+        });
+        return at + bytes;
+    }
+    // Planes of `bits` bits below the top `skip`; returns where they end.
+    __device__ __forceinline__ int keys(int at, int skip, int bits, int begin, int first, int stop) const {
+        for (int done = 0; done < bits; done += kKeyPlaneBits) at = key_plane(at, skip + done, begin, first, stop);
+        return at;
+    }
+
+    __device__ __forceinline__ int value_plane(int at, int skip, int begin, int first, int stop) const {
+        const int shift = kMasterBits - kValuePlaneBits - skip, quad = first / kValueQuad;
+        const int bytes = stop > first ? ((stop + kValueQuad - 1) / kValueQuad - quad) * S::dim : 0;
+        put(at, bytes, [&](int w) {
+            const int of = 4 * w / S::dim + quad, channel = 4 * w % S::dim;
+            uint32_t word = 0;
+#pragma unroll
+            for (int j = 0; j < kValueQuad; j++) {
+                const int token = kValueQuad * of + j;
+                if (token < first || token >= stop) continue;
+                word |= (lds<uint32_t>(codes + (begin + token) * S::dim + channel) >> shift & 0x03030303) << 2 * j;
+            }
+            return word;
+        });
+        return at + bytes;
+    }
+    __device__ __forceinline__ int values(int at, int skip, int bits, int begin, int first, int stop) const {
+        for (int done = 0; done < bits; done += kValuePlaneBits) at = value_plane(at, skip + done, begin, first, stop);
+        return at;
+    }
+
+    // Two of the four arrays of scales: of keys, or of values.
+    __device__ __forceinline__ void halves(int at, int which, int begin, int count) const {
+        for (int i = threadIdx.x; i < 2 * count; i += S::threads) {
+            const int array = i / count, token = i % count, to_byte = at + 2 * ((which + array) * count + token);
+            const uint32_t half = lds<uint16_t>(scales + 4 * (begin + token) + 2 * array);
+            const RecordShape& s = to.a.shape;
+            char* block = to.a.blocks + ((long long)to.block(to_byte >> s.block_shift) << s.block_shift);
+            *(uint16_t*)(block + (to_byte & (s.block_bytes - 1))) = (uint16_t)half;
+        }
+    }
+
+  private:
+    template <class F>
+    __device__ __forceinline__ void put(int at, int bytes, F f) const {
+        for (int w = threadIdx.x; 4 * w < bytes; w += S::threads) to.word(at + 4 * w, f(w));
+    }
+};
+
+// A page's keys of one KV head in common: their mean, in steps of 2^-16 so that the order of the sum does not matter.
+template <class S>
+__device__ __forceinline__ void find_centre(const CommitArgs& a, long long n, int head, char* to,
+                                            const Writer& record) {
+    const int me = threadIdx.x, lane = me & 31, heads = (int)a.shape.heads;
+    constexpr double steps = 65536.0;
+    if (me < S::dim) {
+        long long sum = 0;
+        for (int t = 0; t < S::page; t++) {
+            const double x = number_at(a.key, ((n * S::page + t) * heads + head) * S::dim + me, a.dtype);
+            sum += rounded(times(within_halves(x), steps));
+        }
+        sts<double>(to + 8 * me, over((double)sum, times(steps, (double)S::page)));
+    }
+    __syncthreads();
+    if (me < 32) {
+        double x[S::K];
+#pragma unroll
+        for (int k = 0; k < S::K; k++) {
+            const int channel = lane + 32 * k;
+            x[k] = channel < S::dim ? lds<double>(to + 8 * channel) : 0.0;
+        }
+        rotate_exactly<S::K>(x, a.rotation_block, a.norm, lane);
+        __syncwarp();
+#pragma unroll
+        for (int k = 0; k < S::K; k++) {
+            const int channel = lane + 32 * k;
+            if (channel >= S::dim) continue;
+            const uint16_t half = nearest_half((float)within_halves(x[k]));
+            sts<double>(to + 8 * channel, half_value(half & 0x7FFF ? half : 0));
+        }
+    }
+    __syncthreads();
+    record.run((int)a.shape.centre_start + 2 * S::dim * head, 2 * S::dim, [&](int w) {
+        const double low = lds<double>(to + 16 * w), high = lds<double>(to + 16 * w + 8);
+        return (uint32_t)nearest_half((float)low) | (uint32_t)nearest_half((float)high) << 16;
+    });
+}
+
+// What belongs to no KV head: the record's words and block list, zeros between parts and behind the last.
+template <class S>
+__device__ __forceinline__ void write_header(const CommitArgs& a, long long n, const Writer& record) {
+    const RecordShape& s = a.shape;
+    const int me = threadIdx.x, blocks = a.records[3 * n + 1], bytes = a.records[3 * n + 2];
+    const int maps = (int)s.tier_map_start + (int)(s.heads * s.page_size) * kTierBits / 8;
+    const int centres = (int)s.centre_start + (int)(2 * s.heads * s.head_dim);
+    if (me < kHeaderWords) {
+        const int level = s.near ? kLevelNear : kLevelFar;
+        const uint32_t word = me == kWordPage     ? (uint32_t)ldg(a.pages + n)
+                              : me == kWordLayer  ? (uint32_t)a.layer
+                              : me == kWordBlocks ? (uint32_t)blocks
+                              : me == kWordBytes  ? (uint32_t)bytes
+                              : me == kWordLevel  ? (uint32_t)level
+                              : me == kWordMagic  ? (uint32_t)kMagic
+                                                  : 0;
+        record.word(4 * me, word);
+    }
+    for (int i = me; i < s.max_blocks; i += S::threads)
+        record.word(4 * (int)(s.list_word + i), i < blocks ? (uint32_t)record.block(i) : 0);
+    for (int at = maps + 4 * me; at < s.centre_start; at += 4 * S::threads) record.word(at, 0);
+    for (int at = centres + 4 * me; at < s.header_bytes; at += 4 * S::threads) record.word(at, 0);
+    for (int at = bytes + 4 * me; at < blocks * s.block_bytes; at += 4 * S::threads) record.word(at, 0);
+    if (me == 0) a.page_table[ldg(a.pages + n)] = record.block(0);
+}
+
+// Zeros from the end of what was written to the next multiple of what runs are aligned to.
+template <class S>
+__device__ __forceinline__ void pad(const Writer& record, int at, int bytes) {
+    for (int b = at + bytes + 2 * (int)threadIdx.x; b < at + aligned(bytes); b += 2 * S::threads) {
+        const RecordShape& s = record.a.shape;
+        char* block = record.a.blocks + ((long long)record.block(b >> s.block_shift) << s.block_shift);
+        *(uint16_t*)(block + (b & (s.block_bytes - 1))) = 0;
+    }
+}
+
+// Grid: KV heads, pages.
+template <class S>
+__device__ __forceinline__ void pack_pages(const CommitArgs& a) {
+    const RecordShape& s = a.shape;
+    const int head = blockIdx.x, me = threadIdx.x, lane = me & 31, warp = me >> 5, heads = (int)s.heads;
+    const long long n = blockIdx.y, pair = n * heads + head;
+    char *codes = shared_memory(), *scales = codes + S::code_bytes, *centre = scales + S::scale_bytes;
+    char *places = centre + S::centre_bytes, *tiers = places + S::place_bytes;
+    const int* words = a.heads + 4 * pair;
+    const Counts counts = Counts::of(words[kHeadCounts]);
+    const HeadSizes sizes(s, counts);
+    const Writer record{a, a.records[3 * n]};
+
+    // Tokens in the order of the record: high, mid, low, pruned, each by position.
+    if (me < S::page) sts<uint8_t>(tiers + me, ldg(a.tiers + pair * S::page + me));
+    __syncthreads();
+    if (me < S::page) {
+        const int tier = lds<uint8_t>(tiers + me);
+        int place = tier == kHigh  ? 0
+                    : tier == kMid ? counts.high
+                    : tier == kLow ? counts.high + counts.mid
+                                   : sizes.far;
+        for (int t = 0; t < me; t++) place += lds<uint8_t>(tiers + t) == tier;
+        sts<uint16_t>(places + 2 * me, (uint16_t)place);
+    }
+    record.run((int)s.tier_map_start + head * S::page * kTierBits / 8, S::page * kTierBits / 8, [&](int w) {
+        uint32_t map = 0;
+        for (int i = 0; i < 4; i++)
+            for (int j = 0; j < 4; j++)
+                map |= (uint32_t)lds<uint8_t>(tiers + j * (S::page / 4) + 4 * w + i) << (8 * i + 2 * j);
+        return map;
+    });
+    if (me < kHeadWords) record.word(4 * (int)(s.head_word + kHeadWords * head + me), (uint32_t)words[me]);
+    if (head == 0) write_header<S>(a, n, record);
+    find_centre<S>(a, n, head, centre, record);
+
+    const int key_base = (int)s.key_base_bits, key_refine = (int)s.key_refine_bits;
+    const int value_base = (int)s.value_base_bits, value_refine = (int)s.value_refine_bits;
+    const int base = words[kHeadBase], refine = words[kHeadRefine], near = words[kHeadNear];
+    const int far = sizes.far, pruned = sizes.pruned, pruned_scales = near + sizes.pruned_scales;
+    const Codes<S> put{codes, scales, record};
+    for (int kind = 0; kind < 2; kind++) {
+        for (int t = warp; t < S::page; t += S::warps) {
+            double x[S::K];
+            uint32_t code[S::K];
+            const long long row = ((n * S::page + t) * heads + head) * S::dim;
+#pragma unroll
+            for (int k = 0; k < S::K; k++) {
+                const int channel = lane + 32 * k;
+                x[k] = channel < S::dim ? (double)number_at(kind ? a.value : a.key, row + channel, a.dtype) : 0.0;
+            }
+            rotate_exactly<S::K>(x, a.rotation_block, a.norm, lane);
+            if (!kind)
+#pragma unroll
+                for (int k = 0; k < S::K; k++)
+                    if (lane + 32 * k < S::dim) x[k] = less(x[k], lds<double>(centre + 8 * (lane + 32 * k)));
+            const uint2 scale = quantize<S::dim, S::K>(x, code, lane);
+            const int place = lds<uint16_t>(places + 2 * t);
+#pragma unroll
+            for (int k = 0; k < S::K; k++)
+                if (lane + 32 * k < S::dim) sts<uint8_t>(codes + place * S::dim + lane + 32 * k, (uint8_t)code[k]);
+            if (lane == 0) {
+                sts<uint16_t>(scales + 4 * place, (uint16_t)scale.x);
+                sts<uint16_t>(scales + 4 * place + 2, (uint16_t)scale.y);
+            }
+        }
+        __syncthreads();
+        put.halves(base, 2 * kind, 0, far);
+        if (s.near) put.halves(pruned_scales, 2 * kind, far, pruned);
+        if (kind == 0) {
+            int at = base + sizes.far_keys;
+            pad<S>(record, at, put.keys(at, 0, key_base, 0, 0, far) - at);
+            pad<S>(record, refine, put.keys(refine, key_base, key_refine, 0, 0, sizes.fine_keys) - refine);
+            if (s.near) {
+                pad<S>(record, near, put.keys(near, key_base, key_refine, 0, sizes.fine_keys, far) - near);
+                at = near + sizes.pruned_keys;
+                const int fine = put.keys(at, 0, key_base, far, 0, pruned);
+                pad<S>(record, at, put.keys(fine, key_base, key_refine, far, 0, pruned) - at);
+            }
+        } else {
+            put.values(base + sizes.far_values, 0, value_base, 0, 0, far);
+            put.values(refine + sizes.fine_values_at, value_base, value_refine, 0, 0, sizes.fine_values);
+            if (s.near) {
+                put.values(near + sizes.low_values, value_base, value_refine, 0, sizes.fine_values, far);
+                const int fine = put.values(near + sizes.pruned_values, 0, value_base, far, 0, pruned);
+                put.values(fine, value_base, value_refine, far, 0, pruned);
+            }
+            pad<S>(record, base, kScaleBytes * far);
+            if (s.near) pad<S>(record, pruned_scales, kScaleBytes * pruned);
+        }
+        __syncthreads();
+    }
+}
+
+}  // namespace leankv::cuda
+
+#ifdef LEANKV_KERNEL
+using S = leankv::cuda::CommitShape<LEANKV_SHAPE>;
+LEANKV_KERNEL(plan_commit, CommitArgs, S::threads, 1, 4 * (S::warps + 1))
+LEANKV_KERNEL(pack_pages, CommitArgs, S::threads, 1, S::shared_bytes)
+#endif

@@ -1,0 +1,65 @@
+"""Freeing and cutting the records of pages, and counting their blocks: how the kernels are called."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from leankv_kernels.cuda.commit import ShapeArgs, shape_args
+from leankv_kernels.cuda.unit import Launcher, Unit
+from leankv_kernels.store import RecordStore
+
+THREADS = 512
+
+
+class ShrinkArgs(ctypes.Structure):
+    """``ShrinkArgs`` in csrc/shrink.cuh."""
+
+    _fields_ = (
+        ("shape", ShapeArgs),
+        *((name, ctypes.c_void_p) for name in ("blocks", "page_table", "ring", "ring_head", "ring_free", "usage")),
+        *((name, ctypes.c_void_p) for name in ("pages", "level", "counts")),
+        *((name, ctypes.c_longlong) for name in ("num_blocks", "n", "layers", "table_stride")),
+    )
+
+
+def _launch(
+    launcher: Launcher,
+    kernel: str,
+    store: RecordStore,
+    pages: Tensor,
+    level: Tensor | None = None,
+    counts: Tensor | None = None,
+    blocks: int = 1,
+) -> None:
+    ring, table, pages = store.ring, store.page_table, pages.contiguous()
+    tensors = (store.blocks, table, ring.ids, ring.head, ring.free_blocks, store.usage_counts, pages)
+    args = ShrinkArgs(
+        shape_args(store.layout),
+        *(x.data_ptr() for x in tensors),
+        *(None if x is None else x.data_ptr() for x in (level, counts)),
+        *(store.num_blocks, len(pages), store.num_layers, table.stride(0)),
+    )
+    launcher.launch(Unit("shrink"), kernel, (blocks, 1, 1), args, pages.device)
+
+
+def free_pages(launcher: Launcher, store: RecordStore, pages: Tensor) -> None:
+    """See ``RecordStore.free``. One launch."""
+    if pages.numel():
+        _launch(launcher, "free_pages", store, pages)
+
+
+def cut_pages(launcher: Launcher, store: RecordStore, pages: Tensor, level: Tensor) -> None:
+    """See ``RecordStore.cut``. One launch."""
+    if pages.numel():
+        _launch(launcher, "cut_pages", store, pages, level.to(torch.int64).contiguous())
+
+
+def count_blocks(launcher: Launcher, store: RecordStore, pages: Tensor) -> Tensor:
+    """See ``RecordStore.level_blocks``. One launch."""
+    counts = torch.empty(len(pages), 3, dtype=torch.int32, device=pages.device)
+    if pages.numel():
+        _launch(launcher, "count_blocks", store, pages, counts=counts, blocks=-(-len(pages) // THREADS))
+    return counts
