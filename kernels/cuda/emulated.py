@@ -17,7 +17,7 @@ import torch
 
 from leankv_kernels.cuda.unit import INCLUDES, Unit, cache_folder, check_arguments
 
-_FLAGS = ("-std=c++20", "-O2", "-g", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-unknown-pragmas")
+_FLAGS = ("-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-unknown-pragmas")
 _REPORT_BYTES = 4096
 
 

@@ -56,7 +56,7 @@ def _find(name: str) -> Backend:
 @contextmanager
 def backend_named(name: str) -> Iterator[Backend]:
     """A backend on the device it is made for, the cpu kernels at one instruction set; skips what cannot run here."""
-    name, _, isa = name.partition("-")
+    name, _, isa = name.partition("-") if name.startswith("cpu-") else (name, "", "")
     backend = _find(name)
     if not isa:
         yield backend
