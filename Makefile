@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RIVALS := .rivals
 SANITIZE := .sanitize
+NVCC := .nvcc
 PY := $(VENV)/bin/python
 ARGS ?=
 # Two processes share the tests: what shares a server or a calibration stays in one (tests/conftest.py).
@@ -14,7 +15,7 @@ export GOMP_SPINCOUNT ?= 0
 CPU_SOURCES := kernels/cpu/CMakeLists.txt kernels/layout/record_format.h $(wildcard kernels/cpu/csrc/*)
 CUDA_SOURCES := $(wildcard kernels/cuda/csrc/*.cuh kernels/cuda/csrc/emulator/*)
 
-.PHONY: setup model serve test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads rivals bench-rivals clean
+.PHONY: setup model serve test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads rivals bench-rivals kernels-cuda check-kernels-cuda clean
 
 setup: $(VENV)/.installed model
 
@@ -60,6 +61,17 @@ sanitize: setup
 bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads: setup
 	$(PY) -m $(subst -,_,$(subst bench-,bench.,$@)) $(ARGS)
 
+# The CUDA kernels, compiled without a GPU: cubins for every supported one into kernels/cuda/cubins, or a check that no
+# kernel spills registers. The compiler comes from the package index.
+$(NVCC)/.installed: kernels/cuda/nvcc.lock
+	test -x $(NVCC)/bin/python || $(PYTHON) -m venv $(NVCC)
+	$(NVCC)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
+
+kernels-cuda check-kernels-cuda: setup $(NVCC)/.installed
+	LEANKV_NVCC=$$(echo $(NVCC)/lib/python3*/site-packages/nvidia/cu13/bin/nvcc) \
+	  $(PY) -m leankv_kernels.cuda.build $(if $(filter check-%,$@),--check) $(ARGS)
+
 # Other systems' compressed caches, in an environment of their own.
 rivals: $(RIVALS)/.installed model
 
@@ -72,4 +84,4 @@ bench-rivals: rivals
 	$(RIVALS)/bin/python -m bench.quality.rivals $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(RIVALS) $(SANITIZE) .mypy_cache .import_linter_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(RIVALS) $(SANITIZE) $(NVCC) kernels/cuda/cubins .mypy_cache .import_linter_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

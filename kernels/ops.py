@@ -117,6 +117,16 @@ def _triton(device: torch.device) -> Ops:
     return Ops("triton", triton.attend_open, triton.attend_committed, triton.merge_states, triton.commit_pages)
 
 
+def _cuda(device: torch.device) -> Ops:
+    if device.type != "cuda" or torch.version.hip is not None or not torch.cuda.is_available():
+        raise ValueError(f"the cuda kernels need an NVIDIA GPU, which {device} is not here: choose another backend")
+    from leankv_kernels.cuda import make_ops
+    from leankv_kernels.cuda.driver import driver_of
+
+    driver = driver_of(device)
+    return make_ops(driver, "cuda", f"sm_{driver.capability}" if driver.capability else "ptx")
+
+
 def _cuda_emulated(device: torch.device) -> Ops:
     if device.type != "cpu":
         raise ValueError(f"the emulated cuda kernels work in main memory, not on {device}: choose another backend")
@@ -130,9 +140,21 @@ _BACKENDS: dict[str, Callable[[torch.device], Ops]] = {
     "reference": _reference,
     "cpu": _cpu,
     "triton": _triton,
+    "cuda": _cuda,
     "cuda-emulated": _cuda_emulated,
 }
-_BEST: dict[str, str] = {"cpu": "cpu", "cuda": "triton"}
+
+
+def _best(device: torch.device) -> str:
+    """The cuda kernels where a GPU and its driver can run them, shipped or compiled; triton on other GPUs."""
+    if device.type != "cuda":
+        return "cpu" if device.type == "cpu" else "reference"
+    if torch.version.hip is None and torch.cuda.is_available():
+        from leankv_kernels.cuda.driver import can_run
+
+        if can_run(device):
+            return "cuda"
+    return "triton"
 
 
 def available_backends() -> list[str]:
@@ -155,7 +177,7 @@ def get_ops(device: torch.device | str, name: str | None = None) -> Ops:
         name = os.environ.get(BACKEND_ENV) or "auto"
     device = torch.device(device)
     if name == "auto":
-        name = _BEST.get(device.type, "reference")
+        name = _best(device)
     if name not in _BACKENDS:
         raise ValueError(f"kernel backend {name!r} does not exist: choose one of auto, {', '.join(_BACKENDS)}")
     return _BACKENDS[name](device)

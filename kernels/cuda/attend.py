@@ -56,15 +56,24 @@ def attend_shape(layout: RecordLayout, group: int, max_queries: int = 1) -> Atte
         reason = f"pages of {_or(PAGES)} tokens, not {shape.page_size}"
     elif shape.head_dim not in HEAD_DIMS:
         reason = f"a head_dim of {_or(HEAD_DIMS)}, not {shape.head_dim}"
-    elif not 1 <= group <= MAX_ROWS:
-        reason = f"1 to {MAX_ROWS} query heads per KV head, not {group}"
+    elif not 1 <= group // group_parts(shape.head_dim, group) <= MAX_ROWS:
+        reason = f"up to {MAX_ROWS} query heads per KV head, or a number with a divisor up to that, not {group}"
     elif any(bits % KEY_PLANE for bits in keys) or any(bits % VALUE_PLANE for bits in values):
         reason = f"planes of {KEY_PLANE} bits for keys and {VALUE_PLANE} for values"
     if reason:
         raise ValueError(f"the cuda kernels take {reason}: use the triton backend")
     planes = keys[0] // KEY_PLANE, values[0] // VALUE_PLANE, keys[1] // KEY_PLANE, values[1] // VALUE_PLANE
+    group //= group_parts(shape.head_dim, group)
     queries = max(1, MAX_REGISTER_ROWS[shape.head_dim] // group) if max_queries > 1 else 1
     return AttendShape(shape.head_dim, group, queries, shape.page_size, *planes, shape.block_shift, bool(shape.near))
+
+
+def group_parts(head_dim: int, group: int) -> int:
+    """In how many parts of at least two heads a query group is divided, so that their states stay in registers; 1
+    where no number does it.
+    """
+    most = MAX_REGISTER_ROWS[head_dim]
+    return next((n for n in range(1, group // 2 + 1) if group % n == 0 and group // n <= most), 1)
 
 
 def _or(numbers: tuple[int, ...]) -> str:
@@ -77,8 +86,9 @@ class AttendArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "blocks", "page_table", "pages", "tiles", "token_tile")),
         *((name, ctypes.c_void_p) for name in ("out", "lse", "part", "state", "arrivals")),
-        *((name, ctypes.c_int) for name in ("q_dtype", "splits", "heads", "list_word", "head_word", "centre_start")),
-        *((name, ctypes.c_int) for name in ("near_pages", "mid_keys_fine", "mid_values_fine", "rotation_block")),
+        *((name, ctypes.c_int) for name in ("q_dtype", "splits", "heads", "parts", "list_word", "head_word")),
+        *((name, ctypes.c_int) for name in ("centre_start", "near_pages", "mid_keys_fine", "mid_values_fine")),
+        ("rotation_block", ctypes.c_int),
         *((name, ctypes.c_float) for name in ("factor", "back", "key_centre_high", "key_centre_low")),
         *((name, ctypes.c_float) for name in ("value_centre_high", "value_centre_low")),
     )
@@ -99,22 +109,23 @@ def attend_committed(
         raise ValueError(f"the cuda kernels take float32, bfloat16 and float16, not {q.dtype}: use another backend")
     shape, (tokens, query_heads, dim) = store.layout.shape, q.shape
     kernel = attend_shape(store.layout, query_heads // shape.heads, plan.max_queries)
+    heads = query_heads // kernel.group
     out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     splits = max(1, -(-max(plan.page_index, default=0) * shape.page_size // SPLIT_TOKENS))
     rows = tokens * query_heads * splits if splits > 1 else 0
     part = torch.empty(rows, dim, dtype=torch.float32, device=q.device)
     state = torch.empty(rows, 2, dtype=torch.float32, device=q.device)
-    arrivals = Scratch.of(q.device).zeros(tokens * shape.heads if rows else 0)
+    arrivals = Scratch.of(q.device).zeros(tokens * heads if rows else 0)
     block = rotation_block(dim) if rotation != "none" else 1
     q = q.contiguous()
     tensors = (q, store.blocks, store.page_table[layer], plan.pages, plan.tiles, plan.token_tile)
     args = AttendArgs(
         *(x.data_ptr() for x in (*tensors, out, lse, part, state, arrivals)),
-        *(DTYPES[q.dtype], splits, shape.heads, shape.list_word, shape.head_word, shape.centre_start),
-        *(plan.near_pages, int(shape.mid_keys_fine), int(shape.mid_values_fine), block),
+        *(DTYPES[q.dtype], splits, heads, heads // shape.heads, shape.list_word, shape.head_word),
+        *(shape.centre_start, plan.near_pages, int(shape.mid_keys_fine), int(shape.mid_values_fine), block),
         *(scale * math.log2(math.e) / math.sqrt(block), 1 / math.sqrt(block)),
         *(shape.key_centre_high, shape.key_centre_low, shape.value_centre_high, shape.value_centre_low),
     )
-    launcher.launch(Unit("attend", kernel), "attend_committed", (splits, shape.heads, tokens), args, q.device)
+    launcher.launch(Unit("attend", kernel), "attend_committed", (splits, heads, tokens), args, q.device)
     return out, lse

@@ -57,7 +57,7 @@ KERNELS = [
     pytest.param(Kernel("k4v2", 128, 8, near=False, queries=3), marks=pytest.mark.slow),
     pytest.param(Kernel("k8v4,k4v2", 80, 1, page_size=64, queries=20), marks=pytest.mark.slow),
     pytest.param(Kernel("k8v8,k8v4,k4v4", 64, 2, 1, page_size=256), marks=pytest.mark.slow),
-    pytest.param(Kernel("k8v4", 256, 2, 1, near=False), marks=pytest.mark.slow),
+    pytest.param(Kernel("k8v4", 256, 8, 1, near=False), marks=pytest.mark.slow),
 ]
 
 

@@ -67,12 +67,13 @@ struct Queue {
     }
 };
 
-// Grid: splits, KV heads, queries. A block behind its tile's pages leaves at once, and so does one whose query another
-// block takes along.
+// Grid: splits, KV heads, queries. Where a KV head has more query heads than a block takes rows, its group is divided
+// in so many parts, which are heads of their own but for the records. A block behind its tile's pages leaves at once,
+// and so does one whose query another block takes along.
 template <class S>
 __device__ __forceinline__ void attend_committed(const AttendArgs& a) {
     constexpr int N = S::row_tiles;
-    const int split = blockIdx.x, head = blockIdx.y;
+    const int split = blockIdx.x, head = blockIdx.y / a.parts;
     const long long* tile = a.tiles + 5 * ldg(a.token_tile + blockIdx.z);
     const int rank = S::queries == 1 ? 0 : (int)(blockIdx.z - ldg(tile)), left = (int)ldg(tile + 2) - rank;
     if (S::queries > 1 && rank % S::queries) return;
@@ -80,7 +81,7 @@ __device__ __forceinline__ void attend_committed(const AttendArgs& a) {
     const int before = (int)ldg(tile + 3), begin = split * S::split_pages;
     const int end = begin + S::split_pages < before ? begin + S::split_pages : before;
     const int queries = S::queries == 1 || left > S::queries ? S::queries : left;
-    const BlockRows<S> rows{blockIdx.z, a.heads, head, queries * S::group};
+    const BlockRows<S> rows{blockIdx.z, a.heads, (int)blockIdx.y, queries * S::group};
 
     char* shared = shared_memory();
     char *mine = shared + warp * S::warp_bytes, *common = shared + S::warps * S::warp_bytes;

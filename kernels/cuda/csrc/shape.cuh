@@ -93,7 +93,8 @@ struct AttendArgs {
     float* state;                 // [T, heads * group, splits, 2]: the largest score, base 2, and the sum
     int* arrivals;                // [T, heads], zero before and after
     int q_dtype;                  // 0: float32, 1: bfloat16, 2: float16
-    int splits, heads, list_word, head_word, centre_start, near_pages, mid_keys_fine, mid_values_fine, rotation_block;
+    int splits, heads, parts, list_word, head_word, centre_start, near_pages, mid_keys_fine, mid_values_fine,
+        rotation_block;
     float factor, back;  // scale * log2(e) / sqrt(rotation block); 1 / sqrt(rotation block)
     float key_centre_high, key_centre_low, value_centre_high, value_centre_low;
 };

@@ -1,0 +1,94 @@
+"""Units to cubins by nvcc, which needs no GPU: at build time for shipped shapes, at first use for others."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from leankv_kernels.cuda.unit import INCLUDES, Unit
+
+CAPABILITIES = ("80", "86", "89", "90a", "100a", "120a")
+"""Compute capabilities that cubins are shipped for; others get the PTX of the first."""
+SHARED_BYTES = {"80": 166912, "86": 101376, "89": 101376, "90a": 232448, "100a": 232448, "120a": 101376}
+"""The most dynamic shared memory that a block may have there."""
+NVCC_ENV = "LEANKV_NVCC"
+_FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the assembler says of one kernel of a unit."""
+
+    kernel: str
+    registers: int
+    spill_bytes: int
+    stack_bytes: int
+
+
+class CompileError(ValueError):
+    """There is no compiler, or it refused a unit; the sentence says what to do."""
+
+
+@cache
+def find_nvcc() -> str | None:
+    """nvcc: what ``LEANKV_NVCC`` names, of PyPI's package nvidia-cuda-nvcc, of CUDA_HOME, or on the path."""
+    if named := os.environ.get(NVCC_ENV):
+        return named
+    package = importlib.util.find_spec("nvidia")
+    homes = [Path(folder) / "cu13" for folder in (package.submodule_search_locations or [] if package else [])]
+    homes += [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    found = next((str(home / "bin" / "nvcc") for home in homes if (home / "bin" / "nvcc").exists()), None)
+    return found or shutil.which("nvcc")
+
+
+def compile_unit(unit: Unit, capability: str, ptx: bool = False) -> tuple[bytes, list[Report]]:
+    """The cubin of a unit for a compute capability such as ``90a``, or its PTX; and what the assembler reports.
+
+    Raises:
+        CompileError: without nvcc, or where it fails.
+    """
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise CompileError(
+            f"the cuda kernels of {unit.name} are not shipped for compute capability {capability} and there is no nvcc "
+            f"to compile them: pip install nvidia-cuda-nvcc, set {NVCC_ENV} or CUDA_HOME, or use another backend"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder) / "source.cu", Path(folder) / "image"
+        source.write_text(unit.text("unit.cu"))
+        shared = f"-DLEANKV_SHARED_BYTES={SHARED_BYTES[capability]}"
+        target = [f"-arch=compute_{capability}", "-ptx"] if ptx else [f"-arch=sm_{capability}", "-cubin"]
+        command = [nvcc, *_FLAGS, *INCLUDES, shared, *target, str(source), "-o", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = [line for line in (done.stderr + done.stdout).splitlines() if "error" in line or "fatal" in line]
+            raise CompileError(
+                f"nvcc ({nvcc}) does not compile the cuda kernels of {unit.name}: {(lines or ['no message'])[0]}"
+            )
+        return out.read_bytes(), parse_reports(done.stderr + done.stdout)
+
+
+def parse_reports(text: str) -> list[Report]:
+    """From what ``ptxas -v`` prints."""
+    found = []
+    for part in re.split(r"Function properties for ", text)[1:]:
+        name = part.split()[0]
+        stack = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        used = re.search(r"Used (\d+) registers", part)
+        if stack and used:
+            found.append(Report(name, int(used[1]), max(int(stack[2]), int(stack[3])), int(stack[1])))
+    return found
+
+
+def capability_of(major: int, minor: int) -> str | None:
+    """The shipped compute capability whose cubins a GPU runs; None for those that take the PTX."""
+    if major == 8:
+        return "89" if minor >= 9 else "86" if minor >= 6 else "80"
+    return {9: "90a", 10: "100a", 12: "120a"}.get(major)

@@ -1,0 +1,130 @@
+"""Launches on a GPU by the driver API: cubins shipped, or compiled at first use; no link to torch or cudart."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from leankv_kernels.cuda.compiler import CAPABILITIES, capability_of, compile_unit, find_nvcc
+from leankv_kernels.cuda.unit import Unit, cache_folder, check_arguments, digest
+
+SHIPPED = Path(__file__).with_name("cubins")
+"""Where ``make kernels-cuda`` puts cubins: a folder for the sources' digest, in it one for every capability."""
+_MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise ValueError(
+            f"the cuda kernels need NVIDIA's driver ({error}): install it, or use --leankv-kernels triton"
+        ) from error
+
+
+def _call(name: str, *args: object) -> None:
+    code = getattr(_library(), name)(*args)
+    if code:
+        text = ctypes.c_char_p()
+        _library().cuGetErrorString(code, ctypes.byref(text))
+        raise RuntimeError(f"{name} failed: {(text.value or b'unknown error').decode()}")
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    function: ctypes.c_void_p
+    threads: int
+    shared_bytes: int
+    argument_bytes: int
+
+
+def image_of(unit: Unit, capability: str | None) -> bytes:
+    """A unit's cubin, or for a GPU of another compute capability its PTX: shipped, of the cache, or compiled now.
+
+    Raises:
+        CompileError: where it has to be compiled and cannot be.
+    """
+    folder, suffix = (capability, "cubin") if capability else (CAPABILITIES[0], "ptx")
+    name = f"{unit.name}.{suffix}"
+    cached = cache_folder("cuda") / folder / name
+    for file in (SHIPPED / digest() / folder / name, cached):
+        if file.exists():
+            return file.read_bytes()
+    image, _ = compile_unit(unit, folder, ptx=capability is None)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as out:
+        out.write(image)
+    os.replace(out.name, cached)
+    return image
+
+
+class Driver:
+    """A launcher on one GPU.
+
+    Args:
+        device: of compute capability 8.0 or higher.
+
+    Raises:
+        ValueError: without a driver, or for a GPU that the kernels cannot run on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            raise ValueError(
+                f"the cuda kernels need a GPU of compute capability 8.0 or higher, not {major}.{minor}: "
+                "use --leankv-kernels triton"
+            )
+        self.capability = capability_of(major, minor)
+        self._index = torch.cuda.current_device() if device.index is None else device.index
+        self._kernels: dict[tuple[Unit, str], _Kernel] = {}
+        _library()
+
+    def launch(
+        self, unit: Unit, kernel: str, grid: Sequence[int], args: ctypes.Structure, device: torch.device
+    ) -> None:
+        """See :class:`Launcher`. A unit's first launch loads it, which CUDA graphs cannot capture: warm up before."""
+        if 0 in grid:
+            return
+        found = self._kernels.get((unit, kernel)) or self._load(unit, kernel)
+        check_arguments(kernel, args, found.argument_bytes)
+        stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
+        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(args))
+        block = (found.threads, 1, 1)
+        _call("cuLaunchKernel", found.function, *grid, *block, found.shared_bytes, stream, parameters, None)
+
+    def _load(self, unit: Unit, kernel: str) -> _Kernel:
+        with torch.cuda.device(self._index):
+            torch.cuda.current_stream().synchronize()  # makes torch's context the current one
+            module, function, place = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+            _call("cuModuleLoadData", ctypes.byref(module), image_of(unit, self.capability))
+            _call("cuModuleGetFunction", ctypes.byref(function), module, kernel.encode())
+            size, facts = ctypes.c_size_t(), (ctypes.c_int * 3)()
+            name = f"{kernel}_facts".encode()
+            _call("cuModuleGetGlobal_v2", ctypes.byref(place), ctypes.byref(size), module, name)
+            _call("cuMemcpyDtoH_v2", facts, place, ctypes.sizeof(facts))
+            _call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED, facts[1])
+        found = _Kernel(function, *facts)
+        self._kernels[unit, kernel] = found
+        return found
+
+
+def can_run(device: torch.device) -> bool:
+    """Whether a GPU can run the kernels and there are cubins or a compiler to make them."""
+    return torch.cuda.get_device_capability(device)[0] >= 8 and (
+        (SHIPPED / digest()).is_dir() or find_nvcc() is not None
+    )
+
+
+@cache
+def driver_of(device: torch.device) -> Driver:
+    """The launcher of a device."""
+    return Driver(device)
