@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 from leankv_kernels.plan import Plan
 from leankv_kernels.raw import RawPages
 from leankv_kernels.store import RecordStore
+
+if TYPE_CHECKING:
+    from leankv_kernels.cuda import Launcher
 
 BACKEND_ENV = "LEANKV_KERNELS"
 
@@ -120,20 +124,33 @@ def _triton(device: torch.device) -> Ops:
 def _cuda(device: torch.device) -> Ops:
     if device.type != "cuda" or torch.version.hip is not None or not torch.cuda.is_available():
         raise ValueError(f"the cuda kernels need an NVIDIA GPU, which {device} is not here: choose another backend")
-    from leankv_kernels.cuda import make_ops
     from leankv_kernels.cuda.driver import driver_of
 
     driver = driver_of(device)
-    return make_ops(driver, "cuda", f"sm_{driver.capability}" if driver.capability else "ptx")
+    return _launched_by(driver, "cuda", f"sm_{driver.capability}" if driver.capability else "ptx")
 
 
 def _cuda_emulated(device: torch.device) -> Ops:
     if device.type != "cpu":
         raise ValueError(f"the emulated cuda kernels work in main memory, not on {device}: choose another backend")
-    from leankv_kernels.cuda import make_ops
     from leankv_kernels.cuda.emulated import EMULATOR
 
-    return make_ops(EMULATOR, "cuda-emulated")
+    return _launched_by(EMULATOR, "cuda-emulated")
+
+
+def _launched_by(launcher: Launcher, name: str, variant: str = "") -> Ops:
+    from leankv_kernels import cuda
+
+    ops = (
+        cuda.attend_open,
+        cuda.attend_committed,
+        cuda.merge_states,
+        cuda.commit_pages,
+        cuda.free_pages,
+        cuda.cut_pages,
+        cuda.count_blocks,
+    )
+    return Ops(name, *(partial(op, launcher) for op in ops), variant)  # type: ignore[arg-type]
 
 
 _BACKENDS: dict[str, Callable[[torch.device], Ops]] = {

@@ -7,26 +7,19 @@ threads as fibers and a check for races, so that they are tested without a GPU.
 
 from __future__ import annotations
 
-from functools import partial
-
 from leankv_kernels.cuda.attend import attend_committed
 from leankv_kernels.cuda.commit import commit_pages
 from leankv_kernels.cuda.open import attend_open, merge_states
 from leankv_kernels.cuda.shrink import count_blocks, cut_pages, free_pages
 from leankv_kernels.cuda.unit import Launcher
-from leankv_kernels.ops import Ops
 
-
-def make_ops(launcher: Launcher, name: str, variant: str = "") -> Ops:
-    """The ops as a launcher runs them."""
-    return Ops(
-        name,
-        partial(attend_open, launcher),
-        partial(attend_committed, launcher),
-        partial(merge_states, launcher),
-        partial(commit_pages, launcher),
-        partial(free_pages, launcher),
-        partial(cut_pages, launcher),
-        partial(count_blocks, launcher),
-        variant=variant,
-    )
+__all__ = [
+    "Launcher",
+    "attend_committed",
+    "attend_open",
+    "commit_pages",
+    "count_blocks",
+    "cut_pages",
+    "free_pages",
+    "merge_states",
+]

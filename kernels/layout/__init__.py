@@ -18,9 +18,9 @@ t % (P/4), bits 2 * (t // (P/4))) | from a multiple of 64 on, per KV head the ce
 Every code is the top ``b`` bits of one 8-bit master code over the token's [min, max], read at the centre of its bin,
 so a low token is a high token with its tail cut off and one scale and zero serve every tier. Keys are coded less the
 centre of their page, so that what all have in common costs no precision. Codes are stored as
-planes, top bits first: keys in planes of 4 bits, values in planes of 2 bits. A far token has the planes of a low code
-in the base, and those of the bits it is longer by in its refinement; a pruned token has all of them in one run, in
-that order. Inside a
+planes, top bits first, as wide as :func:`key_planes` and :func:`value_planes` say: 4 bits for keys, 2 for values. A far
+token has the planes of a low code in the base, and those of the bits it is longer by in its refinement; a pruned token
+has all of them in one run, in that order. Inside a
 section each KV head owns one run per kind of data; runs start at multiples of 16 bytes. Far tokens come high first,
 then mid, then low, each in order of position; the tier map gives true positions back. A mid token has the keys of one
 of its neighbours and the values of the other, so refined keys, and refined values, are the first so many far tokens'.
@@ -30,7 +30,8 @@ Planes are laid out for dot products over whole registers, without a transpose (
 - scales: four arrays of fp16, key scale, key zero, value scale, value zero of all tokens of the run.
 - key plane: tokens in groups of 16. Eight neighbouring channels of a token are one 32-bit word, first channel lowest;
   a group stores word 0 of its tokens side by side, then word 1 of all, ... A group cut short stores what it has.
-- value plane: tokens in quads. One byte per channel holds the 2-bit codes of a quad, first token lowest.
+- value plane: tokens in quads. One byte per channel holds the 2-bit codes of a quad, first token lowest. (Planes of
+  another width: words of 8 channels, and as many tokens a byte as have room.)
 """
 
 from leankv_kernels.layout.format import (

@@ -230,6 +230,7 @@ def attend_committed(
     graph from memory of its own.
     """
     layout, (tokens, query_heads, dim) = store.layout, q.shape
+    planes.check_planes(layout)
     out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     rows, heads = tokens * query_heads, layout.num_kv_heads

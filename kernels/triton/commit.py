@@ -153,6 +153,7 @@ def commit_pages(
 ) -> None:
     """See ``reference.commit.commit_pages``; the same bytes."""
     layout, (n, page, heads, dim) = store.layout, key.shape
+    planes.check_planes(layout)
     if not n:
         return
     shape, log = layout.shape, rotation_log(dim, rotation)

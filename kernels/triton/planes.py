@@ -14,12 +14,23 @@ import triton
 import triton.language as tl
 
 from leankv_kernels import layout as L
+from leankv_kernels.layout import RecordLayout, key_planes, value_planes
 from leankv_kernels.layout.format import KEY_PLANE, VALUE_PLANE
 
 QUAD = tl.constexpr(L.VALUE_QUAD)
 _GROUP = tl.constexpr(L.KEY_GROUP)
 _KEY_PLANE, _VALUE_PLANE = tl.constexpr(KEY_PLANE), tl.constexpr(VALUE_PLANE)
 _ONE = tl.constexpr(0x3C003C00)  # two fp16 ones
+
+
+def check_planes(layout: RecordLayout) -> None:
+    """Raise :class:`ValueError` for tiers whose planes nothing here is written for."""
+    shape = layout.shape
+    keys, values = (shape.key_base_bits, shape.key_refine_bits), (shape.value_base_bits, shape.value_refine_bits)
+    if any(set(key_planes(bits)) - {KEY_PLANE} for bits in keys) or any(
+        set(value_planes(bits)) - {VALUE_PLANE} for bits in values
+    ):
+        raise ValueError(f"the triton kernels are not written for planes of tiers {layout.high.name},{layout.low.name}")
 
 
 # Where planes and what is in them lie, in 32-bit words

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from bench.common.server import serve
+from leankv_kernels import TIERS
 
 
 def _launch(*flags: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -19,7 +20,7 @@ def _launch(*flags: str, **env: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--leankv-tiers", "k2v2"), "--leankv-tiers takes k8v8, k8v4, k4v4, k4v2, not 'k2v2'."),
+        (("--leankv-tiers", "k2v2"), f"--leankv-tiers takes {', '.join(TIERS)}, not 'k2v2'."),
         (("--page-size", "1"), "LeanKV cannot start: --page-size must be 64, 128 or 256."),
         (("--leankv-profile", "nowhere.json"), "--leankv-profile nowhere.json: cannot be read"),
     ],

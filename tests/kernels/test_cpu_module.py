@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from leankv_kernels.cpu.extension import _cpu
+from tests.kernels.kernelutil import small_layout
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +39,14 @@ def test_torch_and_the_kernels_share_one_openmp_runtime() -> None:
     if not maps.exists():
         pytest.skip("this system does not tell what is loaded")
     assert len({line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line}) == 1
+
+
+@pytest.mark.parametrize("changes", [{"key_base_bits": 6}, {"value_base_bits": 3}, {"value_refine_bits": 1}], ids=str)
+def test_planes_that_nothing_is_written_for_are_refused(changes: dict[str, int]) -> None:
+    shape = asdict(small_layout().shape)
+    _cpu.RecordShape(**shape)
+    with pytest.raises(ValueError, match="not written for planes of these tiers"):
+        _cpu.RecordShape(**(shape | changes))
 
 
 def merge(**changes: Tensor) -> None:

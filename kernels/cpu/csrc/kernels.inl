@@ -10,6 +10,8 @@
 
 #include "gemm.inl"
 
+#include "lanes.inl"
+
 #include "planes.inl"
 
 #include "record.inl"

@@ -72,7 +72,7 @@ LEANKV_INLINE Sizes sizes_of(const RecordShape& shape, const Counts& counts) {
     s.low = s.low_keys + values(value_refine, fine_values, far);
     s.pruned_scales = scales(pruned);
     s.pruned_keys = keys(key_base + key_refine, pruned);
-    s.near = s.low + s.pruned_scales + s.pruned_keys + values(value_base + value_refine, 0, pruned);
+    s.near = s.low + s.pruned_scales + s.pruned_keys + values(value_base, 0, pruned) + values(value_refine, 0, pruned);
     return s;
 }
 

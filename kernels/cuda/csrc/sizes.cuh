@@ -47,7 +47,7 @@ struct HeadSizes {
         pruned_scales = low_values + values(value_refine, fine_values, far);
         pruned_keys = pruned_scales + aligned(kScaleBytes * pruned);
         pruned_values = pruned_keys + keys(key_base + key_refine, pruned);
-        near = s.near ? pruned_values + values(value_base + value_refine, 0, pruned) : 0;
+        near = s.near ? pruned_values + values(value_base, 0, pruned) + values(value_refine, 0, pruned) : 0;
     }
 };
 
