@@ -141,16 +141,17 @@ def _cuda_emulated(device: torch.device) -> Ops:
 def _launched_by(launcher: Launcher, name: str, variant: str = "") -> Ops:
     from leankv_kernels import cuda
 
-    ops = (
-        cuda.attend_open,
-        cuda.attend_committed,
-        cuda.merge_states,
-        cuda.commit_pages,
-        cuda.free_pages,
-        cuda.cut_pages,
-        cuda.count_blocks,
+    return Ops(
+        name,
+        partial(cuda.attend_open, launcher),
+        partial(cuda.attend_committed, launcher),
+        partial(cuda.merge_states, launcher),
+        partial(cuda.commit_pages, launcher),
+        partial(cuda.free_pages, launcher),
+        partial(cuda.cut_pages, launcher),
+        partial(cuda.count_blocks, launcher),
+        variant,
     )
-    return Ops(name, *(partial(op, launcher) for op in ops), variant)  # type: ignore[arg-type]
 
 
 _BACKENDS: dict[str, Callable[[torch.device], Ops]] = {
