@@ -11,8 +11,17 @@ from torch import Tensor
 from leankv_kernels import Ops, Plan, RecordLayout, RecordStore, build_plan
 from leankv_kernels import layout as L
 from leankv_kernels.reference.record import cut, read_header
+from tests.kernels.draws import (
+    INTERPRETED,
+    PAIRS,
+    calm_rows,
+    commit,
+    generator,
+    mids,
+    small_layout,
+    wild_rows,
+)
 from tests.kernels.driver import Driver, Method, Request, Tokens
-from tests.kernels.kernelutil import INTERPRETED, PAIRS, calm_rows, commit, generator, mids, small_layout, wild_rows
 
 MODEL_DTYPES = (torch.bfloat16, torch.bfloat16, torch.float16, torch.float32)
 INF = float("inf")
@@ -106,14 +115,14 @@ def store_with(
 ) -> RecordStore:
     """Pages 1, 2, ... committed with these tiers and cut to a level, all of them or only one."""
     layout = case.method.layout
-    page = commit(layout, tiers, 1, calm_rows if calm else wild_rows)
+    page = commit(layout, tiers, 1, calm_rows if calm else wild_rows, case.device)
     records = page.records.clone()
     some = slice(None) if only is None else slice(only, only + 1)
     records[some] = cut(records[some], layout, level)
     store = RecordStore(layout, 1, len(tiers), case.device)
     lengths = read_header(records, layout).nbytes.long()
     pages = torch.arange(1, len(tiers) + 1, device=case.device)
-    store.write(0, pages, records.to(case.device), lengths.to(case.device))
+    store.write(0, pages, records, lengths)
     return store
 
 

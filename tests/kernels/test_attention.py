@@ -17,8 +17,9 @@ from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
 from leankv_kernels.reference.record import read_tiers
 from tests.kernels import dense
 from tests.kernels.cases import Case, plan_of, random_case, random_length, random_tiers, simple, store_with
+from tests.kernels.draws import commit, generator, small_layout
 from tests.kernels.driver import Driver, Method, Request, Tokens, without_place
-from tests.kernels.kernelutil import commit, dice, few, generator, raw_pages, small_layout
+from tests.kernels.kernelutil import dice, few, raw_pages
 
 MINUS_INF = float("-inf")
 

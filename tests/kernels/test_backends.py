@@ -17,20 +17,15 @@ from tests.kernels.cases import (
     plan_of,
     random_case,
     random_length,
-    random_splits,
     random_tiers,
     simple,
     store_with,
 )
-from tests.kernels.driver import Method, Tokens
-from tests.kernels.kernelutil import (
+from tests.kernels.draws import (
     HEAD_DIMS,
     INTERPRETED,
     PAIRS,
     TIER_MAPS,
-    Backend,
-    dice,
-    few,
     generator,
     pair_name,
     random_layout,
@@ -38,7 +33,9 @@ from tests.kernels.kernelutil import (
     small_layout,
     wild_rows,
 )
-from tests.kernels.witness import Witness, assert_same_store, check_state
+from tests.kernels.driver import Method, Tokens
+from tests.kernels.kernelutil import Backend, dice, few
+from tests.kernels.witness import Witness, assert_same_store, check_state, run_beside
 
 MINUS_INF = float("-inf")
 
@@ -51,20 +48,7 @@ def witness_of(fast: Backend, ops: Ops) -> Witness:
 
 
 def run_beside_the_specification(fast: Backend, ops: Ops, case: Case, rng: Random, lengths: list[int]) -> Witness:
-    """Requests that come and go in any order and chunking; every op of every step is compared."""
-    if INTERPRETED:
-        lengths = [min(lengths[0], case.page + 9)]
-    witness = witness_of(fast, ops)
-    driver = case.driver(witness.as_ops(), rng.choice((float("nan"), float("inf"), MINUS_INF, 6e4)))
-    driver.store.blocks[1:-1] = 255  # as halves NaN, as offsets far outside
-    rows = rng.sample(range(1, 8), len(lengths))
-    requests = [driver.admit(case.tokens(n, rng.getrandbits(32)), row) for n, row in zip(lengths, rows, strict=True)]
-    while running := [r for r in requests if r.done < len(r.tokens)]:
-        chosen = rng.sample(running, rng.randint(1, len(running)))
-        driver.step([(r, random_splits(rng, len(r.tokens) - r.done)[0]) for r in chosen])
-    for request in requests:
-        assert bool(request.output().isfinite().all())
-    return witness
+    return run_beside(fast.ops, ops, case, rng, lengths)
 
 
 @few(60)

@@ -15,18 +15,9 @@ from torch import Tensor
 
 from leankv_kernels import PRUNED, TIERS, Ops, Plan, RecordLayout, RecordStore, Tier, build_plan, cascade
 from tests.kernels.cases import Case, random_tiers, simple, store_with
+from tests.kernels.draws import HEAD_DIMS, INTERPRETED, PAIRS, TIER_MAPS, pair_name, small_layout
 from tests.kernels.driver import Method
-from tests.kernels.kernelutil import (
-    HEAD_DIMS,
-    INTERPRETED,
-    PAIRS,
-    TIER_MAPS,
-    Backend,
-    dice,
-    few,
-    pair_name,
-    small_layout,
-)
+from tests.kernels.kernelutil import Backend, dice, few
 from tests.kernels.trees import TreeBatch, decode_batch, random_batch, random_lists
 from tests.kernels.witness import Witness
 

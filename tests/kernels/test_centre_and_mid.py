@@ -15,8 +15,9 @@ from leankv_kernels.reference.codec import rotate
 from leankv_kernels.reference.record import View, decode
 from tests.kernels import dense
 from tests.kernels.cases import Case, plan_of, simple, store_with
+from tests.kernels.draws import INTERPRETED, PAIRS, generator, mids, pair_name, small_layout
 from tests.kernels.driver import Method
-from tests.kernels.kernelutil import INTERPRETED, PAIRS, Backend, generator, mids, pair_name, small_layout
+from tests.kernels.kernelutil import Backend
 from tests.kernels.test_backends import run_beside_the_specification
 from tests.kernels.witness import Witness
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from leankv_kernels.layout import bin_centre
 from leankv_kernels.reference.codec import pack, quantize, rotate, unpack
 from tests.kernels import dense
-from tests.kernels.kernelutil import HEAD_DIMS, few, generator
+from tests.kernels.draws import HEAD_DIMS, generator
+from tests.kernels.kernelutil import few
 
 FP16_MAX = 65504.0
 ROUNDING = 1e-11

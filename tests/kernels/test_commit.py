@@ -16,7 +16,8 @@ from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
 from leankv_kernels.reference.commit import NEVER, SINK_TOKENS, choose_tiers, mean_attention
 from leankv_kernels.reference.record import View, decode, read_tiers
 from tests.kernels import dense
-from tests.kernels.kernelutil import dice, few, generator, raw_pages, small_layout, wild_rows
+from tests.kernels.draws import generator, small_layout, wild_rows
+from tests.kernels.kernelutil import dice, few, raw_pages
 
 PAGE = 64
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from leankv_kernels.cpu.extension import _cpu
-from tests.kernels.kernelutil import small_layout
+from tests.kernels.draws import small_layout
 
 
 @pytest.fixture(autouse=True)

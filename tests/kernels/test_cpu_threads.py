@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from leankv_kernels import TIERS, Ops, Plan, RecordLayout, RecordStore, build_plan, get_ops
-from tests.kernels.kernelutil import generator, raw_pages
+from tests.kernels.draws import generator
+from tests.kernels.kernelutil import raw_pages
 
 PAGES, PAGE, HEADS, GROUP, DIM = 70, 64, 3, 3, 64
 

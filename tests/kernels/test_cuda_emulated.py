@@ -16,20 +16,18 @@ from leankv_kernels import layout as L
 from leankv_kernels.cuda.attend import attend_shape
 from leankv_kernels.cuda.emulated import EMULATOR
 from tests.kernels.cases import MODEL_DTYPES, Case, store_with
-from tests.kernels.driver import Method
-from tests.kernels.kernelutil import (
+from tests.kernels.draws import (
     PAIRS,
     TIER_MAPS,
-    Backend,
     calm_rows,
-    dice,
-    few,
     generator,
     mids,
     random_tier_maps,
     small_layout,
     wild_rows,
 )
+from tests.kernels.driver import Method
+from tests.kernels.kernelutil import Backend, dice, few
 from tests.kernels.test_backends import run_beside_the_specification
 from tests.kernels.witness import Witness
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from leankv_kernels.cpu.extension import _cpu
-from tests.kernels.kernelutil import dice, few, generator
+from tests.kernels.draws import generator
+from tests.kernels.kernelutil import dice, few
 
 SPLIT = 4096
 """Tokens that one thread reads on its own: kDenseSplit."""

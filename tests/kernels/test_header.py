@@ -8,7 +8,7 @@ import pytest
 
 from leankv_kernels.cpu.extension import _cpu
 from leankv_kernels.layout import RecordShape, header
-from tests.kernels.kernelutil import small_layout
+from tests.kernels.draws import small_layout
 
 
 def test_the_committed_header_is_the_one_that_is_written() -> None:

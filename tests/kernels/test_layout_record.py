@@ -14,21 +14,19 @@ from leankv_kernels import layout as L
 from leankv_kernels.layout import key_planes, value_planes
 from leankv_kernels.reference.record import View, cut, decode, encode, read_header, read_tiers
 from tests.kernels import dense
-from tests.kernels.kernelutil import (
+from tests.kernels.draws import (
     HEAD_DIMS,
     PAIRS,
     TIER_MAPS,
     Committed,
     commit,
-    dice,
-    every_sample,
-    few,
     formats,
     generator,
     pair_name,
     random_layout,
     small_layout,
 )
+from tests.kernels.kernelutil import dice, every_sample, few
 
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=pair_name)
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from torch import Tensor
 
 from leankv_kernels import Plan, build_plan
-from tests.kernels.kernelutil import dice, few, generator
+from tests.kernels.draws import generator
+from tests.kernels.kernelutil import dice, few
 
 PAGE_SIZES = (16, 64, 128)
 

@@ -14,7 +14,8 @@ from leankv_kernels import layout as L
 from leankv_kernels.layout import key_planes, value_planes
 from leankv_kernels.reference.record import decode
 from tests.kernels import dense, naive_record
-from tests.kernels.kernelutil import Committed, dice, every_sample, few, formats, random_layout, random_tier_maps
+from tests.kernels.draws import Committed, formats, random_layout, random_tier_maps
+from tests.kernels.kernelutil import dice, every_sample, few
 
 
 @every_sample

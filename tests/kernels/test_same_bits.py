@@ -12,8 +12,9 @@ from hypothesis import given
 from torch import Tensor
 
 from tests.kernels.cases import MODEL_DTYPES, Case, random_case, random_length, random_splits
+from tests.kernels.draws import INTERPRETED, small_layout
 from tests.kernels.driver import Driver, Method, Request, Tokens
-from tests.kernels.kernelutil import INTERPRETED, Backend, dice, few, small_layout
+from tests.kernels.kernelutil import Backend, dice, few
 
 
 @pytest.fixture(scope="module")

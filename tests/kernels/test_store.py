@@ -14,8 +14,18 @@ from leankv_kernels import HIGH, LOW, MID, PRUNED, TIERS, RecordLayout, RecordSt
 from leankv_kernels import layout as L
 from leankv_kernels.reference.record import cut, decode, read_header, read_tiers
 from leankv_kernels.store import Usage
+from tests.kernels.draws import (
+    PAIRS,
+    TIER_MAPS,
+    commit,
+    formats,
+    generator,
+    mids,
+    pair_name,
+    small_layout,
+)
 from tests.kernels.driver import without_place
-from tests.kernels.kernelutil import PAIRS, TIER_MAPS, commit, few, formats, generator, mids, pair_name, small_layout
+from tests.kernels.kernelutil import few
 
 TRIPLES = [
     ",".join((high.name, mid.name, low.name)) for high, low in PAIRS for mid in mids(high, low) if mid.name in TIERS

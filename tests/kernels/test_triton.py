@@ -15,8 +15,9 @@ from torch import Tensor
 
 from leankv_kernels import RecordStore, get_ops
 from tests.kernels.cases import Case, plan_of, simple, store_with
+from tests.kernels.draws import INTERPRETED, generator, small_layout
 from tests.kernels.driver import Method
-from tests.kernels.kernelutil import INTERPRETED, TRITON, Backend, backend_named, generator, raw_pages, small_layout
+from tests.kernels.kernelutil import TRITON, Backend, backend_named, raw_pages
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

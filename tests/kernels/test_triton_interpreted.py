@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.kernels.draws import INTERPRETED
 from tests.kernels.interpreted import InterpretedRun
-from tests.kernels.kernelutil import INTERPRETED
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is running them")

@@ -9,7 +9,7 @@ from torch import Tensor
 from leankv_kernels import HIGH, PRUNED, RecordLayout, RecordStore
 from leankv_kernels import layout as L
 from leankv_kernels.reference.record import read_header
-from tests.kernels.kernelutil import commit, generator, small_layout
+from tests.kernels.draws import commit, generator, small_layout
 
 LAYERS, PAGES, HEADS, PAGE = 3, 4, 2, 32
 LEVELS = (L.LEVEL_BASE, L.LEVEL_FAR, L.LEVEL_NEAR)

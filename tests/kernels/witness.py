@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from random import Random
 
 import torch
 from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, Ops, Plan, RawPages, RecordStore
 from leankv_kernels.reference.record import decode, read_tiers
+from tests.kernels.cases import Case, random_splits
+from tests.kernels.draws import INTERPRETED
 
 QUERY_EPS = {"cpu": 2.0**-15, "cuda": 2.0**-15, "cuda-emulated": 2.0**-15, "triton": 2.0**-20}
 """What a channel of a query may be off by, relative to the query's largest: the cpu and cuda kernels round it to 15
@@ -99,6 +102,23 @@ class Witness:
 
     def _count(self, op: str) -> None:
         self.seen[op] = self.seen.get(op, 0) + 1
+
+
+def run_beside(ops: Ops, reference: Ops, case: Case, rng: Random, lengths: list[int]) -> Witness:
+    """Requests that come and go in any order and chunking; every op of every step is compared."""
+    if INTERPRETED:
+        lengths = [min(lengths[0], case.page + 9)]
+    witness = Witness(ops, reference)
+    driver = case.driver(witness.as_ops(), rng.choice((float("nan"), float("inf"), float("-inf"), 6e4)))
+    driver.store.blocks[1:-1] = 255  # as halves NaN, as offsets far outside
+    rows = rng.sample(range(1, 8), len(lengths))
+    requests = [driver.admit(case.tokens(n, rng.getrandbits(32)), row) for n, row in zip(lengths, rows, strict=True)]
+    while running := [r for r in requests if r.done < len(r.tokens)]:
+        chosen = rng.sample(running, rng.randint(1, len(running)))
+        driver.step([(r, random_splits(rng, len(r.tokens) - r.done)[0]) for r in chosen])
+    for request in requests:
+        assert bool(request.output().isfinite().all())
+    return witness
 
 
 def largest_reading(store: RecordStore, layer: int, plan: Plan) -> tuple[float, float]:
