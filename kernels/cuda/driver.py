@@ -13,37 +13,54 @@ from pathlib import Path
 import torch
 
 from leankv_kernels.cuda.compiler import CAPABILITIES, capability_of, compile_unit, find_nvcc
+from leankv_kernels.cuda.facts import Facts, facts_of
 from leankv_kernels.cuda.unit import Unit, cache_folder, check_arguments, digest
 
 SHIPPED = Path(__file__).with_name("cubins")
 """Where ``make kernels-cuda`` puts cubins: a folder for the sources' digest, in it one for every capability."""
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has none yet
+_handle, _uint = ctypes.c_void_p, ctypes.c_uint
+_out = ctypes.POINTER(_handle)
+FUNCTIONS: dict[str, tuple[object, ...]] = {
+    "cuGetErrorString": (ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)),
+    "cuModuleLoadData": (_out, ctypes.c_char_p),
+    "cuModuleGetFunction": (_out, _handle, ctypes.c_char_p),
+    "cuFuncSetAttribute": (_handle, ctypes.c_int, ctypes.c_int),
+    "cuLaunchKernel": (_handle, *[_uint] * 7, _handle, _out, _out),
+}
+"""What is called of the driver, with the types of its arguments as cuda.h has them; all return a CUresult, an int."""
 
 
 @cache
 def _library() -> ctypes.CDLL:
     try:
-        return ctypes.CDLL("libcuda.so.1")
+        found = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         raise ValueError(
             f"the cuda kernels need NVIDIA's driver ({error}): install it, or use --leankv-kernels triton"
         ) from error
+    for name, types in FUNCTIONS.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = types, ctypes.c_int
+    return found
 
 
-def _call(name: str, *args: object) -> None:
-    code = getattr(_library(), name)(*args)
+def _check(name: str, code: int) -> None:
     if code:
         text = ctypes.c_char_p()
         _library().cuGetErrorString(code, ctypes.byref(text))
-        raise RuntimeError(f"{name} failed: {(text.value or b'unknown error').decode()}")
+        raise RuntimeError(f"{name} failed with {code}: {(text.value or b'unknown error').decode()}")
+
+
+def _call(name: str, *args: object) -> None:
+    _check(name, getattr(_library(), name)(*args))
 
 
 @dataclass(frozen=True)
 class _Kernel:
     function: ctypes.c_void_p
-    threads: int
-    shared_bytes: int
-    argument_bytes: int
+    facts: Facts
 
 
 def image_of(unit: Unit, capability: str | None) -> bytes:
@@ -95,24 +112,31 @@ class Driver:
         if 0 in grid:
             return
         found = self._kernels.get((unit, kernel)) or self._load(unit, kernel)
-        check_arguments(kernel, args, found.argument_bytes)
-        stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
+        check_arguments(kernel, args, found.facts.argument_bytes)
+        stream = torch.cuda.current_stream(device).cuda_stream
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(args))
-        block = (found.threads, 1, 1)
-        _call("cuLaunchKernel", found.function, *grid, *block, found.shared_bytes, stream, parameters, None)
+        sizes = (*grid, found.facts.threads, 1, 1, found.facts.shared_bytes)
+        start = _library().cuLaunchKernel
+        code = start(found.function, *sizes, stream, parameters, None)
+        if code == _INVALID_CONTEXT:
+            self._enter()
+            code = start(found.function, *sizes, stream, parameters, None)
+        _check(f"cuLaunchKernel of {unit.name} {kernel}, grid {tuple(grid)}", code)
+
+    def _enter(self) -> None:
+        """Make torch's context the current one of this thread, which a call of CUDA's runtime does."""
+        with torch.cuda.device(self._index):
+            torch.cuda.current_stream().query()
 
     def _load(self, unit: Unit, kernel: str) -> _Kernel:
+        self._enter()
         with torch.cuda.device(self._index):
-            torch.cuda.current_stream().synchronize()  # makes torch's context the current one
-            module, function, place = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
-            _call("cuModuleLoadData", ctypes.byref(module), image_of(unit, self.capability))
+            image, module, function = image_of(unit, self.capability), ctypes.c_void_p(), ctypes.c_void_p()
+            _call("cuModuleLoadData", ctypes.byref(module), image)
             _call("cuModuleGetFunction", ctypes.byref(function), module, kernel.encode())
-            size, facts = ctypes.c_size_t(), (ctypes.c_int * 3)()
-            name = f"{kernel}_facts".encode()
-            _call("cuModuleGetGlobal_v2", ctypes.byref(place), ctypes.byref(size), module, name)
-            _call("cuMemcpyDtoH_v2", facts, place, ctypes.sizeof(facts))
-            _call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED, facts[1])
-        found = _Kernel(function, *facts)
+            facts = facts_of(image, kernel)
+            _call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED, facts.shared_bytes)
+        found = _Kernel(function, facts)
         self._kernels[unit, kernel] = found
         return found
 
