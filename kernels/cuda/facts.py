@@ -1,7 +1,7 @@
 """What an image says of its kernels: threads of a block, dynamic shared bytes, bytes of arguments.
 
-The compiler put the three numbers beside each kernel (csrc/unit.cu). They are read off the image on the host: a variable
-of the device is a local symbol there, and a kernel's first launch needs no copy from the device.
+The compiler put the three numbers beside each kernel (csrc/unit.cu). They are read off the image on the host: there a
+variable of the device is a local symbol, and so a kernel's first launch needs no copy from the device.
 """
 
 from __future__ import annotations

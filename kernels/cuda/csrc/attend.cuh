@@ -129,6 +129,7 @@ __device__ __forceinline__ void attend_committed(const AttendArgs& a) {
             keys.centre_scores(centre);
             __syncwarp();
             keys.scores(x, total, pass);
+            forget_memory();  // scales are asked for again rather than kept in registers
             weights.of_scores(x, centre, step, keys, pass);
         }
         more = queue.next(pages, head);

@@ -106,6 +106,9 @@ __device__ __forceinline__ const char* in_register(const char* p) {
     return p;
 }
 
+// What was read from memory is read again behind here.
+__device__ __forceinline__ void forget_memory() { asm volatile("" ::: "memory"); }
+
 // Makes what is worked out from a number be worked out anew behind here.
 __device__ __forceinline__ int in_register(int n) {
     asm volatile("" : "+r"(n));

@@ -69,7 +69,7 @@ struct Shape {
     static constexpr int shared_bytes = warps * warp_bytes + common_bytes;
     static constexpr int fitting = (LEANKV_SHARED_BYTES + 1024) / (shared_bytes + 1024);
     // Of a multiprocessor, and no more than leave every thread the registers it wants.
-    static constexpr int wanted = row_tiles > 2 || DIM > 128 ? 1 : row_tiles > 1 || halves > 1 ? 2 : DIM > 64 ? 3 : 4;
+    static constexpr int wanted = row_tiles > 2 || DIM > 128 ? 1 : halves > 1 ? 2 : row_tiles > 1 || DIM > 64 ? 3 : 4;
     static constexpr int blocks = fitting > wanted ? wanted : fitting;
 
     static_assert(GROUP * QUERIES <= max_rows);
