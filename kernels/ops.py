@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from leankv_kernels.layout import RecordLayout
 from leankv_kernels.plan import Plan
 from leankv_kernels.raw import RawPages
 from leankv_kernels.store import RecordStore
@@ -163,14 +164,14 @@ _BACKENDS: dict[str, Callable[[torch.device], Ops]] = {
 }
 
 
-def _best(device: torch.device) -> str:
-    """The cuda kernels where a GPU and its driver can run them, shipped or compiled; triton on other GPUs."""
+def _best(device: torch.device, layout: RecordLayout | None) -> str:
+    """The cuda kernels where a GPU can run them, shipped or compiled, and they take the layout; else triton on GPUs."""
     if device.type != "cuda":
         return "cpu" if device.type == "cpu" else "reference"
     if torch.version.hip is None and torch.cuda.is_available():
         from leankv_kernels.cuda.driver import can_run
 
-        if can_run(device):
+        if can_run(device, layout):
             return "cuda"
     return "triton"
 
@@ -180,12 +181,13 @@ def available_backends() -> list[str]:
     return sorted(_BACKENDS)
 
 
-def get_ops(device: torch.device | str, name: str | None = None) -> Ops:
+def get_ops(device: torch.device | str, name: str | None = None, layout: RecordLayout | None = None) -> Ops:
     """The ops for a device.
 
     Args:
         device: where the tensors live.
         name: a backend, or ``auto`` or None for the environment's ``LEANKV_KERNELS`` and then the device's best.
+        layout: what the best one must be able to read; a backend named refuses by itself what it cannot.
 
     Raises:
         ValueError: for a backend that does not exist or cannot work on the device; a choice never falls back to
@@ -195,7 +197,7 @@ def get_ops(device: torch.device | str, name: str | None = None) -> Ops:
         name = os.environ.get(BACKEND_ENV) or "auto"
     device = torch.device(device)
     if name == "auto":
-        name = _best(device)
+        name = _best(device, layout)
     if name not in _BACKENDS:
         raise ValueError(f"kernel backend {name!r} does not exist: choose one of auto, {', '.join(_BACKENDS)}")
     return _BACKENDS[name](device)

@@ -19,8 +19,9 @@ from leankv_kernels.cuda.shipped import shipped_units
 from leankv_kernels.cuda.unit import Unit, digest
 
 ALLOWED_SPILLS = 72
-"""Bytes, of kernels that keep two row tiles of 128 channels in registers: a third block on a multiprocessor is worth more
-than the few loads a page that it costs (``bench.cuda_budget``: 4.2 TB/s predicted beside 3.3, K4V2 and a group of 8)."""
+"""Bytes, of kernels that keep two row tiles of 128 channels in registers: a third block on a multiprocessor is worth
+more than the few loads a page that it costs (``bench.cuda_budget``, K4V2 and a group of 8: 4.2 TB/s predicted beside
+3.3)."""
 CHECKED = ("80", "90a")
 
 

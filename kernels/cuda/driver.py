@@ -12,9 +12,11 @@ from pathlib import Path
 
 import torch
 
+from leankv_kernels.cuda.attend import attend_shape
 from leankv_kernels.cuda.compiler import CAPABILITIES, capability_of, compile_unit, find_nvcc
 from leankv_kernels.cuda.facts import Facts, facts_of
 from leankv_kernels.cuda.unit import Unit, cache_folder, check_arguments, digest
+from leankv_kernels.layout import RecordLayout
 
 SHIPPED = Path(__file__).with_name("cubins")
 """Where ``make kernels-cuda`` puts cubins: a folder for the sources' digest, in it one for every capability."""
@@ -141,11 +143,21 @@ class Driver:
         return found
 
 
-def can_run(device: torch.device) -> bool:
-    """Whether a GPU can run the kernels and there are cubins or a compiler to make them."""
-    return torch.cuda.get_device_capability(device)[0] >= 8 and (
-        (SHIPPED / digest()).is_dir() or find_nvcc() is not None
-    )
+def can_run(device: torch.device, layout: RecordLayout | None = None) -> bool:
+    """Whether a GPU can run the kernels, and there are cubins for a layout or a compiler to make them."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return False
+    try:
+        dim, _, _, *rest = attend_shape(layout, 1) if layout else (None, None, None)
+    except ValueError:
+        return False
+    if find_nvcc():
+        return True
+    # Which group it will be is not known yet.
+    name = f"attend-{dim}-*-{'-'.join(str(int(x)) for x in rest)}" if layout else "attend-*"
+    folder, suffix = capability_of(major, minor) or CAPABILITIES[0], "cubin" if capability_of(major, minor) else "ptx"
+    return any((SHIPPED / digest() / folder).glob(f"{name}.{suffix}"))
 
 
 @cache

@@ -28,14 +28,14 @@ def make_layout(config: LeanKVConfig, page_size: int, num_kv_heads: int, head_di
         raise LeanKVError(f"LeanKV cannot serve this model: {error}.") from error
 
 
-def kernels_for(device: str, config: LeanKVConfig) -> Ops:
-    """The kernels that the configuration asks for.
+def kernels_for(device: str, config: LeanKVConfig, layout: RecordLayout) -> Ops:
+    """The kernels that the configuration asks for, by default the best of those that take the layout.
 
     Raises:
         LeanKVError: one sentence, where they cannot work on the device.
     """
     try:
-        return get_ops(device, config.kernels)
+        return get_ops(device, config.kernels, layout)
     except ValueError as error:
         raise LeanKVError(f"LeanKV has no kernels to serve with: {error}.") from error
 

@@ -71,7 +71,7 @@ class LeanKVPool(MHATokenToKVPool):
         blocks = self.size // self.page_size * worst
         self.store = RecordStore(self.layout, self.layer_num, self.ledger.num_pages, self.device, blocks)
         self.alphas = self.thresholds(self.config.alphas)
-        self.ops = kernels_for(self.device, self.config)
+        self.ops = kernels_for(self.device, self.config, self.layout)
         self.deferred = DeferredWork(self.store, self.ops)
         self.commits = CommitLog(self.store, self.ledger, self.ops)
         self.counts = PageCounts()

@@ -22,7 +22,7 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
     lines = [
         ("model", f"{Path(cfg.model_path).name} ({layers} layers, {layout.num_kv_heads} KV heads of {model.head_dim})"),
         ("LeanKV", config.describe()),
-        ("kernels", kernels_for(cfg.device, config).describe()),
+        ("kernels", kernels_for(cfg.device, config, layout).describe()),
         ("page", f"{page} tokens, {layout.max_blocks} blocks of {layout.block_bytes} B a layer at most"),
         ("a token", f"{per_token:,.0f} B reserved, {raw:,} B in 16 bits ({raw / per_token:.2f}x)"),
     ]
