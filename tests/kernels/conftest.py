@@ -10,6 +10,10 @@ import torch
 from leankv_kernels import Ops, get_ops
 from tests.kernels.interpreted import TEST, InterpretedRun
 from tests.kernels.kernelutil import INTERPRETED, TRITON, Backend, Committed, backend_named, sample
+from tests.kernels.quick_interpreter import quicken
+
+if INTERPRETED:
+    quicken()
 
 
 @pytest.fixture(scope="module", autouse=True)
