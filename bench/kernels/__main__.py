@@ -11,6 +11,8 @@ Mixes of tiers: k8v4 and k4v2 are single tiers; ``mix`` has 25% high (k8v4), 65%
 ``skew`` keeps every token in one head of three and a tenth in the others, ``balanced`` as many in all, spread evenly.
 
 ``cascade`` is decode of requests that share a prefix, on CPUs: its pages read once for all, against once for each.
+``prefix``, on GPUs, is the same beside dense attention over the same shared pages, ``prefill`` all that attention does
+for a chunk of a prompt behind a context.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from bench.kernels.cascade import BATCH, PREFIX, TAILS, TIERS, cascade_rows
 from bench.kernels.cases import MIXES, PAGE, SHAPES, Bundle, Shape, packed
 from bench.kernels.pages import held_bytes
 from bench.kernels.plot import plot_roofline
+from bench.kernels.prefill import prefill_rows
 from bench.kernels.rows import Row, attend_rows, commit_rows, merge_rows, open_rows
 from bench.kernels.timing import Setup, free_bytes, progress
 from leankv_kernels import get_ops
@@ -39,7 +42,8 @@ SINGLE, ALL = ("k8v4", "k4v2"), ("k8v4", "k4v2", "mix", "skew", "balanced")
 LINE = tuple(1024 << i for i in range(8))
 BATCHES = (1, 4, 16, 64, 256)
 SPIN = "GOMP_SPINCOUNT"
-OPS = ("decode", "cascade", "extend", "open", "commit", "merge")
+OPS = ("decode", "cascade", "prefix", "extend", "prefill", "open", "commit", "merge")
+PREFIX_BATCH, PREFIX_TOKENS, CHUNK = 32, 8192, 2048
 
 
 def size(text: str) -> int:
@@ -92,7 +96,14 @@ def measured(args: argparse.Namespace, setup: Setup) -> Iterator[list[Row]]:
         context = max(args.contexts) if args.contexts else 8192
         extends = [[Bundle(shape, context, 1, tuple(args.tiers or ("k8v4", "k4v2")))] for shape in shapes]
         yield from attend_committed_rows(extends, PAGE, setup)
+    if "prefix" in args.ops and setup.device.type == "cuda":
+        tiers = tuple(args.tiers or ("k8v4", "k4v2"))
+        batch, tokens = (args.batches or [PREFIX_BATCH])[0], max(args.contexts or [PREFIX_TOKENS])
+        yield from attend_committed_rows([[Bundle(shape, tokens, batch, tiers, True)] for shape in shapes], 1, setup)
     for shape in shapes:
+        if "prefill" in args.ops and setup.device.type == "cuda":
+            for tiers_name in args.tiers or ("mix",):
+                yield prefill_rows(shape, tiers_name, max(args.contexts or [PREFIX_TOKENS]), CHUNK, setup)
         if "open" in args.ops:
             yield open_rows(shape, 1, 8, setup)
             yield open_rows(shape, PAGE, 16, setup)
@@ -169,6 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--backend", default="auto", help="of our ops; auto is the device's best")
+    parser.add_argument("--beside", nargs="+", default=[], metavar="BACKEND", help="others, timed in the same rounds")
     parser.add_argument("--quick", action="store_true", help="the most telling rows, in a minute")
     parser.add_argument("--ops", nargs="+", choices=OPS, help="default: all, or decode where rows are chosen")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES)
@@ -189,7 +201,8 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, "-m", "bench.kernels", *sys.argv[1:]], os.environ | {SPIN: "0"})
     device = torch.device(args.device)
     rounds = args.rounds or (5 if args.quick else 7)
-    setup = Setup(device, get_ops(device, args.backend), rounds, free_bytes(device), args.scatter_blocks)
+    beside = tuple(get_ops(device, name) for name in args.beside)
+    setup = Setup(device, get_ops(device, args.backend), rounds, free_bytes(device), args.scatter_blocks, beside)
     if device.type == "cuda":
         from bench.kernels.dense_triton import check
 

@@ -81,7 +81,7 @@ def cascade_rows(
     compared = {mix: shared_prefix(shape, mix, pages, setup) for mix in mixes}
     everyone = [read]
     for mix, (grouped, plain) in compared.items():
-        everyone += [grouped.contestant(f"grouped|{mix}", setup), plain.contestant(f"ungrouped|{mix}", setup)]
+        everyone += [grouped.contestant(f"grouped|{mix}", setup.ops), plain.contestant(f"ungrouped|{mix}", setup.ops)]
     seconds = measure(everyone, setup)
     plans = {"plan_us": 1e6 * plan_seconds(pages, True), "plain_plan_us": 1e6 * plan_seconds(pages, False)}
     rows = []

@@ -88,11 +88,18 @@ class Bundle(NamedTuple):
     context: int
     batch: int
     tiers: tuple[str, ...]
+    prefix: bool = False
+    """Whether all requests read the same pages."""
+
+    @property
+    def contexts(self) -> int:
+        """Contexts that lie in memory."""
+        return 1 if self.prefix else self.batch
 
     @property
     def dense_bytes(self) -> int:
-        """Bytes that dense attention reads."""
-        return self.shape.dense_bytes(self.context * self.batch)
+        """Bytes that dense attention has to read."""
+        return self.shape.dense_bytes(self.context * self.contexts)
 
 
 @cache
@@ -131,9 +138,8 @@ def packed(
         fits = cost(bundle) <= budget
         for part in [bundle] if fits else [bundle._replace(tiers=(tiers,)) for tiers in bundle.tiers]:
             if cost(part) > budget:
-                shape, context, batch, (tiers, *_) = part
-                gigabytes = f"{cost(part) / 1e9:.1f} GB of {budget / 1e9:.1f}"
-                notes.append(f"left out: {shape.name} {tiers}, context {context}, batch {batch} takes {gigabytes}")
+                what = f"{part.shape.name} {part.tiers[0]}, context {part.context}, batch {part.batch}"
+                notes.append(f"left out: {what} takes {cost(part) / 1e9:.1f} GB of {budget / 1e9:.1f}")
             elif groups and sum(map(cost, groups[-1])) + cost(part) <= budget:
                 groups[-1].append(part)
             else:

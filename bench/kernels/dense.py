@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import bench.common.checkout  # noqa: F401
 from bench.kernels.cases import PAGE, Bundle, Shape
-from bench.kernels.pages import normal, shuffled
+from bench.kernels.pages import normal, pages_of
 from bench.kernels.timing import Contestant, Setup, fastest, per_layer
 
 TRIAL_TOKENS = 4096
@@ -62,14 +63,15 @@ class Dense(NamedTuple):
     def of(bundle: Bundle, setup: Setup) -> Dense:
         """The tokens of a bundle in as many layers as it takes to be cold."""
         shape, layers = bundle.shape, setup.layers(bundle.dense_bytes)
-        tokens = (bundle.batch, bundle.context)
+        tokens = (bundle.contexts, bundle.context)
         if setup.device.type != "cuda":
-            size = (layers, bundle.batch, shape.kv_heads, bundle.context, shape.head_dim)
+            size = (layers, bundle.contexts, shape.kv_heads, bundle.context, shape.head_dim)
             return Dense(normal(*size, device=setup.device, seed=1), normal(*size, device=setup.device, seed=2), None)
-        size = (layers, bundle.batch * bundle.context // PAGE, PAGE, shape.kv_heads, shape.head_dim)
+        size = (layers, bundle.contexts * bundle.context // PAGE, PAGE, shape.kv_heads, shape.head_dim)
         pages = (normal(*size, device=setup.device, seed=1), normal(*size, device=setup.device, seed=2))
         keys, values = (x.view(layers, *tokens, *size[3:]).transpose(2, 3) for x in pages)
-        return Dense(keys, values, pages)
+        requests = (-1, bundle.batch, -1, -1, -1)
+        return Dense(keys.expand(requests), values.expand(requests), pages)
 
 
 def sdpa(shape: Shape, q: Tensor, k: Tensor, v: Tensor, setup: Setup, causal: bool = False) -> list[Contestant]:
@@ -114,8 +116,9 @@ def decode_baselines(bundle: Bundle, q: Tensor, setup: Setup) -> list[Contestant
     found = sdpa(shape, q[:, :, None], dense.keys, dense.values, setup)
     if dense.pages is None:
         return [_cpp(bundle, q, dense), *found]
-    table = (shuffled(bundle.batch, bundle.context // PAGE) - 1).int().to(setup.device)
-    return [*found, *_triton(shape, q, dense.pages, table, setup), *_flashinfer(shape, q, dense.pages, table, setup)]
+    table = (pages_of(bundle) - 1).int().to(setup.device).expand(bundle.batch, -1).contiguous()
+    paged = (shape, q, dense.pages, table, setup)
+    return [*found, *_triton(*paged), *_flashinfer(*paged), *_fa3(*paged)]
 
 
 def _cpp(bundle: Bundle, q: Tensor, dense: Dense) -> Contestant:
@@ -176,3 +179,29 @@ def _flashinfer(shape: Shape, q: Tensor, pages: tuple[Tensor, Tensor], table: Te
             continue
         forms.append(Contestant(name, per_layer(partial(call, wrapper.run), len(keys))))
     return [replace(c, name="FlashInfer") for c in fastest(forms, setup)]
+
+
+def flash_attention_3() -> Callable[..., Tensor] | None:
+    """FlashAttention 3 over paged caches, of its own package or of SGLang's kernels; None without them."""
+    for module in ("flash_attn_interface", "sgl_kernel.flash_attn"):
+        try:
+            found: Callable[..., Tensor] = importlib.import_module(module).flash_attn_with_kvcache
+        except (ImportError, AttributeError):
+            continue
+        return found
+    return None
+
+
+def _fa3(shape: Shape, q: Tensor, pages: tuple[Tensor, Tensor], table: Tensor, setup: Setup) -> list[Contestant]:
+    attend = flash_attention_3()
+    if attend is None:
+        setup.note("FlashAttention 3 is not installed: left out")
+        return []
+    keys, values = pages
+    lengths = torch.full((len(table),), table.shape[1] * PAGE, dtype=torch.int32, device=q.device)
+
+    def call(layer: int) -> Tensor:
+        where = {"cache_seqlens": lengths, "page_table": table}
+        return attend(q[:, None], keys[layer], values[layer], softmax_scale=shape.scale, **where)
+
+    return fastest([Contestant("FA3", per_layer(call, len(keys)))], setup)

@@ -12,7 +12,7 @@ from torch import Tensor
 import bench.common.checkout  # noqa: F401
 from bench.kernels.cases import PAGE, PATTERNS, ROTATION, WINDOW, Bundle, Shape, draw_tiers, layout_of, record_bytes
 from bench.kernels.timing import Contestant, Setup, per_layer
-from leankv_kernels import Plan, RecordLayout, RecordStore, build_plan, get_ops
+from leankv_kernels import Ops, Plan, RecordLayout, RecordStore, build_plan, get_ops
 from leankv_kernels.reference.record import read_header
 
 CHUNK = 16
@@ -45,6 +45,11 @@ def shuffled(batch: int, pages: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(batch * pages)
     return torch.randperm(batch * pages, generator=generator).view(batch, pages) + 1
+
+
+def pages_of(bundle: Bundle) -> Tensor:
+    """Page ids ``[contexts, n]`` of a bundle."""
+    return shuffled(bundle.contexts, bundle.context // PAGE)
 
 
 def plan_for(pages: Tensor, queries: int, device: torch.device, cascade: bool = True) -> Plan:
@@ -87,11 +92,11 @@ class Committed:
     nbytes: int  # that one call has to read
     error: float  # of the op against the reference, relative, on the first pages of the first request
 
-    def contestant(self, name: str, setup: Setup) -> Contestant:
-        """The op over all layers."""
+    def contestant(self, name: str, ops: Ops) -> Contestant:
+        """A backend's op over all layers."""
 
         def call(layer: int) -> object:
-            return setup.ops.attend_committed(self.q, self.store, layer, self.plan, self.shape.scale, ROTATION)
+            return ops.attend_committed(self.q, self.store, layer, self.plan, self.shape.scale, ROTATION)
 
         return Contestant(name, per_layer(call, self.store.num_layers))
 
@@ -99,7 +104,7 @@ class Committed:
 @cache
 def call_bytes(bundle: Bundle, mix: str) -> tuple[int, int]:
     """Bytes that one call over a bundle's pages reads, and bytes that a layer of them reserves."""
-    layout, pages = layout_of(bundle.shape, mix), shuffled(bundle.batch, bundle.context // PAGE)
+    layout, pages = layout_of(bundle.shape, mix), pages_of(bundle)
     far, near = record_bytes(layout, draw_tiers(bundle.shape, mix))
     which = (pages - 1) % PATTERNS
     read = far[which[:, :-WINDOW]].sum() + near[which[:, -WINDOW:]].sum()
@@ -116,7 +121,7 @@ def committed(bundle: Bundle, mix: str, queries: int, setup: Setup) -> Committed
     """The pages of a bundle at a mix of tiers."""
     shape, layout = bundle.shape, layout_of(bundle.shape, mix)
     read, _ = call_bytes(bundle, mix)
-    pages = shuffled(bundle.batch, bundle.context // PAGE)
+    pages = pages_of(bundle)
     store = RecordStore(layout, setup.layers(read), pages.numel(), setup.device)
     if setup.scatter:
         order = torch.randperm(store.num_blocks, generator=torch.Generator().manual_seed(5)) + 1
@@ -124,7 +129,8 @@ def committed(bundle: Bundle, mix: str, queries: int, setup: Setup) -> Committed
     fill(store, *sample_records(shape, layout, draw_tiers(shape, mix), setup))
     q = normal(bundle.batch * queries, shape.query_heads, shape.head_dim, device=setup.device, seed=3)
     error = error_of(store, q[:queries], plan_for(pages[:1, :CHECKED_PAGES], queries, setup.device), shape, setup)
-    return Committed(shape, store, plan_for(pages, queries, setup.device), q, read, error)
+    plan = plan_for(pages.expand(bundle.batch, -1), queries, setup.device)
+    return Committed(shape, store, plan, q, read, error)
 
 
 def error_of(store: RecordStore, q: Tensor, plan: Plan, shape: Shape, setup: Setup) -> float:

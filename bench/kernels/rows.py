@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -13,8 +15,8 @@ import bench.common.checkout  # noqa: F401
 from bench.kernels.cases import PAGE, ROTATION, WINDOW, Bundle, Shape, draw_tiers, layout_of, record_bytes
 from bench.kernels.dense import Dense, decode_baselines, sdpa
 from bench.kernels.pages import Committed, committed, normal, raw_pages
-from bench.kernels.timing import Contestant, Setup, bandwidth, measure, per_layer, row_of
-from leankv_kernels import RawPages, RecordStore, build_plan
+from bench.kernels.timing import Contestant, Setup, bandwidth, measure, per_layer, quartiles, row_of
+from leankv_kernels import Ops, RawPages, RecordStore, build_plan
 from leankv_kernels.reference.attention import merge_states
 
 Row = dict[str, Any]
@@ -23,19 +25,19 @@ CHUNK_PAGES = 16
 """Pages of a prefill chunk of 2,048 tokens."""
 
 
-def _what(op: str, shape: Shape, tiers: str, context: int, batch: int) -> Row:
+def what_of(op: str, shape: Shape, tiers: str, context: int, batch: int) -> Row:
+    """What a row is about."""
     return {"op": op, "shape": shape.name, "tiers": tiers, "context": context, "batch": batch}
 
 
 def attend_rows(bundles: Sequence[Bundle], queries: int, setup: Setup) -> list[Row]:
     """attend_committed of one query per request, or of a page of queries, over all bundles in the same rounds."""
-    op = "attend_committed" if queries == 1 else "attend_committed extend"
     read, read_bytes = bandwidth(setup.device)
     everyone = [read]
-    compared: list[tuple[Bundle, str, Committed, str, list[str]]] = []
+    compared: list[tuple[Bundle, str, Committed, str, list[str], dict[str, str]]] = []
     for bundle in bundles:
         ours = {mix: committed(bundle, mix, queries, setup) for mix in bundle.tiers}
-        label = f"{bundle.shape.name}, {bundle.context}, {bundle.batch}"
+        label = f"{bundle.shape.name}, {bundle.context}, {bundle.batch}{', prefix' * bundle.prefix}"
         q = next(iter(ours.values())).q
         if queries == 1:
             baselines = decode_baselines(bundle, q, setup)
@@ -47,31 +49,55 @@ def attend_rows(bundles: Sequence[Bundle], queries: int, setup: Setup) -> list[R
         baselines = [replace(b, name=f"{b.name}|{label}") for b in baselines]
         for mix, pages in ours.items():
             name = f"{mix}|{label}"
-            everyone.append(pages.contestant(name, setup))
-            compared.append((bundle, mix, pages, name, [b.name for b in baselines]))
+            others = {other.name: f"{other.name} {name}" for other in setup.beside}
+            everyone.append(pages.contestant(name, setup.ops))
+            everyone += [pages.contestant(others[other.name], other) for other in setup.beside]
+            compared.append((bundle, mix, pages, name, [b.name for b in baselines], others))
         everyone += baselines
     seconds = measure(everyone, setup)
     rows = []
-    for bundle, mix, pages, name, names in compared:
-        what = _what(op, bundle.shape, mix, bundle.context, bundle.batch)
+    for bundle, mix, pages, name, names, others in compared:
+        op = "attend_committed" + (" extend" if queries > 1 else " prefix" if bundle.prefix else "")
+        what = what_of(op, bundle.shape, mix, bundle.context, bundle.batch)
         # A page of queries is bound by arithmetic, where no ratio of bytes is a limit.
         dense_bytes = bundle.dense_bytes if queries == 1 else 0
         row = row_of(setup, what, seconds, name, names, pages.nbytes, dense_bytes, read_bytes)
         flops = 4 * queries * bundle.batch * bundle.context * bundle.shape.query_heads * bundle.shape.head_dim
-        rows.append(row | {"layers": pages.store.num_layers, "error": pages.error, "gflops": flops / row["ms"] / 1e6})
+        row |= {"layers": pages.store.num_layers, "error": pages.error, "gflops": flops / row["ms"] / 1e6}
+        rows.append(row | _beside(seconds, name, others))
     del everyone, compared, ours, pages
     gc.collect()
     return rows
 
 
-def _compare(
-    setup: Setup, what: Row, ours: Contestant, baselines: list[Contestant], nbytes: int, dense_bytes: int = 0
+def _beside(seconds: dict[str, list[float]], ours: str, others: dict[str, str]) -> Row:
+    """Milliseconds of other backends, quartiles, and how many times ours they take, by backend."""
+    if not others:
+        return {}
+    ratios = {
+        other: median(theirs / own for theirs, own in zip(seconds[name], seconds[ours], strict=True))
+        for other, name in others.items()
+    }
+    spread = {other: [1e3 * q for q in quartiles(seconds[name])] for other, name in others.items()}
+    return {"backends_ms": spread, "backends_ratio": ratios}
+
+
+def compare(
+    setup: Setup,
+    what: Row,
+    ours: Contestant,
+    baselines: list[Contestant],
+    nbytes: int,
+    others: dict[str, Contestant] | None = None,
 ) -> list[Row]:
+    """One row: ours beside baselines and beside other backends, by their names."""
+    others = others or {}
     read, read_bytes = bandwidth(setup.device)
-    seconds = measure([read, ours, *baselines], setup)
+    seconds = measure([read, ours, *baselines, *others.values()], setup)
     names = [b.name for b in baselines]
-    row = row_of(setup, what, seconds, ours.name, names, nbytes, dense_bytes, read_bytes)
-    return [row | {"layers": len(ours.calls)}]
+    row = row_of(setup, what, seconds, ours.name, names, nbytes, 0, read_bytes)
+    beside = _beside(seconds, ours.name, {name: other.name for name, other in others.items()})
+    return [row | {"layers": len(ours.calls)} | beside]
 
 
 def open_rows(shape: Shape, queries: int, batch: int, setup: Setup) -> list[Row]:
@@ -98,8 +124,8 @@ def open_rows(shape: Shape, queries: int, batch: int, setup: Setup) -> list[Row]
     by_head = q.unflatten(0, (batch, queries)).transpose(1, 2).contiguous()
     k, v = (x[:, :, :keys].transpose(2, 3) for x in (key, value))
     op = "attend_open extend" if whole else "attend_open"
-    what = _what(op, shape, "bf16", keys, batch)
-    return _compare(setup, what, ours, sdpa(shape, by_head, k, v, setup, causal=whole), nbytes)
+    what = what_of(op, shape, "bf16", keys, batch)
+    return compare(setup, what, ours, sdpa(shape, by_head, k, v, setup, causal=whole), nbytes)
 
 
 def commit_rows(shape: Shape, mix: str, setup: Setup) -> list[Row]:
@@ -115,17 +141,20 @@ def commit_rows(shape: Shape, mix: str, setup: Setup) -> list[Row]:
     key, value = (x.unflatten(0, (layers, -1)) for x in raw_pages(shape, layers * CHUNK_PAGES, device))
     pool_key, pool_value = torch.zeros_like(key), torch.zeros_like(value)
 
-    def commit(layer: int) -> None:
-        setup.ops.commit_pages(store, layer, pages, key[layer], value[layer], tiers, ROTATION)
+    def commit(ops: Ops, layer: int) -> None:
+        ops.commit_pages(store, layer, pages, key[layer], value[layer], tiers, ROTATION)
+
+    def contestant(name: str, ops: Ops) -> Contestant:
+        return Contestant(name, per_layer(partial(commit, ops), layers), reset=store.clear)
 
     def copy(layer: int) -> None:
         pool_key[layer].index_copy_(0, pages - 1, key[layer])
         pool_value[layer].index_copy_(0, pages - 1, value[layer])
 
-    ours = Contestant("ours", per_layer(commit, layers), reset=store.clear)
+    others = {other.name: contestant(other.name, other) for other in setup.beside}
     raw_copy = Contestant("raw copy", per_layer(copy, layers))
-    what = _what("commit_pages", shape, mix, CHUNK_PAGES * PAGE, 1)
-    return _compare(setup, what, ours, [raw_copy], nbytes)
+    what = what_of("commit_pages", shape, mix, CHUNK_PAGES * PAGE, 1)
+    return compare(setup, what, contestant("ours", setup.ops), [raw_copy], nbytes, others)
 
 
 def merge_rows(shape: Shape, tokens: int, setup: Setup) -> list[Row]:
@@ -138,4 +167,4 @@ def merge_rows(shape: Shape, tokens: int, setup: Setup) -> list[Row]:
     states = [(out[n, 0], lse[n, 0], out[n, 1], lse[n, 1]) for n in range(layers)]
     ours = Contestant("ours", per_layer(lambda n: setup.ops.merge_states(*states[n]), layers))
     eager = Contestant("torch eager", per_layer(lambda n: merge_states(*states[n]), layers))
-    return _compare(setup, _what("merge_states", shape, "float32", tokens, 1), ours, [eager], nbytes)
+    return compare(setup, what_of("merge_states", shape, "float32", tokens, 1), ours, [eager], nbytes)

@@ -33,6 +33,7 @@ class Setup:
     rounds: int
     budget: int
     scatter: bool = False
+    beside: tuple[Ops, ...] = ()  # other backends that are timed in the same rounds
     notes: list[str] = field(default_factory=list)
     others: list[float] = field(default_factory=list)  # cores that other programs took, per comparison
 

@@ -111,15 +111,25 @@ def plan_of(case: Case, queries: int, before: int = 0, near_pages: int | None = 
 
 
 def store_with(
-    case: Case, tiers: Tensor, level: int = L.LEVEL_NEAR, only: int | None = None, calm: bool = False
+    case: Case,
+    tiers: Tensor,
+    level: int = L.LEVEL_NEAR,
+    only: int | None = None,
+    calm: bool = False,
+    scatter: Random | None = None,
 ) -> RecordStore:
-    """Pages 1, 2, ... committed with these tiers and cut to a level, all of them or only one."""
+    """Pages 1, 2, ... committed with these tiers and cut to a level, all of them or only one; with ``scatter`` their
+    blocks lie anywhere.
+    """
     layout = case.method.layout
     page = commit(layout, tiers, 1, calm_rows if calm else wild_rows, case.device)
     records = page.records.clone()
     some = slice(None) if only is None else slice(only, only + 1)
     records[some] = cut(records[some], layout, level)
     store = RecordStore(layout, 1, len(tiers), case.device)
+    if scatter:
+        order = scatter.sample(range(1, store.num_blocks + 1), store.num_blocks)
+        store.ring.ids[: store.num_blocks] = torch.tensor(order, dtype=torch.int32, device=case.device)
     lengths = read_header(records, layout).nbytes.long()
     pages = torch.arange(1, len(tiers) + 1, device=case.device)
     store.write(0, pages, records, lengths)

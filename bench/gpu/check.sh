@@ -1,0 +1,6 @@
+#!/bin/sh
+# Is the backend cuda right on this machine's GPU, and how fast? See bench/gpu/check.py; --emulated needs no GPU.
+cd "$(dirname "$0")/../.." || exit
+[ -n "$PYTHON" ] || { [ -x .venv/bin/python ] && PYTHON=.venv/bin/python || PYTHON=python3; }
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT-0}" PYTHONUNBUFFERED=1
+exec "$PYTHON" -m bench.gpu.check "$@"

@@ -1,0 +1,97 @@
+"""A decode step as a CUDA graph: captured once, replayed over other pages, lengths and queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from random import Random
+
+import torch
+from torch import Tensor
+
+import bench.common.checkout  # noqa: F401
+from bench.gpu.correct import pages_of, plan_over
+from bench.gpu.jobs import Bench, Job, drawn
+from bench.gpu.shapes import Shape
+from leankv_kernels import Ops, Plan, RawPages, RecordStore
+
+REPLAYS = 4
+RESULTS = ("own out", "own lse", "past out", "past lse", "merged out", "merged lse", "column scores")
+
+
+class Step:
+    """A decode step over tensors that stay where they are."""
+
+    def __init__(self, ops: Ops, shape: Shape, store: RecordStore, plan: Plan, q: Tensor, raw: RawPages) -> None:
+        self.ops, self.shape, self.store, self.plan, self.q, self.raw = ops, shape, store, plan, q, raw
+
+    def run(self) -> tuple[Tensor, ...]:
+        """All that attention does; the column scores are among the results."""
+        scale = self.shape.head_dim**-0.5
+        own = self.ops.attend_open(self.q, self.raw, self.plan, scale)
+        past = self.ops.attend_committed(self.q, self.store, 0, self.plan, scale, "hadamard")
+        return (*own, *past, *self.ops.merge_states(*own, *past), self.raw.scores)
+
+    def eager(self, plan: Plan) -> list[Tensor]:
+        """What a plan of its own gives, on copies."""
+        raw = self.raw._replace(scores=self.raw.scores.clone())
+        results = Step(self.ops, self.shape, self.store, plan, self.q.clone(), raw).run()
+        return [x.clone() for x in results]
+
+
+def _graph(bench: Bench, shape: Shape, rng: Random, many: bool) -> None:
+    """Captured at the longest context, replayed at any; ``many`` requests, or few."""
+    device = bench.device
+    pages = rng.choice(bench.sizes.tokens) // shape.page
+    requests = rng.choice((8, 17)) if many else rng.choice((1, 2, 3))
+    own = pages_of(shape, rng, pages, device)
+    heads, dim, page = shape.heads * shape.group, shape.head_dim, shape.page
+    g = torch.Generator(device).manual_seed(rng.getrandbits(32))
+
+    def randn(*size: int) -> Tensor:
+        return torch.randn(*size, generator=g, device=device).to(torch.bfloat16)
+
+    def new_plan(longest: bool) -> Plan:
+        lists = [own.some(rng, pages if longest else rng.randint(0, pages)) for _ in range(requests)]
+        return plan_over(lists, [1] * requests, shape, own.near_pages, device)
+
+    # The place for page ids is as long as the longest contexts need.
+    first = new_plan(longest=True)
+    static = replace(first, pages=first.pages.clone(), tiles=first.tiles.clone(), token_tile=first.token_tile.clone())
+    size = (requests, page, shape.heads, dim)
+    scores = torch.zeros(requests, heads, page, dtype=torch.int32, device=device)
+    step = Step(
+        bench.ops,
+        shape,
+        own.store,
+        static,
+        randn(requests, heads, dim),
+        RawPages(randn(*size), randn(*size), scores, torch.arange(requests, device=device)),
+    )
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step.run()  # loads the kernels
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step.run()
+    for replay in range(REPLAYS):
+        plan = first if replay == 0 else new_plan(longest=replay == 1)
+        step.q.copy_(randn(requests, heads, dim))
+        step.raw.key.copy_(randn(*size))
+        wanted = step.eager(plan)
+        static.pages[: len(plan.pages)].copy_(plan.pages)
+        static.pages[len(plan.pages) :] = -1  # never to be read
+        static.tiles.copy_(plan.tiles)
+        static.token_tile.copy_(plan.token_tile)
+        graph.replay()
+        torch.cuda.synchronize()
+        for name, got, want in zip(RESULTS, results, wanted, strict=True):
+            assert torch.equal(got, want), f"replay {replay} of {requests} requests: another {name} than eager"
+
+
+def graph_jobs(bench: Bench) -> Iterator[Job]:
+    """Of every shape."""
+    return drawn(bench, "graph", partial(_graph, bench))
