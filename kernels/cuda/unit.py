@@ -12,7 +12,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-SOURCE = Path(__file__).with_name("csrc")
+SOURCE = Path(os.environ.get("LEANKV_CUDA_SOURCE") or Path(__file__).with_name("csrc"))
+"""The sources; the environment names others where faults are planted (``bench.cuda_faults``)."""
 FORMAT = Path(__file__).resolve().parents[1] / "layout"
 """Where ``record_format.h`` lies."""
 INCLUDES = (f"-I{SOURCE}", f"-I{FORMAT}")

@@ -1,0 +1,206 @@
+"""``python -m bench.cuda_faults``: are faults planted in the CUDA kernels noticed without a GPU?
+
+Each fault is one change of the sources, in a copy; then the emulator's tests of that op run on it. A fault that they do
+not notice is a hole in the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.common.table import print_table, write_json
+from leankv_kernels.cuda.unit import SOURCE
+
+TESTS = ("tests/kernels/test_cuda_emulated.py", "tests/kernels/test_shrink.py")
+READ = "any_pages_read and not slow or ugly or bits"
+OPEN = "sequences and 64"
+COMMIT = "committed_to and 64-64"
+SHRINK = "same_as_the_reference and cuda"
+
+
+class Fault(NamedTuple):
+    """A change of one place in a source."""
+
+    name: str
+    file: str
+    was: str
+    becomes: str
+    tests: str
+    place: int = 0
+    """Which of several places, from 0."""
+
+
+WAIT = "cp_wait<1>();\n        __syncwarp();"
+FAULTS = (
+    Fault("no wait for keys", "attend.cuh", WAIT, "__syncwarp();", READ, 0),
+    Fault("no wait for values", "attend.cuh", WAIT, "__syncwarp();", READ, 1),
+    Fault("no sync behind the wait for keys", "attend.cuh", WAIT, "cp_wait<1>();", READ, 0),
+    Fault("no sync behind the wait for values", "attend.cuh", WAIT, "cp_wait<1>();", READ, 1),
+    Fault(
+        "no sync before the next keys",
+        "attend.cuh",
+        "__syncwarp();\n        if (more) copy.keys",
+        "if (more) copy.keys",
+        READ,
+    ),
+    Fault(
+        "no sync before the next values",
+        "attend.cuh",
+        "__syncwarp();\n        if (more) copy.values",
+        "if (more) copy.values",
+        READ,
+    ),
+    Fault(
+        "no sync behind scales",
+        "attend.cuh",
+        "            __syncwarp();\n            keys.scores",
+        "            keys.scores",
+        READ,
+    ),
+    Fault(
+        "near pages one too many",
+        "attend.cuh",
+        "number >= before - a.near_pages",
+        "number >= before - a.near_pages - 1",
+        READ,
+    ),
+    Fault("a cut page read near", "attend.cuh", " && now.level >= kLevelNear", "", READ),
+    Fault(
+        "scales put in order unsynchronized",
+        "keys.cuh",
+        "        __syncwarp();\n#pragma unroll",
+        "#pragma unroll",
+        READ,
+    ),
+    Fault("centre left out", "weights.cuh", "fma_(centre[n], row_step[n], top[n])", "top[n]", READ),
+    Fault("halves of weights swapped", "weights.cuh", "lower ? r2 : r1", "lower ? r1 : r2", READ),
+    Fault(
+        "sets of weights swapped", "weights.cuh", "lower ? far_lane : near_lane", "lower ? near_lane : far_lane", READ
+    ),
+    Fault("copy not swizzled", "copy.cuh", "region + swizzled(here);", "region + here;", READ),
+    Fault("quad that two pieces share not joined", "values.cuh", "u[m] |= low[m];", "u[m] |= 0;", READ),
+    Fault(
+        "no sync before warps are merged", "merge.cuh", "        __syncthreads();\n        each(", "        each(", READ
+    ),
+    Fault("counter of arrivals left", "merge.cuh", "if (last) *arrivals = 0;", "", READ),
+    Fault("first split forgotten", "merge.cuh", "for (int s = 0; s < live", "for (int s = 1; s < live", READ),
+    Fault("rotated back by the wrong factor", "merge.cuh", "a.back / sum", "1 / sum", READ),
+    Fault("sees the next token", "open.cuh", "token > first + r / S::group", "token > first + 1 + r / S::group", OPEN),
+    Fault("stale tokens read", "open.cuh", "if (token <= last) {", "if (token <= last + 1) {", OPEN),
+    Fault(
+        "scores of a page before kept",
+        "open.cuh",
+        "const bool begins = a.alone && ",
+        "const bool begins = false && ",
+        OPEN,
+    ),
+    Fault("an empty state counts", "states.cuh", "peak == -INFINITY ? 0.0f : peak", "peak", OPEN),
+    Fault("padding of keys left", "write.cuh", "b < at + aligned(bytes); b +=", "b < at; b +=", COMMIT),
+    Fault("keys less a centre not rounded", "commit.cuh", "half_value(half & 0x7FFF ? half : 0)", "x[k]", COMMIT),
+    Fault("zero rounded up", "quantize.cuh", "(bits + (exact ? 0 : 1)) | 0x8000", "bits | 0x8000", COMMIT),
+    Fault("mid tokens before high ones", "commit.cuh", "tier == kHigh  ? 0", "tier == kHigh  ? counts.mid", COMMIT),
+    Fault(
+        "blocks of a page twice",
+        "commit.cuh",
+        "(head + taken + before) % a.num_blocks",
+        "(head + taken) % a.num_blocks",
+        COMMIT,
+    ),
+    Fault(
+        "page of the record not written",
+        "write.cuh",
+        "*(uint32_t*)(to + (at & (s.block_bytes - 1))) = value;",
+        "if (at) *(uint32_t*)(to + (at & (s.block_bytes - 1))) = value;",
+        COMMIT,
+    ),
+    Fault(
+        "blocks given back in another order",
+        "shrink.cuh",
+        "const long long to = tail + given + lds<int>(lists + 12 * r + 8);",
+        "const long long to = tail + given + all - n - lds<int>(lists + 12 * r + 8);",
+        SHRINK,
+    ),
+    Fault(
+        "cut one block short",
+        "shrink.cuh",
+        "first = kept, count = had - kept;",
+        "first = kept + 1, count = had - kept - 1;",
+        SHRINK,
+    ),
+    Fault(
+        "usage counted twice",
+        "shrink.cuh",
+        "change.add(header.usage(a.shape, level, kept), 1);",
+        "change.add(header.usage(a.shape, held, had), 1);",
+        SHRINK,
+    ),
+)
+
+
+def plant(fault: Fault, folder: Path) -> None:
+    """The sources with a fault, in a new folder.
+
+    Raises:
+        ValueError: where the sources no longer have what it changes.
+    """
+    shutil.copytree(SOURCE, folder)
+    file = folder / fault.file
+    parts = file.read_text().split(fault.was)
+    if len(parts) < fault.place + 2:
+        raise ValueError(f"the fault {fault.name!r} changes what {fault.file} no longer has: mend bench/cuda_faults.py")
+    at = fault.place + 1
+    file.write_text(fault.was.join(parts[:at]) + fault.becomes + fault.was.join(parts[at:]))
+
+
+def run_tests(source: Path, home: Path, expression: str) -> tuple[int, str]:
+    """Exit code and last lines of the emulator's tests on some sources."""
+    # Not captured: a check of the emulator ends the process.
+    command = [sys.executable, "-m", "pytest", *TESTS, "-x", "-q", "-s", "-p", "no:cacheprovider", "-k", expression]
+    env = os.environ | {"LEANKV_CUDA_SOURCE": str(source), "LEANKV_HOME": str(home)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def how_noticed(code: int, output: str) -> str:
+    """By a check of the emulator, by a comparison, or not at all."""
+    if code == 0:
+        return "MISSED"
+    emulator = next((line for line in output.splitlines() if line.startswith("emulator:")), "")
+    if emulator:
+        return emulator.split("): ")[-1][:60]
+    return "does not compile" if "do not compile" in output else "a wrong result"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="python -m bench.cuda_faults", description=__doc__)
+    parser.add_argument("--only", metavar="TEXT", help="faults whose name has it")
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args(argv)
+    chosen = [fault for fault in FAULTS if not args.only or args.only in fault.name]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for i, fault in enumerate(chosen):
+            plant(fault, folder / str(i))
+            noticed = how_noticed(*run_tests(folder / str(i), folder / "home", fault.tests))
+            rows.append({"fault": fault.name, "file": fault.file, "noticed by": noticed})
+            print(f"{i + 1}/{len(chosen)} {fault.name}: {noticed}", file=sys.stderr, flush=True)
+            shutil.rmtree(folder / "home", ignore_errors=True)
+    print_table(rows)
+    write_json(args.json, rows)
+    missed = [row["fault"] for row in rows if row["noticed by"] in ("MISSED", "does not compile")]
+    print(f"{len(rows) - len(missed)} of {len(rows)} noticed" + (f"; not: {', '.join(missed)}" if missed else ""))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
