@@ -15,7 +15,7 @@ export GOMP_SPINCOUNT ?= 0
 CPU_SOURCES := kernels/cpu/CMakeLists.txt kernels/layout/record_format.h $(wildcard kernels/cpu/csrc/*)
 CUDA_SOURCES := $(wildcard kernels/cuda/csrc/*.cuh kernels/cuda/csrc/emulator/*)
 
-.PHONY: setup model serve test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads rivals bench-rivals kernels-cuda check-kernels-cuda clean
+.PHONY: setup model serve test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads rivals bench-rivals kernels-cuda check-kernels-cuda fuzz-cuda clean
 
 setup: $(VENV)/.installed model
 
@@ -71,6 +71,10 @@ $(NVCC)/.installed: kernels/cuda/nvcc.lock
 kernels-cuda check-kernels-cuda: setup $(NVCC)/.installed
 	LEANKV_NVCC=$$(echo $(NVCC)/lib/python3*/site-packages/nvidia/cu13/bin/nvcc) \
 	  $(PY) -m leankv_kernels.cuda.build $(if $(filter check-%,$@),--check) $(ARGS)
+
+# The emulator on many more random cases than the suite has, shapes included; FUZZ times as many.
+fuzz-cuda: setup
+	LEANKV_FUZZ=$(or $(FUZZ),20) $(PY) -m pytest tests/kernels/test_cuda_emulated.py tests/kernels/test_shrink.py -k "cuda or any or bytes" $(ARGS)
 
 # Other systems' compressed caches, in an environment of their own.
 rivals: $(RIVALS)/.installed model

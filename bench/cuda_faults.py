@@ -176,7 +176,7 @@ def how_noticed(code: int, output: str) -> str:
     emulator = next((line for line in output.splitlines() if line.startswith("emulator:")), "")
     if emulator:
         return emulator.split("): ")[-1][:60]
-    return "does not compile" if "do not compile" in output else "a wrong result"
+    return "a wrong result" if code == 1 and "do not compile" not in output else "NOT RUN"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             shutil.rmtree(folder / "home", ignore_errors=True)
     print_table(rows)
     write_json(args.json, rows)
-    missed = [row["fault"] for row in rows if row["noticed by"] in ("MISSED", "does not compile")]
+    missed = [row["fault"] for row in rows if row["noticed by"] in ("MISSED", "NOT RUN")]
     print(f"{len(rows) - len(missed)} of {len(rows)} noticed" + (f"; not: {', '.join(missed)}" if missed else ""))
     return 1 if missed else 0
 

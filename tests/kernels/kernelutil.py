@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -65,9 +66,12 @@ def backend_named(name: str) -> Iterator[Backend]:
 
 
 def few(examples: int) -> settings:
-    """The same few examples in every run, however slow the machine."""
-    examples = max(1, examples // 30) if INTERPRETED else examples
-    return settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    """The same few examples in every run, however slow the machine; in a fuzz run others, and as many times more as
+    the environment says.
+    """
+    more = int(os.environ.get("LEANKV_FUZZ", "0"))
+    examples = max(1, examples // 30) if INTERPRETED else examples * max(1, more)
+    return settings(max_examples=examples, deadline=None, derandomize=not more, database=None)
 
 
 dice = st.builds(Random, st.integers(0, 2**32 - 1))

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from leankv_kernels import Ops, Plan, RecordLayout, RecordStore, build_plan, get_ops
+from leankv_kernels import TIERS, Ops, Plan, RecordLayout, RecordStore, build_plan, get_ops
 from leankv_kernels import layout as L
-from leankv_kernels.cuda.attend import attend_shape
+from leankv_kernels.cuda.attend import HEAD_DIMS, PAGES, attend_shape
 from leankv_kernels.cuda.emulated import EMULATOR
 from tests.kernels.cases import MODEL_DTYPES, Case, store_with
 from tests.kernels.draws import (
@@ -90,10 +90,7 @@ def plan_of(before: list[int], counts: list[int], near_pages: int, page: int = 1
     return build_plan(torch.arange(len(before)), [page * n for n in before], counts, slots, page, near_pages)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=str)
-@few(12)
-@given(rng=dice)
-def test_any_pages_read_as_the_specification_reads_them(cuda: Ops, ops: Ops, kernel: Kernel, rng: Random) -> None:
+def read_any_pages(cuda: Ops, ops: Ops, kernel: Kernel, rng: Random) -> None:
     """Any tiers, numbers of pages and of queries, records cut, in blocks that lie anywhere."""
     layout, pages = layout_of(kernel), rng.randint(1, 2432 // kernel.page_size)
     near_pages = rng.randint(0, 2) if kernel.near else 0
@@ -108,6 +105,33 @@ def test_any_pages_read_as_the_specification_reads_them(cuda: Ops, ops: Ops, ker
     EMULATOR.seed = rng.getrandbits(16)
     rotation = rng.choice(("hadamard", "none"))
     Witness(cuda, ops).attend_committed(q, store, 0, plan, kernel.head_dim**-0.5, rotation)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+@few(12)
+@given(rng=dice)
+def test_any_pages_read_as_the_specification_reads_them(cuda: Ops, ops: Ops, kernel: Kernel, rng: Random) -> None:
+    read_any_pages(cuda, ops, kernel, rng)
+
+
+def random_kernel(rng: Random) -> Kernel:
+    """Any shape that the kernels are written for."""
+    high, low = rng.choice(PAIRS)
+    mid = rng.choice([None, *(m for m in mids(high, low) if m in TIERS.values())])
+    tiers = ",".join(tier.name for tier in (high, mid, low) if tier)
+    group = rng.choice((*range(1, 9), 12, 16))
+    heads, near = rng.randint(1, 3), rng.random() < 0.7
+    return Kernel(tiers, rng.choice(HEAD_DIMS), group, heads, near, rng.choice(PAGES), rng.choice((1, 1, 5, 20)))
+
+
+@pytest.mark.slow
+@few(2)
+@given(rng=dice)
+def test_any_shape(cuda: Ops, ops: Ops, rng: Random) -> None:
+    """Each example compiles a kernel; `make fuzz-cuda` has many."""
+    kernel = random_kernel(rng)
+    for _ in range(3):
+        read_any_pages(cuda, ops, kernel, rng)
 
 
 @pytest.mark.parametrize(
