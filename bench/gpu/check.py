@@ -5,6 +5,9 @@
 left for them. ``--emulated`` does what a CPU can of it, on a tiny shape, with the kernels' own source emulated.
 Results lie in the folder as they come: ``jobs.jsonl``, ``summary.json``; ``python -m bench.gpu.report FOLDER`` shows
 them again and plots them.
+
+Where minutes count, ``--compile`` makes the cubins beforehand, on any machine with nvcc, into ``out/leankv``, which
+``check.sh`` uses where it finds it; for sources that have changed since they count for nothing.
 """
 
 from __future__ import annotations
@@ -27,14 +30,13 @@ from bench.gpu.report import plot, print_speed, speed_rows
 from bench.gpu.runner import ROOT, Runner, Stage
 from bench.gpu.sanitize import sanitize
 from bench.gpu.speed import HEADLINE
+from bench.gpu.units import compile_for
 from leankv_kernels.cuda.compiler import capability_of
-from leankv_kernels.cuda.driver import SHIPPED
-from leankv_kernels.cuda.unit import digest
 
 CHECKS = ("attend", "own", "commit", "sequence", "stable", "graph")
-EMULATED_CHECKS = CHECKS[:-1]
+SPEED, SPEED_STALL, SPEED_GRACE = "speed", 150.0, 60.0
+"""The stage that times; a job of it compiles Triton kernels, which takes long."""
 SECONDS = 450.0
-STALL_SECONDS = 60.0
 SHARES = {"main": 0.2, "headline": 0.42, "sanitizer": 0.58, "speed": 0.86, "wide": 0.97}
 """Where each part has to end, of the time."""
 
@@ -45,11 +47,13 @@ class Check:
     def __init__(self, args: argparse.Namespace) -> None:
         self.begin, self.args, self.out = time.time(), args, Path(args.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        for old in ("jobs.jsonl", *(f"{name}.stderr" for name in (*CHECKS, "speed"))):
+        for old in ("jobs.jsonl", *(f"{name}.stderr" for name in (*CHECKS, SPEED))):
             (self.out / old).unlink(missing_ok=True)
         where = ["--device", "cpu", "--backend", "cuda-emulated"] if args.emulated else []
-        self.runner = Runner(self.out, [*where, "--seed", str(args.seed)], STALL_SECONDS)
-        self.stages = {name: Stage(name) for name in ([*args.stages] if args.stages else [*CHECKS, "speed"])}
+        self.runner = Runner(self.out, [*where, "--seed", str(args.seed)])
+        self.stages = {name: Stage(name) for name in args.stages or CHECKS}
+        if not args.emulated and (not args.stages or SPEED in args.stages):
+            self.stages[SPEED] = Stage(SPEED, SPEED_STALL, SPEED_GRACE)
         self.sanitizer: list[dict[str, str]] = []
         self.machine = machine(args.emulated)
 
@@ -85,9 +89,8 @@ class Check:
 
     def emulated(self) -> None:
         """What a CPU can do of it."""
-        names = [name for name in self.stages if name in EMULATED_CHECKS]
-        self.checks(names, self.begin + self.args.seconds, self.args.jobs or 2)
-        for left in ("CUDA graphs", "compute-sanitizer", "speed"):
+        self.checks([*self.stages], self.begin + self.args.seconds, self.args.jobs or 2)
+        for left in ("capture into CUDA graphs", "compute-sanitizer", "speed"):
             print(f"{left}: needs a GPU, left out", flush=True)
 
     def on_gpu(self) -> None:
@@ -107,8 +110,11 @@ class Check:
 
     def speed(self, part: str, count: int = sys.maxsize) -> None:
         """Timed alone, nothing else on the GPU."""
-        if "speed" in self.stages:
-            self.runner.run(self.stages["speed"], self.until(part), count)
+        if SPEED in self.stages:
+            commit = self.stages.get("commit")
+            options = ("--commit-by-reference",) if commit and commit.failed else ()
+            for line in dict.fromkeys(self.runner.run(self.stages[SPEED], self.until(part), count, options=options)):
+                print(line, flush=True)
             self.save(part)
             print_speed(speed_rows(self.out), f"Speed so far, cold; {self.machine}")
 
@@ -133,12 +139,13 @@ def machine(emulated: bool) -> str:
 
 
 def compile_ahead() -> subprocess.Popen[str] | None:
-    """A process that compiles what was not shipped, while the first checks run."""
+    """A process that compiles what was neither shipped nor carried along, while the first checks run."""
     capability = capability_of(*torch.cuda.get_device_capability())
-    if capability is None or (SHIPPED / digest() / capability).is_dir():
-        print("cubins are shipped" if capability else "no cubins for this GPU: its driver compiles PTX", flush=True)
-    command = [sys.executable, "-m", "bench.gpu.units", capability or ""]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) if capability else None
+    if capability is None:
+        print("no cubins for this GPU: its driver compiles PTX, at first use", flush=True)
+        return None
+    command = [sys.executable, "-m", "bench.gpu.units", capability]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -147,14 +154,17 @@ def main(argv: list[str] | None = None) -> int:
         prog="bench/gpu/check.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--emulated", action="store_true", help="on the CPU")
+    parser.add_argument("--compile", action="store_true", help="here, for an H100 or H200: to be carried along")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for everything (default: {SECONDS:.0f})")
     parser.add_argument(
         "--out", default=os.environ.get("OUT") or str(ROOT / "out" / "gpu"), help="default: $OUT or out/gpu"
     )
-    parser.add_argument("--stages", nargs="+", choices=(*CHECKS, "speed"), help="default: all")
+    parser.add_argument("--stages", nargs="+", choices=(*CHECKS, SPEED), help="default: all")
     parser.add_argument("--jobs", type=int, help="of every check, at first (default: those of the main shapes)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if args.compile:
+        return compile_for("90a")
     if not args.emulated and not torch.cuda.is_available():
         parser.error("torch finds no GPU here: --emulated checks what a CPU can")
     check = Check(args)

@@ -51,13 +51,13 @@ class Pages(NamedTuple):
     """
 
     store: RecordStore
-    count: int
+    total: int
     near_pages: int
     bare: set[int]
 
     def some(self, rng: Random, count: int) -> list[int]:
         """So many of them in any order, as a request lists them; none where too few could be read near."""
-        drawn = rng.sample(range(1, self.count + 1), count)
+        drawn = rng.sample(range(1, self.total + 1), count)
         near = [page for page in drawn if page not in self.bare][: self.near_pages]
         if len(near) < min(self.near_pages, count):
             return []
@@ -119,7 +119,7 @@ def _own(bench: Bench, shape: Shape, rng: Random, many: bool) -> None:
     garbage = rng.choice((float("nan"), float("inf"), float("-inf"), 6e4))
     for tile, behind in zip(at.tolist(), plan.unwritten.cpu(), strict=True):
         key[tile][behind], value[tile][behind] = garbage, garbage
-    raw = RawPages(*(x.to(device, dtype) for x in (key, value)), scores.to(device), at.to(device))
+    raw = RawPages(key.to(device, dtype), value.to(device, dtype), scores.to(device), at.to(device))
     q = queries(rng, plan.num_tokens, shape, device).to(dtype)
     witness = Witness(bench.ops, bench.reference)
     own = witness.attend_open(q, raw, plan, shape.head_dim**-0.5)
@@ -175,7 +175,8 @@ def _reference_agrees(bench: Bench) -> None:
     tiers, records = random_tier_maps(rng, layout, 2), []
     for device in ("cpu", bench.device):
         store, pages = RecordStore(layout, 1, 2, device), torch.tensor([1, 2], device=device)
-        bench.reference.commit_pages(store, 0, pages, *(x.to(device) for x in (key, value, tiers)), "hadamard")
+        there = key.to(device), value.to(device), tiers.to(device)
+        bench.reference.commit_pages(store, 0, pages, *there, "hadamard")
         records.append(store.gather(0, pages).cpu())
     assert torch.equal(*records), "the reference writes other bytes on the GPU than on the CPU"
 

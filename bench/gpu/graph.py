@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from random import Random
@@ -40,6 +40,34 @@ class Step:
         return [x.clone() for x in results]
 
 
+def captured(step: Step, on_gpu: bool) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
+    """What replays a step, and where its results come to lie. Without a GPU the step is called again, with all that the
+    host knew when it was captured.
+    """
+    if not on_gpu:
+        results = step.run()
+
+        def again() -> None:
+            for kept, new in zip(results, step.run(), strict=True):
+                kept.copy_(new)
+
+        return again, results
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step.run()  # loads the kernels
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step.run()
+
+    def replay() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return replay, results
+
+
 def _graph(bench: Bench, shape: Shape, rng: Random, many: bool) -> None:
     """Captured at the longest context, replayed at any; ``many`` requests, or few."""
     device = bench.device
@@ -69,16 +97,9 @@ def _graph(bench: Bench, shape: Shape, rng: Random, many: bool) -> None:
         randn(requests, heads, dim),
         RawPages(randn(*size), randn(*size), scores, torch.arange(requests, device=device)),
     )
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step.run()  # loads the kernels
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = step.run()
-    for replay in range(REPLAYS):
-        plan = first if replay == 0 else new_plan(longest=replay == 1)
+    replay, results = captured(step, bench.on_gpu)
+    for time in range(REPLAYS):
+        plan = first if time == 0 else new_plan(longest=time == 1)
         step.q.copy_(randn(requests, heads, dim))
         step.raw.key.copy_(randn(*size))
         wanted = step.eager(plan)
@@ -86,10 +107,9 @@ def _graph(bench: Bench, shape: Shape, rng: Random, many: bool) -> None:
         static.pages[len(plan.pages) :] = -1  # never to be read
         static.tiles.copy_(plan.tiles)
         static.token_tile.copy_(plan.token_tile)
-        graph.replay()
-        torch.cuda.synchronize()
+        replay()
         for name, got, want in zip(RESULTS, results, wanted, strict=True):
-            assert torch.equal(got, want), f"replay {replay} of {requests} requests: another {name} than eager"
+            assert torch.equal(got, want), f"replay {time} of {requests} requests: another {name} than eager"
 
 
 def graph_jobs(bench: Bench) -> Iterator[Job]:

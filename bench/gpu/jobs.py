@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ class Bench:
     reference: Ops
     device: str
     seed: int
+    small: bool = False  # sizes as emulated
 
     @property
     def on_gpu(self) -> bool:
@@ -60,12 +62,15 @@ class Bench:
     @property
     def sizes(self) -> Sizes:
         """Of its jobs."""
-        return GPU if self.on_gpu else EMULATED
+        return GPU if self.on_gpu and not self.small else EMULATED
 
 
 def drawn(bench: Bench, kind: str, run: Callable[[Shape, Random, bool], dict[str, Any] | None]) -> Iterator[Job]:
     """Jobs without an end: the main shapes some times, then all, each time with one query a tile and with several."""
     main, others = (MAIN, OTHERS) if bench.on_gpu else ((TINY,), ())
+
+    def run_one(shape: Shape, seed: str, many: bool) -> dict[str, Any] | None:
+        return run(shape, Random(seed), many)
 
     def jobs(shapes: Sequence[Shape], number: int) -> Iterator[Job]:
         for shape in shapes:
@@ -74,7 +79,7 @@ def drawn(bench: Bench, kind: str, run: Callable[[Shape, Random, bool], dict[str
                 seed = f"{bench.seed} {kind} {shape.name} {many} {number}"
                 name = f"{shape.name}, {'several queries' if many else 'one query'} a tile, seed {seed!r}"
                 key = f"{shape.name}{', several' if many else ''}"
-                yield Job(key, name, lambda shape=shape, seed=seed, many=many: run(shape, Random(seed), many))
+                yield Job(key, name, partial(run_one, shape, seed, many))
 
     for number in range(MAIN_ROUNDS):
         yield from jobs(main, number)

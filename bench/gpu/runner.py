@@ -25,12 +25,16 @@ class Stage:
     """How far a stage has come.
 
     Attributes:
+        stall: seconds after which a job that says nothing is taken to hang.
+        grace: seconds that a job may take behind the time at which none begins.
         next: the number of its next job.
         passed, failed: jobs.
         keys: failures by what they are about.
     """
 
     name: str
+    stall: float = 60.0
+    grace: float = 20.0
     next: int = 0
     passed: int = 0
     failed: int = 0
@@ -49,16 +53,23 @@ class Runner:
     Args:
         out: a folder; ``jobs.jsonl`` in it gets a line for every job.
         options: of every worker: device, backend, seed.
-        stall: seconds after which a job that says nothing is taken to hang.
-        wrapper: a command that workers are started under.
     """
 
-    def __init__(self, out: Path, options: list[str], stall: float) -> None:
-        self.out, self.options, self.stall = out, options, stall
+    def __init__(self, out: Path, options: list[str]) -> None:
+        self.out, self.options = out, options
         self._lock = threading.Lock()
 
-    def run(self, stage: Stage, until: float, count: int = sys.maxsize, wrapper: tuple[str, ...] = ()) -> list[str]:
-        """Jobs of a stage from its next on, so many at most, until a time; what a wrapper printed besides."""
+    def run(
+        self,
+        stage: Stage,
+        until: float,
+        count: int = sys.maxsize,
+        wrapper: tuple[str, ...] = (),
+        options: tuple[str, ...] = (),
+    ) -> list[str]:
+        """Jobs of a stage from its next on, so many at most, until a time, their workers started under a command, with
+        more options; what was printed besides.
+        """
         printed: list[str] = []
         last = stage.next + count if count < sys.maxsize else sys.maxsize
         while stage.next < last and time.time() < until and stage.failed < FAILURES:
@@ -66,7 +77,7 @@ class Runner:
             if last < sys.maxsize:
                 limits += ["--count", str(last - stage.next)]
             without = [key for key, times in stage.keys.items() if times >= FAILURES_OF_A_KEY]
-            command = [*wrapper, sys.executable, "-m", "bench.gpu.worker", stage.name, *self.options, *limits]
+            command = [*wrapper, sys.executable, "-m", "bench.gpu.worker", stage.name, *self.options, *options, *limits]
             if not self._one(stage, command + (["--without", *without] if without else []), until, printed):
                 break
         return printed
@@ -84,7 +95,7 @@ class Runner:
             hung = False
             while True:
                 try:
-                    line = lines.get(timeout=min(self.stall, max(1.0, until + self.stall / 2 - time.time())))
+                    line = lines.get(timeout=min(stage.stall, max(1.0, until + stage.grace - time.time())))
                 except queue.Empty:
                     hung = True
                     os.killpg(process.pid, signal.SIGKILL)
@@ -107,7 +118,7 @@ class Runner:
             return status == BROKEN
         if hung and time.time() > until:
             return False  # its time was over
-        why = f"hangs for {self.stall:.0f} s" if hung else f"ends its process with {status}: {self._last_error(stage)}"
+        why = f"hangs for {stage.stall:.0f} s" if hung else f"ends its process with {status}: {self._last_error(stage)}"
         self._note(stage, {**running, "ok": False, "why": why})
         return True
 

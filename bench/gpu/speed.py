@@ -30,7 +30,7 @@ HEADLINE = 1
 @cache
 def _setup(bench: Bench) -> Setup:
     device = torch.device(bench.device)
-    return Setup(device, bench.ops, ROUNDS, free_bytes(device), scatter=True, beside=_beside(bench.device))
+    return Setup(device, bench.ops, ROUNDS, free_bytes(device), beside=_beside(bench.device))
 
 
 def _beside(device: str) -> tuple[Ops, ...]:

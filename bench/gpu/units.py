@@ -1,4 +1,4 @@
-"""``python -m bench.gpu.units``: compiles what the checks will launch, in their order, while they begin."""
+"""``python -m bench.gpu.units 90a``: compiles what the checks will launch, in their order, while they begin."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ def units() -> Iterator[Unit]:
     return iter(dict.fromkeys(found))
 
 
-def main() -> int:
-    """For the compute capability that is named, or 90a."""
-    capability = sys.argv[1] if len(sys.argv) > 1 else "90a"
+def compile_for(capability: str) -> int:
+    """All for a compute capability, into the cache of ``LEANKV_HOME``; what fails is printed."""
 
     def compiled(unit: Unit) -> str | None:
         try:
@@ -40,4 +39,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(compile_for(sys.argv[1]))

@@ -83,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--backend", default="cuda")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--small", action="store_true", help="sizes as emulated")
+    parser.add_argument("--commit-by-reference", action="store_true", help="to time the rest where commit fails")
     parser.add_argument("--first", type=int, default=0, help="the first job's number")
     parser.add_argument("--count", type=int, default=sys.maxsize, help="jobs at most")
     parser.add_argument("--until", type=float, default=float("inf"), help="seconds since 1970 at which no job begins")
@@ -90,7 +92,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--without", nargs="*", default=[], help="keys that are left out")
     args = parser.parse_args(argv)
     torch.set_num_threads(max(1, min(3, (os.cpu_count() or 1) // 5)))
-    bench = Bench(get_ops(args.device, args.backend), get_ops(args.device, "reference"), args.device, args.seed)
+    ops, reference = (get_ops(args.device, name) for name in (args.backend, "reference"))
+    if args.commit_by_reference:
+        ops = ops._replace(commit_pages=reference.commit_pages)
+    bench = Bench(ops, reference, args.device, args.seed, args.small)
     failed: Counter[str] = Counter(dict.fromkeys(args.without, FAILURES_OF_A_KEY))
     say(ready=bench.ops.describe())
     for number, job in enumerate(STAGES[args.stage](bench)):
