@@ -22,6 +22,7 @@ from leankv_kernels.cuda.unit import SOURCE
 TESTS = ("tests/kernels/test_cuda_emulated.py", "tests/kernels/test_shrink.py")
 READ = "any_pages_read and not slow or ugly or bits"
 OPEN = "sequences and 64"
+MERGE = "states_merge"
 COMMIT = "committed_to and 64-64"
 SHRINK = "same_as_the_reference and cuda"
 
@@ -94,7 +95,7 @@ FAULTS = (
     Fault("first split forgotten", "merge.cuh", "for (int s = 0; s < live", "for (int s = 1; s < live", READ),
     Fault("rotated back by the wrong factor", "merge.cuh", "a.back / sum", "1 / sum", READ),
     Fault("sees the next token", "open.cuh", "token > first + r / S::group", "token > first + 1 + r / S::group", OPEN),
-    Fault("stale tokens read", "open.cuh", "if (token <= last) {", "if (token <= last + 1) {", OPEN),
+    Fault("stale tokens read", "open.cuh", "token <= last; token +=", "token <= last + 1; token +=", OPEN),
     Fault(
         "scores of a page before kept",
         "open.cuh",
@@ -102,7 +103,7 @@ FAULTS = (
         "const bool begins = false && ",
         OPEN,
     ),
-    Fault("an empty state counts", "states.cuh", "peak == -INFINITY ? 0.0f : peak", "peak", OPEN),
+    Fault("an empty state counts", "states.cuh", "peak == -INFINITY ? 0.0f : peak", "peak", MERGE),
     Fault("padding of keys left", "write.cuh", "b < at + aligned(bytes); b +=", "b < at; b +=", COMMIT),
     Fault("keys less a centre not rounded", "commit.cuh", "half_value(half & 0x7FFF ? half : 0)", "x[k]", COMMIT),
     Fault("zero rounded up", "quantize.cuh", "(bits + (exact ? 0 : 1)) | 0x8000", "bits | 0x8000", COMMIT),

@@ -191,6 +191,18 @@ def test_sequences_run_as_on_the_specification(cuda: Ops, ops: Ops, shape: Kerne
     assert all(witness.seen[op] for op in ("attend_open", "attend_committed", "merge_states", "commit_pages"))
 
 
+@pytest.mark.parametrize("dim", [80, 128])
+def test_states_merge_where_one_or_both_are_empty(cuda: Ops, ops: Ops, dim: int) -> None:
+    g = generator(dim)
+    outs = [torch.randn(5, 3, dim, generator=g) for _ in "ab"]
+    lses = [torch.randn(5, 3, generator=g) * 20 for _ in "ab"]
+    empty = [torch.arange(5) % 4 == 1, torch.arange(5) % 3 == 1]
+    for out, lse, none in zip(outs, lses, empty, strict=True):
+        out[none], lse[none] = 0, float("-inf")
+    assert bool((empty[0] & empty[1]).any())
+    Witness(cuda, ops).merge_states(outs[0], lses[0], outs[1], lses[1])
+
+
 def test_no_bit_depends_on_the_batch_or_on_the_order_of_warps(cuda: Ops) -> None:
     kernel = KERNELS[0]
     assert isinstance(kernel, Kernel)
