@@ -1,6 +1,7 @@
 """Real servers, shared by the tests of this folder: the default one on the real model, others on a tiny random model.
 
-What a server costs is its start and the tokens it prefills, so the real model is asked where it is the point.
+What a server costs is its start and the tokens it prefills, so the real model is asked where it is the point, and
+servers on the tiny one are forked (forked.py) but for those of test_engine.py and test_pressure.py.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.common.server import Server, serve
+from tests.e2e.forked import Zygote
 from tests.tiny_models import tiny_folder
 
 POOL_TOKENS = 16384
@@ -22,6 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Starts servers in a tenth of the time."""
+    running = Zygote()
+    yield running
+    running.stop()
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +48,11 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def plain(tiny: Path) -> Iterator[Server]:
+def plain(tiny: Path, zygote: Zygote) -> Iterator[Server]:
     """No profile: one pair of thresholds for all heads, nothing pruned.
 
     Prompts are prefilled page by page. Tokenizer workers are processes of their own, which import the HTTP app again.
     """
     flags = ("--chunked-prefill-size", "128", "--tokenizer-worker-num", str(WORKERS), "--leankv-profile", "none")
-    with serve("--model-path", str(tiny), "--max-total-tokens", str(POOL_TOKENS), *flags) as running:
+    with zygote.serve("--model-path", str(tiny), "--max-total-tokens", str(POOL_TOKENS), *flags) as running:
         yield running

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from bench.common.server import Server, serve
+from bench.common.server import Server
+from tests.e2e.forked import Zygote
 from tests.e2e.hits import assert_hits_equal_misses
 from tests.e2e.prompts import tiny_passages
 
@@ -16,11 +17,12 @@ UNITS = 3072
 
 
 @pytest.fixture(scope="module")
-def small(tiny: Path) -> Iterator[Server]:
+def small(tiny: Path, zygote: Zygote) -> Iterator[Server]:
     pool = ("--max-total-tokens", str(UNITS), "--max-running-requests", "4", "--chunked-prefill-size", "512")
     env = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
     # Every far token low: a trimmed page costs little more than half.
-    with serve("--model-path", str(tiny), *pool, "--leankv-significance", "none", "--leankv-demote", env=env) as server:
+    method = ("--leankv-significance", "none", "--leankv-demote")
+    with zygote.serve("--model-path", str(tiny), *pool, *method, env=env) as server:
         yield server
 
 

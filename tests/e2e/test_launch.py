@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -10,18 +9,18 @@ import pytest
 
 from bench.common.server import serve
 from leankv_kernels import TIERS
+from tests.e2e.forked import Zygote
 
 
-def _launch(*flags: str, **env: str) -> subprocess.CompletedProcess[str]:
+def _launch(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "leankv_sglang.launch_server", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **env})
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
         (("--leankv-tiers", "k2v2"), f"--leankv-tiers takes {', '.join(TIERS)}, not 'k2v2'."),
-        (("--page-size", "1"), "LeanKV cannot start: --page-size must be 64, 128 or 256."),
         (("--leankv-profile", "nowhere.json"), "--leankv-profile nowhere.json: cannot be read"),
     ],
 )
@@ -32,16 +31,23 @@ def test_refusals_are_one_sentence(flags: tuple[str, ...], sentence: str) -> Non
     assert "Traceback" not in result.stderr + result.stdout
 
 
-def test_a_seam_that_did_not_take_stops_the_start() -> None:
+def test_refusals_with_sglang_at_hand_are_one_sentence(zygote: Zygote) -> None:
+    code, printed = zygote.run(["--page-size", "1"], {})
+    assert code == 2
+    assert "LeanKV cannot start: --page-size must be 64, 128 or 256." in printed
+    assert "Traceback" not in printed
+
+
+def test_a_seam_that_did_not_take_stops_the_start(zygote: Zygote) -> None:
     """SGLang skips our plugin without a word; the launcher must not serve uncompressed."""
-    result = _launch(SGLANG_PLUGINS="something_else")
-    assert result.returncode == 2
-    assert "LeanKV does not reach into this sglang as it must" in result.stderr
-    assert "Traceback" not in result.stderr
+    code, printed = zygote.run([], {"SGLANG_PLUGINS": "something_else"})
+    assert code == 2
+    assert "LeanKV does not reach into this sglang as it must" in printed
+    assert "Traceback" not in printed
 
 
-def test_help_groups_our_flags() -> None:
-    text = _launch("--help").stdout
+def test_help_groups_our_flags(zygote: Zygote) -> None:
+    _, text = zygote.run(["--help"], {})
     group = text[text.index("LeanKV:") :]
     assert "--leankv-tiers" in group
     assert "--max-total-tokens" in text

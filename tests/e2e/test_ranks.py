@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.common.server import Server, serve
+from bench.common.server import Server
+from tests.e2e.forked import Zygote
 from tests.e2e.hits import assert_hits_equal_misses
 from tests.e2e.prompts import tiny_passages
 
@@ -18,11 +19,11 @@ def ask_under_pressure(server: Server, count: int) -> None:
     assert not [word for word in TROUBLE if word in server.log_text()]
 
 
-def test_two_tensor_parallel_ranks(tiny: Path) -> None:
+def test_two_tensor_parallel_ranks(tiny: Path, zygote: Zygote) -> None:
     # One KV head on each rank, and thresholds at which they keep different shares of tokens.
     flags = ("--leankv-alpha-high", "1.2", "--leankv-alpha-low", "0.4")
     env = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1"}
-    with serve("--model-path", str(tiny), "--tp-size", "2", *POOL, *flags, env=env) as server:
+    with zygote.serve("--model-path", str(tiny), "--tp-size", "2", *POOL, *flags, env=env) as server:
         ask_under_pressure(server, 6)
         figures = server.info()["leankv"]
         assert figures["pages_trimmed"] > 0
@@ -32,6 +33,6 @@ def test_two_tensor_parallel_ranks(tiny: Path) -> None:
         assert server.info()["leankv"]["units_free"] == 2048
 
 
-def test_two_replicas(tiny: Path) -> None:
-    with serve("--model-path", str(tiny), "--dp-size", "2", *POOL) as server:
+def test_two_replicas(tiny: Path, zygote: Zygote) -> None:
+    with zygote.serve("--model-path", str(tiny), "--dp-size", "2", *POOL) as server:
         ask_under_pressure(server, 4)

@@ -1,0 +1,105 @@
+"""Servers and launches that are forked from a process which has imported sglang already (see zygote.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from bench.common import server as servers
+from bench.common.server import Server
+from leankv_sglang.environment import has_accelerator
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULE = "leankv_sglang.launch_server"
+
+
+class Forked:
+    """A running process that is nobody's child here; of ``subprocess.Popen`` what servers use."""
+
+    def __init__(self, pid: int, status: int) -> None:
+        self.pid, self.returncode = pid, None
+        self._status = status
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, -9 for one that was killed."""
+        if self.returncode is None:
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("a forked process", timeout or 0)
+            self.returncode = int(os.read(self._status, 16) or b"-9")
+            os.close(self._status)
+        return self.returncode
+
+
+class Zygote:
+    """Begins when it is made; ``stop`` it in the end. With an accelerator, which no fork can share, it starts every
+    process anew.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        if has_accelerator():
+            return
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-u", "-m", "tests.e2e.zygote", str(theirs.fileno())]
+        self._process = subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+
+    def stop(self) -> None:
+        """End it."""
+        if self._process:
+            self._requests.close()
+            self._process.wait(30)
+
+    def start(self, args: list[str], output: BinaryIO, env: dict[str, str]) -> Forked | subprocess.Popen[bytes]:
+        """``python -m leankv_sglang.launch_server``, with an environment in addition to ours."""
+        env = {**os.environ, **env}
+        if not self._process:
+            command = [sys.executable, "-m", MODULE, *args]
+            return subprocess.Popen(command, stdout=output, stderr=output, env=env, start_new_session=True)
+        ours, theirs = os.pipe()
+        request = {"module": MODULE, "args": args, "env": env}
+        socket.send_fds(self._requests, [json.dumps(request).encode()], [output.fileno(), theirs])
+        os.close(theirs)
+        return Forked(int(self._requests.recv(16)), ours)
+
+    def run(self, args: list[str], env: dict[str, str]) -> tuple[int, str]:
+        """The exit code of a launch that ends by itself, and what it printed."""
+        with tempfile.TemporaryFile() as output:
+            process = self.start(args, output, env)
+            try:
+                code = process.wait(120)
+            finally:
+                servers.stop(process)  # type: ignore[arg-type]
+            output.seek(0)
+            return code, output.read().decode()
+
+    @contextmanager
+    def serve(self, *args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
+        """A server for the duration of the block, as ``bench.common.server.serve`` runs one."""
+        port = servers.free_port()
+        with tempfile.NamedTemporaryFile("wb", suffix=".log") as log:
+            begin = time.monotonic()
+            process = self.start([*args, "--port", str(port), "--sleep-on-idle"], log, env or {})
+            server = Server(f"http://127.0.0.1:{port}", process, Path(log.name), 0.0)  # type: ignore[arg-type]
+            try:
+                servers._wait_ready(server, begin)
+                yield server
+            finally:
+                servers.stop(process)  # type: ignore[arg-type]

@@ -1,0 +1,157 @@
+"""Forks servers, and the processes that they spawn, from one process that has imported sglang: ``-m tests.e2e.zygote``.
+
+Importing sglang takes some twelve seconds of CPU, in each of a server's three to six processes. Forked ones begin where
+that import ends: no plugin is loaded and nothing of LeanKV has run. What a server would spawn is forked from a copy of
+this process as well, reads what was pickled for it, and loads its plugins itself.
+
+A few servers of the tests are started as users start them, so that this shortcut hides nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import fcntl
+import gc
+import importlib
+import json
+import os
+import random
+import runpy
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing import util
+from typing import Any
+
+LONGEST, MOST_FDS = 1 << 18, 16
+"""Of a request."""
+_PR_SET_CHILD_SUBREAPER = 36
+_PRELOADED = (
+    "sglang.launch_server",
+    "sglang.srt.entrypoints.http_server",
+    "sglang.srt.managers.data_parallel_controller",
+    "sglang.srt.managers.detokenizer_manager",
+    "sglang.srt.managers.scheduler",
+    "sglang.srt.model_executor.model_runner",
+)
+
+
+def main() -> None:
+    """Serve the socket whose number is the argument, until its other end is closed."""
+    from leankv_sglang.environment import has_accelerator, keep_rows_alike, prepare_cpu, unshadow_kernels
+
+    unshadow_kernels()
+    if not has_accelerator():
+        keep_rows_alike()
+        prepare_cpu()
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    # What is there stays; later collections need not look at it, nor copy the pages it lies on.
+    gc.collect()
+    gc.freeze()
+    _fork_on_demand(socket.socket(fileno=int(sys.argv[1])), _run_module)
+
+
+def _fork_on_demand(requests: socket.socket, run: Callable[[dict[str, Any], list[int]], None]) -> None:
+    """For every request a process that runs it; whoever asked becomes its parent, or init where that takes orphans."""
+    while True:
+        message, fds, *_ = socket.recv_fds(requests, LONGEST, MOST_FDS)
+        if not message:
+            return
+        told, tell = os.pipe()
+        between = os.fork()
+        if not between:
+            child = os.fork()
+            if child:
+                os.write(tell, b"%d" % child)
+                os._exit(0)
+            for fd in (told, tell):
+                os.close(fd)
+            requests.close()
+            _end_with(run, json.loads(message), fds)
+        os.waitpid(between, 0)
+        requests.send(os.read(told, 16))
+        for fd in (told, tell, *fds):
+            os.close(fd)
+
+
+def _end_with(run: Callable[[dict[str, Any], list[int]], None], request: dict[str, Any], fds: list[int]) -> None:
+    os.environ.clear()
+    os.environ.update(request["env"])
+    random.seed()
+    try:
+        run(request, fds)
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status := request.get("status"):
+        os.write(status, b"%d" % code)
+    os._exit(code)
+
+
+def _run_module(request: dict[str, Any], fds: list[int]) -> None:
+    """``python -m``, in a session of its own, with a file for all it prints and a pipe for its exit code."""
+    output, request["status"] = fds
+    os.setsid()
+    for fd in (1, 2):
+        os.dup2(output, fd)
+    os.close(output)
+    sys.argv = [request["module"], *request["args"]]
+    _fork_what_is_spawned(request["status"])
+    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+
+
+def _run_spawned(request: dict[str, Any], fds: list[int]) -> None:
+    """What ``multiprocessing`` would have a new interpreter do."""
+    aside = [fcntl.fcntl(fd, fcntl.F_DUPFD, 512) for fd in fds]
+    for fd in fds:
+        os.close(fd)
+    for fd, number in zip(aside, request["fds"], strict=True):
+        os.dup2(fd, number)
+        os.close(fd)
+    command = request["args"].index("-c") + 1
+    sys.argv = ["-c", *request["args"][command + 1 :]]
+    _fork_what_is_spawned()
+    exec(request["args"][command])
+
+
+def _fork_what_is_spawned(*private: int) -> None:
+    """From now on ``multiprocessing`` gets its processes from a copy of this one as it is now.
+
+    Args:
+        private: files that the copy shall not hold open.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if not os.fork():
+        ours.close()
+        for fd in private:
+            os.close(fd)
+        _fork_on_demand(theirs, _run_spawned)
+        os._exit(0)
+    theirs.close()
+    exact = util.spawnv_passfds
+
+    def spawnv_passfds(path: Any, args: Any, passfds: Any) -> int:
+        told = [os.fsdecode(arg) for arg in args]
+        if "--multiprocessing-fork" not in told:
+            return exact(path, args, passfds)
+        fds = sorted(set(passfds))
+        request = {"args": told, "fds": fds, "env": dict(os.environ)}
+        socket.send_fds(ours, [json.dumps(request).encode()], fds)
+        return int(ours.recv(16))
+
+    util.spawnv_passfds = spawnv_passfds
+
+
+if __name__ == "__main__":
+    main()
