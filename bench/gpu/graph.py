@@ -71,9 +71,11 @@ def captured(step: Step, on_gpu: bool) -> tuple[Callable[[], None], tuple[Tensor
 def _graph(bench: Bench, shape: Shape, rng: Random, many: bool) -> None:
     """Captured at the longest context, replayed at any; ``many`` requests, or few."""
     device = bench.device
-    pages = rng.choice(bench.sizes.tokens) // shape.page
+    pages = max(1, rng.choice(bench.sizes.tokens) // shape.page)
     requests = rng.choice((8, 17)) if many else rng.choice((1, 2, 3))
     own = pages_of(shape, rng, pages, device)
+    while not own.some(rng, pages):  # too many are cut to be read near
+        own = pages_of(shape, rng, pages, device)
     heads, dim, page = shape.heads * shape.group, shape.head_dim, shape.page
     g = torch.Generator(device).manual_seed(rng.getrandbits(32))
 

@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 import bench.common.checkout  # noqa: F401
@@ -61,6 +60,8 @@ def prefill_rows(shape: Shape, mix: str, context: int, chunk: int, setup: Setup)
 
 def _sdpa(shape: Shape, q: Tensor, tokens: int, setup: Setup) -> list[Contestant]:
     """torch's attention, causal to the lower right, in the form that is fastest."""
+    from torch.nn.attention.bias import causal_lower_right  # imports the compiler, which takes seconds
+
     key, value = (normal(1, shape.kv_heads, tokens, shape.head_dim, device=q.device, seed=seed) for seed in (1, 2))
     wide = tuple(x.repeat_interleave(shape.group, 1) for x in (key, value))
     by_head, mask = q.transpose(0, 1)[None].contiguous(), causal_lower_right(len(q), tokens)

@@ -15,7 +15,7 @@ import bench.common.checkout  # noqa: F401
 from bench.kernels.cases import PAGE, ROTATION, WINDOW, Bundle, Shape, draw_tiers, layout_of, record_bytes
 from bench.kernels.dense import Dense, decode_baselines, sdpa
 from bench.kernels.pages import Committed, committed, normal, raw_pages
-from bench.kernels.timing import Contestant, Setup, bandwidth, measure, per_layer, quartiles, row_of
+from bench.kernels.timing import Contestant, Setup, bandwidth, fastest, measure, per_layer, quartiles, row_of
 from leankv_kernels import Ops, RawPages, RecordStore, build_plan
 from leankv_kernels.reference.attention import merge_states
 
@@ -49,9 +49,10 @@ def attend_rows(bundles: Sequence[Bundle], queries: int, setup: Setup) -> list[R
         baselines = [replace(b, name=f"{b.name}|{label}") for b in baselines]
         for mix, pages in ours.items():
             name = f"{mix}|{label}"
-            others = {other.name: f"{other.name} {name}" for other in setup.beside}
-            everyone.append(pages.contestant(name, setup.ops))
-            everyone += [pages.contestant(others[other.name], other) for other in setup.beside]
+            beside = {other.name: pages.contestant(f"{other.name} {name}", other) for other in setup.beside}
+            beside = working(beside, setup)
+            everyone += [pages.contestant(name, setup.ops), *beside.values()]
+            others = {other: contestant.name for other, contestant in beside.items()}
             compared.append((bundle, mix, pages, name, [b.name for b in baselines], others))
         everyone += baselines
     seconds = measure(everyone, setup)
@@ -68,6 +69,11 @@ def attend_rows(bundles: Sequence[Bundle], queries: int, setup: Setup) -> list[R
     del everyone, compared, ours, pages
     gc.collect()
     return rows
+
+
+def working(contestants: dict[str, Contestant], setup: Setup) -> dict[str, Contestant]:
+    """Those that do not fail, which a note says of the others."""
+    return {name: contestant for name, contestant in contestants.items() if fastest([contestant], setup)}
 
 
 def _beside(seconds: dict[str, list[float]], ours: str, others: dict[str, str]) -> Row:
@@ -91,7 +97,7 @@ def compare(
     others: dict[str, Contestant] | None = None,
 ) -> list[Row]:
     """One row: ours beside baselines and beside other backends, by their names."""
-    others = others or {}
+    others = working(others or {}, setup)
     read, read_bytes = bandwidth(setup.device)
     seconds = measure([read, ours, *baselines, *others.values()], setup)
     names = [b.name for b in baselines]
