@@ -124,10 +124,12 @@ class Check:
         summary = json.loads((self.out / "summary.json").read_text())
         print_table(summary["stages"], self.machine)
         if not self.args.emulated:
+            print_table(self.sanitizer, "compute-sanitizer")
             print_speed(speed_rows(self.out), "Speed, cold")
             if not plot(self.out, self.machine):
                 print(f"no plot: python -m bench.gpu.report {self.out} makes one where matplotlib is installed")
-        return 1 if any(stage.failed for stage in self.stages.values()) else 0
+        faults = any(row["says"][0] in "123456789" for row in self.sanitizer)
+        return 1 if faults or any(stage.failed for stage in self.stages.values()) else 0
 
 
 def machine(emulated: bool) -> str:
