@@ -20,7 +20,7 @@ from bench.gpu.sass import PageLoop, by_opcode, instructions
 from leankv_kernels import RecordLayout, RecordStore, build_plan, get_ops
 from leankv_kernels.cuda.compiler import CAPABILITIES, SHARED_BYTES, CompileError, compile_unit
 from leankv_kernels.cuda.emulated import EMULATOR, library
-from leankv_kernels.cuda.shipped import MODELS, PAGE_SIZE, TIER_PAIRS, Heads, attend_unit, layout_of, shipped_units
+from leankv_kernels.cuda.shipped import MODELS, TIER_PAIRS, Heads, attend_unit, layout_of, shipped_units
 from leankv_kernels.cuda.unit import Unit
 from leankv_kernels.layout import HIGH, LOW, TierCounts
 

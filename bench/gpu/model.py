@@ -14,9 +14,11 @@ from bench.gpu.sass import Instruction
 SCHEDULERS, CLOCK_HZ = 132 * 4, 1.755e9
 """Of an H200."""
 _ALU = frozenset(
-    "LOP3 SHF PRMT FMNMX ISETP SEL IADD3 VIADD LEA I2FP FSEL FSETP PLOP3 P2R R2P VIMNMX VIADDMNMX IABS MOV CS2R HADD2"
-    .split()
-)  # fmt: skip
+    (
+        *("LOP3", "SHF", "PRMT", "FMNMX", "ISETP", "SEL", "IADD3", "VIADD", "LEA", "I2FP", "FSEL", "FSETP", "PLOP3"),
+        *("P2R", "R2P", "VIMNMX", "VIADDMNMX", "IABS", "MOV", "CS2R", "HADD2"),
+    )
+)
 _LSU = frozenset(("LDS", "LDSM", "STS", "LDGSTS", "SHFL", "LDG"))
 _LATENCY = {
     "LDS": 30, "LDSM": 34, "SHFL": 25, "MUFU": 24, "IMMA": 34, "LDG": 400, "LDGSTS": 20, "STS": 20, "S2R": 30,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from leankv_kernels.cuda.scratch import Scratch
-from leankv_kernels.cuda.unit import Launcher, Unit
+from leankv_kernels.cuda.unit import Launcher, Unit, check_tokens
 from leankv_kernels.layout import RecordLayout
 from leankv_kernels.layout.format import KEY_PLANE, VALUE_PLANE
 from leankv_kernels.plan import Plan
@@ -108,6 +108,7 @@ def attend_committed(
     if q.dtype not in DTYPES:
         raise ValueError(f"the cuda kernels take float32, bfloat16 and float16, not {q.dtype}: use another backend")
     shape, (tokens, query_heads, dim) = store.layout.shape, q.shape
+    check_tokens(tokens)
     kernel = attend_shape(store.layout, query_heads // shape.heads, plan.max_queries)
     heads = query_heads // kernel.group
     out = torch.empty(q.shape, dtype=torch.float32, device=q.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from leankv_kernels.cuda.attend import DTYPES, MAX_ROWS
-from leankv_kernels.cuda.unit import Launcher, Unit
+from leankv_kernels.cuda.unit import Launcher, Unit, check_tokens
 from leankv_kernels.plan import Plan
 from leankv_kernels.raw import RawPages
 
@@ -68,6 +68,7 @@ def attend_open(launcher: Launcher, q: Tensor, raw: RawPages, plan: Plan, scale:
             f"{q.dtype}, {raw.key.dtype} and {raw.value.dtype}: use another backend"
         )
     (tokens, query_heads, dim), (_, page_size, heads, _) = q.shape, raw.key.shape
+    check_tokens(tokens)
     shape = open_shape(dim, query_heads // heads, page_size, plan.max_queries)
     out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)

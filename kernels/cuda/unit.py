@@ -18,6 +18,9 @@ FORMAT = Path(__file__).resolve().parents[1] / "layout"
 """Where ``record_format.h`` lies."""
 INCLUDES = (f"-I{SOURCE}", f"-I{FORMAT}")
 
+MAX_GRID = 65535
+"""Blocks of a grid in y and in z."""
+
 
 class Unit(NamedTuple):
     """A header in ``csrc``, by its name without the suffix, and the template arguments of its kernels' shape."""
@@ -77,4 +80,12 @@ def check_arguments(kernel: str, args: ctypes.Structure, expected: int) -> None:
         raise ValueError(
             f"the cuda kernel {kernel} takes {expected} bytes of arguments, not {ctypes.sizeof(args)}: "
             f"mend {type(args).__name__} or its struct in csrc"
+        )
+
+
+def check_tokens(tokens: int) -> None:
+    """Raise :class:`ValueError` for more tokens in a forward than a grid has places."""
+    if tokens > MAX_GRID:
+        raise ValueError(
+            f"the cuda kernels take {MAX_GRID} tokens a forward, not {tokens}: lower --chunked-prefill-size"
         )
