@@ -33,8 +33,8 @@ def test_completion_knows_paris(client: openai.OpenAI) -> None:
 
 def test_streaming_equals_not_streaming(client: openai.OpenAI) -> None:
     ask = {"model": MODEL, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
-    whole = client.chat.completions.create(**ask, max_tokens=24, temperature=0)
-    chunks = list(client.chat.completions.create(**ask, max_tokens=24, temperature=0, stream=True))
+    whole = client.chat.completions.create(**ask, max_tokens=12, temperature=0)
+    chunks = list(client.chat.completions.create(**ask, max_tokens=12, temperature=0, stream=True))
     streamed = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert "Paris" in streamed
     assert len(chunks) > 3
@@ -51,8 +51,8 @@ def test_sampling_is_seeded_and_varied(client: openai.OpenAI) -> None:
     """n=2 at temperature 0.8 gives two full answers; the two share the prompt's pages."""
     answer = client.chat.completions.create(
         model=MODEL,
-        messages=[{"role": "user", "content": "Tell me a story about a fox. " + "The fox is red. " * 60}],
-        max_tokens=32,
+        messages=[{"role": "user", "content": "Tell me a story about a fox. " + "The fox is red. " * 30}],
+        max_tokens=16,
         temperature=0.8,
         n=2,
     )
@@ -79,7 +79,7 @@ def test_frontend_program_forks_and_generates(server: Server) -> None:
 
     @sgl.function
     def advice(s: sgl.ProgramState, topic: str) -> None:
-        s += sgl.system("You are helpful. " + "Answer briefly. " * 80)
+        s += sgl.system("You are helpful. " + "Answer briefly. " * 42)
         s += sgl.user(f"Give me two tips about {topic}.")
         forks = s.fork(2)
         for i, branch in enumerate(forks):
@@ -110,7 +110,7 @@ def test_an_accuracy_through_the_client(server: Server) -> None:
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
     extra = {"leankv": {"profile": "small"}}
     ask = {"model": MODEL, "max_tokens": 6, "temperature": 0, "extra_body": extra}
-    text = "The fox is red and the wolf is grey. " * 16
+    text = "The fox is red and the wolf is grey. " * 13
     completion = client.completions.create(prompt=[text, "The capital of France is"], **ask)
     told = completion.model_extra["metadata"]["leankv"]
     assert [one["profile"] for one in told] == ["small"] * 2

@@ -22,7 +22,7 @@ def _gauges(server: Server) -> dict[str, float]:
 
 def test_gauges_agree_with_server_info(server: Server) -> None:
     server.flush()
-    server.generate(passages(1, 300, 300, seed=8)[0], 100)
+    server.generate(passages(1, 140, 140, seed=8)[0], 45)
     figures, gauges = server.info()["leankv"], _gauges(server)
     # Gauges are written when SGLang logs; the pages of the finished request may come after.
     assert {"tokens_held", "ratio", "pages_committed", "blocks_free", "bytes_allocated"} <= set(gauges)
