@@ -47,15 +47,15 @@ def tiny_packed(vocabulary: int = VOCABULARY, gain: float = 0.2, device: str = "
     return PackedModel(tiny_llama(vocabulary, 3, 6, gain).to(device, torch.bfloat16), "tiny")
 
 
-def tiny_folder(folder: Path) -> Path:
-    """A folder of a model whose heads divide by two, with a tokenizer of its own; 4 layers, 4 query heads of 64."""
+def tiny_folder(folder: Path, layers: int = 4) -> Path:
+    """A folder of a model whose heads divide by two, with a tokenizer of its own; 4 query heads of 64."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
         intermediate_size=512,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from leankv_sglang.calibrate import __main__ as command
-from leankv_sglang.calibrate import explore
+from leankv_sglang.calibrate import explore, search
 from leankv_sglang.calibrate import windows as windows_module
 from leankv_sglang.compression.fingerprint import fingerprint
 from leankv_sglang.compression.profile_file import load_profile
@@ -22,25 +22,28 @@ from tests.tiny_models import VOCABULARY, tiny_folder
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_folder(tmp_path_factory.mktemp("tiny")))
+    return str(tiny_folder(tmp_path_factory.mktemp("tiny"), layers=2))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A place for what is kept, which these tests share as runs of one user do, and shorter windows."""
+    """A place for what is kept, which these tests share as runs of one user do, and shorter texts, windows
+    and searches.
+    """
     folder, windows = tmp_path_factory.mktemp("home"), windows_module.calibration_windows
 
     def shorter(tokenizer: Any, texts: list[str], count: int, length: int, seed: int = 0) -> list[Tensor]:
-        return windows(tokenizer, texts, count, min(length, TOKENS), seed)
+        return windows(tokenizer, [text[:50_000] for text in texts], count, min(length, TOKENS), seed)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "home", lambda: folder)
         patch.setattr(windows_module, "calibration_windows", shorter)
+        patch.setattr(search, "STEPS", STEPS)
         yield
 
 
-SMALL = ("--windows", "1", "--measured", "1")
-TOKENS = 1024
+SMALL = ("--windows", "1", "--measured", "1", "--page-size", "64")
+TOKENS, STEPS = 640, 5
 
 
 @pytest.mark.slow
@@ -114,7 +117,8 @@ def test_a_target_out_of_reach_is_said(model: str, tmp_path: Path, capsys: pytes
 @pytest.mark.slow
 def test_without_pruning_every_token_is_kept(model: str, tmp_path: Path) -> None:
     out = tmp_path / "kept.json"
-    argv = ["--model", model, *SMALL, "--keep-all", "--significance", "attention", "--target-ratio", "3.0"]
+    kind = ("--page-size", "128", "--keep-all", "--significance", "attention")
+    argv = ["--model", model, *SMALL, *kind, "--target-ratio", "2.5"]
     assert command.main([*argv, "--out", str(out)]) == 0
     low = load_profile(str(out)).config.alphas.low
     assert isinstance(low, tuple)
