@@ -53,7 +53,7 @@ def resident_warps(unit: Unit, registers: int, capability: str) -> tuple[int, in
     """Warps of a scheduler that registers and shared memory allow, and the shared bytes of a block."""
     import ctypes
 
-    threads, shared, _ = (ctypes.c_int * 3).in_dll(library(unit), "attend_committed_facts")
+    threads, shared, _ = (ctypes.c_int * 3).in_dll(library(unit, SHARED_BYTES[capability]), "attend_committed_facts")
     by_registers = 65536 // (threads * (-(-registers // 8) * 8))
     by_memory = (SHARED_BYTES[capability] + 1024) // (shared + 1024)
     return min(by_registers, by_memory) * threads // 32 // 4, shared

@@ -14,6 +14,7 @@ from torch import Tensor
 from leankv_kernels import TIERS, Ops, Plan, RecordLayout, RecordStore, build_plan, get_ops
 from leankv_kernels import layout as L
 from leankv_kernels.cuda.attend import HEAD_DIMS, PAGES, attend_shape
+from leankv_kernels.cuda.compiler import SHARED_BYTES
 from leankv_kernels.cuda.emulated import EMULATOR
 from tests.kernels.cases import MODEL_DTYPES, Case, store_with
 from tests.kernels.draws import (
@@ -112,6 +113,17 @@ def read_any_pages(cuda: Ops, ops: Ops, kernel: Kernel, rng: Random) -> None:
 @given(rng=dice)
 def test_any_pages_read_as_the_specification_reads_them(cuda: Ops, ops: Ops, kernel: Kernel, rng: Random) -> None:
     read_any_pages(cuda, ops, kernel, rng)
+
+
+@pytest.mark.slow
+@few(6)
+@given(rng=dice)
+def test_a_gpu_with_little_shared_memory_reads_with_fewer_warps(cuda: Ops, ops: Ops, rng: Random) -> None:
+    EMULATOR.shared_bytes = SHARED_BYTES["89"]
+    try:
+        read_any_pages(cuda, ops, Kernel("k8v4,k4v2", 128, 4), rng)
+    finally:
+        EMULATOR.shared_bytes = SHARED_BYTES["90a"]
 
 
 def random_kernel(rng: Random) -> Kernel:
