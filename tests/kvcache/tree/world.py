@@ -54,19 +54,24 @@ class World:
 
     # ---- what pages hold ----
 
-    def record(self, tokens: list[int], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The record of the last page of a prefix, and its length."""
-        seed = hash((tuple(tokens), layer)) & 0x7FFFFFFF
-        # A path is read over and over, and encoding takes longer than all else here.
-        if (kept := self.records.get(seed)) is not None:
-            return kept
+    def records_of(self, ends: list[list[int]], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The records of the last pages of these prefixes, and their lengths."""
+        seeds = [hash((tuple(tokens), layer)) & 0x7FFFFFFF for tokens in ends]
+        # A path is read over and over, and encoding takes longer than all else here, least for many pages at once.
+        if new := [seed for seed in dict.fromkeys(seeds) if seed not in self.records]:
+            key, value, tiers = (torch.stack(parts) for parts in zip(*map(self._drawn, new), strict=True))
+            encoded = encode(key, value, tiers, self.pool.layout)
+            self.records |= zip(new, zip(*(x.split(1) for x in encoded), strict=True), strict=True)
+        records, lengths = zip(*(self.records[seed] for seed in seeds), strict=True)
+        return torch.cat(records), torch.cat(lengths)
+
+    def _drawn(self, seed: int) -> tuple[torch.Tensor, ...]:
         source = torch.Generator().manual_seed(seed)
-        key, value = (torch.randn(1, HEADS, PAGE, DIM, generator=source, dtype=torch.float64) for _ in range(2))
-        chance = torch.rand(1, HEADS, PAGE, generator=source)
+        key, value = (torch.randn(HEADS, PAGE, DIM, generator=source, dtype=torch.float64) for _ in range(2))
+        chance = torch.rand(HEADS, PAGE, generator=source)
         low, pruned = self.tiers
         tiers = 2 - (chance < low + pruned).long() - (chance < pruned).long()
-        self.records[seed] = encode(key, value, tiers.to(torch.uint8), self.pool.layout)
-        return self.records[seed]
+        return key, value, tiers.to(torch.uint8)
 
     def commit(self, tokens: list[int], start: int, row: int) -> None:
         """What a forward over ``tokens[start:]`` leaves behind: records of the pages it fills, once drained."""
@@ -77,8 +82,7 @@ class World:
         slots = self.rows.req_to_token[row, first * PAGE : last * PAGE : PAGE].long()
         pages = slots // PAGE
         for layer in range(LAYERS):
-            parts = [self.record(tokens[: (i + 1) * PAGE], layer) for i in range(first, last)]
-            records, lengths = (torch.cat(x) for x in zip(*parts, strict=True))
+            records, lengths = self.records_of([tokens[: (i + 1) * PAGE] for i in range(first, last)], layer)
             self.pool.store.write(layer, pages, records, lengths)
         self.pool.commits.add(pages)
         self.pool.version += 1
@@ -93,7 +97,7 @@ class World:
         near = torch.arange(own) >= own - self.pool.config.near_pages
         for layer in range(LAYERS):
             got = decode(self.pool.store.gather(layer, pages), self.pool.layout, near & self.pool.layout.near)
-            records = torch.cat([self.record(tokens[: (i + 1) * PAGE], layer)[0] for i in range(own)])
+            records, _ = self.records_of([tokens[: (i + 1) * PAGE] for i in range(own)], layer)
             want = decode(records, self.pool.layout, near & self.pool.layout.near)
             assert_same(got, want)
 
@@ -118,6 +122,9 @@ class World:
         self.rows.write((req.kv.req_pool_idx, slice(0, hit)), prefix.int())
         self.running.append(req)
         self.asked_tokens += len(tokens)
+        ends = [tokens[:end] for end in range(PAGE, len(tokens) + 1, PAGE)]
+        for layer in range(LAYERS if ends else 0):
+            self.records_of(ends, layer)
         done = hit
         while done < len(tokens):
             end = min(len(tokens), done + (chunk or len(tokens)))
