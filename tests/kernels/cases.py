@@ -95,9 +95,11 @@ def random_length(rng: Random, page: int, pages: int = 4) -> int:
 
 
 def random_splits(rng: Random, length: int) -> list[int]:
-    """Chunks of any length, often single tokens."""
+    """Chunks of any length, often single tokens; in the interpreter at most four."""
     chunks: list[int] = []
     while left := length - sum(chunks):
+        if INTERPRETED and len(chunks) == 3:
+            return [*chunks, left]
         chunks.append(rng.choice((1, rng.randint(1, min(left, 20)), rng.randint(1, left))))
     return chunks
 
