@@ -8,6 +8,7 @@ pipes allow, memory always ready: below the memory's 4,800 GB/s it would bind.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,13 +19,14 @@ from bench.common.table import print_table, write_json
 from bench.gpu.model import CLOCK_HZ, SCHEDULERS, cycles_per_page, pipe_of
 from bench.gpu.sass import PageLoop, by_opcode, instructions
 from leankv_kernels import RecordLayout, RecordStore, build_plan, get_ops
+from leankv_kernels.cuda.attend import SPLIT_TOKENS
 from leankv_kernels.cuda.compiler import CAPABILITIES, SHARED_BYTES, CompileError, compile_unit
 from leankv_kernels.cuda.emulated import EMULATOR, library
-from leankv_kernels.cuda.shipped import MODELS, TIER_PAIRS, Heads, attend_unit, layout_of, shipped_units
+from leankv_kernels.cuda.shipped import MODELS, PAGE_SIZE, TIER_PAIRS, Heads, attend_unit, layout_of, shipped_units
 from leankv_kernels.cuda.unit import Unit
 from leankv_kernels.layout import HIGH, LOW, TierCounts
 
-SPLIT_PAGES = 8
+SPLIT_PAGES = SPLIT_TOKENS // PAGE_SIZE
 
 
 def page_counts(layout: RecordLayout, group: int, tier: int) -> dict[str, float]:
@@ -51,8 +53,6 @@ def page_bytes(layout: RecordLayout, tier: int) -> int:
 
 def resident_warps(unit: Unit, registers: int, capability: str) -> tuple[int, int]:
     """Warps of a scheduler that registers and shared memory allow, and the shared bytes of a block."""
-    import ctypes
-
     threads, shared, _ = (ctypes.c_int * 3).in_dll(library(unit, SHARED_BYTES[capability]), "attend_committed_facts")
     by_registers = 65536 // (threads * (-(-registers // 8) * 8))
     by_memory = (SHARED_BYTES[capability] + 1024) // (shared + 1024)
@@ -61,7 +61,7 @@ def resident_warps(unit: Unit, registers: int, capability: str) -> tuple[int, in
 
 def attention_row(model: Heads, pair: tuple[str, str], tier: int, capability: str) -> dict[str, Any]:
     """One row of decode attention: a page of one tier, read by one query."""
-    layout, unit = layout_of(model, pair), attend_unit(model, pair, 1)
+    layout, unit = layout_of(model, pair), attend_unit(model, pair)
     cubin, reports = compile_unit(unit, capability)
     report = next(r for r in reports if r.kernel == "attend_committed")
     counts = page_counts(layout, model.group, tier)

@@ -7,13 +7,12 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from leankv_kernels.layout import TIERS, Tier
-from leankv_kernels.layout.format import CUTS
+from leankv_kernels.layout.format import CUTS, any_of
 from leankv_sglang.errors import LeanKVError
 
 CONFIG_ENV = "LEANKV_CONFIG"
@@ -171,10 +170,6 @@ def check_thresholds(alphas: Alphas, significance: str, name: str = "--leankv-al
         raise LeanKVError(f"{names[2]} prunes by significance; it cannot go with significance none.")
 
 
-def _or(numbers: Sequence[int]) -> str:
-    return f"{', '.join(map(str, numbers[:-1]))} or {numbers[-1]}"
-
-
 def check_tiers(high: str, mid: str | None, low: str) -> None:
     """Raise :class:`LeanKVError` unless the formats exist, the low one is a cut of the high one, and the middle one has
     the keys of one and the values of the other."""
@@ -183,7 +178,7 @@ def check_tiers(high: str, mid: str | None, low: str) -> None:
     cuts = [int(h) - int(lo) for h, lo in zip((high[1], high[3]), (low[1], low[3]), strict=True)]
     if any(c not in CUTS for c in cuts):
         raise LeanKVError(
-            f"--leankv-tiers {high},{low}: the second tier must be the first with {_or(CUTS)} bits cut off its keys "
+            f"--leankv-tiers {high},{low}: the second tier must be the first with {any_of(CUTS)} bits cut off its keys "
             "and values; k8v4,k4v2 and k8v8,k4v4 are such pairs."
         )
     if mid and (mid in (high, low) or mid not in (high[:2] + low[2:], low[:2] + high[2:])):

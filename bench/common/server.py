@@ -10,15 +10,31 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import requests
 
 READY_TIMEOUT = 240.0
+
+
+class Process(Protocol):
+    """What is needed of a running one, by ``subprocess.Popen`` or otherwise."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code; raises ``subprocess.TimeoutExpired``."""
+
+
+Start = Callable[[str, list[str], IO[bytes], dict[str, str]], Process]
+"""From a module, its arguments, a file for all that it prints, and additional environment."""
 
 
 @dataclass
@@ -41,7 +57,7 @@ class Server:
     """A running server."""
 
     url: str
-    process: subprocess.Popen[bytes]
+    process: Process
     log: Path
     ready_seconds: float
 
@@ -120,14 +136,23 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def start_module(module: str, args: list[str], output: IO[bytes], env: dict[str, str]) -> Process:
+    """``python -m``, in a session of its own."""
+    command, env = [sys.executable, "-m", module, *args], {**os.environ, **env}
+    return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+
+
 @contextmanager
-def serve(*args: str, stock: bool = False, env: dict[str, str] | None = None) -> Iterator[Server]:
+def serve(
+    *args: str, stock: bool = False, env: dict[str, str] | None = None, start: Start = start_module
+) -> Iterator[Server]:
     """Run a server for the duration of the block.
 
     Args:
         args: flags; without ``--model-path`` the default model.
         stock: SGLang's own launcher instead of ours, from the same environment.
         env: additional environment.
+        start: how its process begins.
 
     Raises:
         RuntimeError: when it does not become ready, with the end of its log.
@@ -141,24 +166,18 @@ def serve(*args: str, stock: bool = False, env: dict[str, str] | None = None) ->
         flags += ["--model-path", str(ensure_model(quiet=True))]
     module = "sglang.launch_server" if stock else "leankv_sglang.launch_server"
     with tempfile.NamedTemporaryFile("wb", suffix=".log", delete=False) as log:
-        start = time.monotonic()
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *flags],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
-            start_new_session=True,
-        )
+        begin = time.monotonic()
+        process = start(module, flags, log.file, env or {})
         server = Server(f"http://127.0.0.1:{port}", process, Path(log.name), 0.0)
         try:
-            _wait_ready(server, start)
+            _wait_ready(server, begin)
             yield server
         finally:
             stop(process)
             os.unlink(log.name)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: Process) -> None:
     """End a server and all its processes."""
     for sig in (signal.SIGTERM, signal.SIGKILL):
         try:

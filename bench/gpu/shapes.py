@@ -11,9 +11,6 @@ from leankv_kernels.cuda.attend import attend_shape
 from leankv_kernels.cuda.open import open_shape
 from leankv_kernels.cuda.unit import Unit
 
-MANY = 1 << 10
-"""Queries of a tile where there are several."""
-
 
 class Shape(NamedTuple):
     """Heads of a model, and how its pages are compressed."""
@@ -40,9 +37,9 @@ class Shape(NamedTuple):
     def units(self) -> Iterator[Unit]:
         """All that its checks compile."""
         yield Unit("commit", (self.head_dim, self.page))
-        for queries in (1, MANY):
-            yield Unit("attend", attend_shape(self.layout(), self.group, queries))
-            yield Unit("open", open_shape(self.head_dim, self.group, self.page, queries))
+        for many in (False, True):
+            yield Unit("attend", attend_shape(self.layout(), self.group, many))
+            yield Unit("open", open_shape(self.head_dim, self.group, self.page, many))
 
 
 LLAMA, SMOL = Shape("Llama-3-8B", 8, 128, 4), Shape("SmolLM2", 3, 64, 3)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from leankv_kernels.cuda.scratch import Scratch
+from leankv_kernels.cuda.scratch import scratch_of
 from leankv_kernels.cuda.unit import Launcher, Unit, check_tokens
 from leankv_kernels.layout import RecordLayout
-from leankv_kernels.layout.format import KEY_PLANE, VALUE_PLANE
+from leankv_kernels.layout.format import KEY_PLANE, VALUE_PLANE, any_of
 from leankv_kernels.plan import Plan
 from leankv_kernels.reference.codec import rotation_block
 from leankv_kernels.store import RecordStore
@@ -43,8 +44,9 @@ class AttendShape(NamedTuple):
     near: bool
 
 
-def attend_shape(layout: RecordLayout, group: int, max_queries: int = 1) -> AttendShape:
-    """The shape for a layout, a query group, and tiles of so many queries.
+@cache
+def attend_shape(layout: RecordLayout, group: int, many: bool = False) -> AttendShape:
+    """The shape for a layout, a query group, and tiles of one query or many.
 
     Raises:
         ValueError: for what the kernel is not written for; the sentence says which.
@@ -53,9 +55,9 @@ def attend_shape(layout: RecordLayout, group: int, max_queries: int = 1) -> Atte
     keys, values = (shape.key_base_bits, shape.key_refine_bits), (shape.value_base_bits, shape.value_refine_bits)
     reason = None
     if shape.page_size not in PAGES:
-        reason = f"pages of {_or(PAGES)} tokens, not {shape.page_size}"
+        reason = f"pages of {any_of(PAGES)} tokens, not {shape.page_size}"
     elif shape.head_dim not in HEAD_DIMS:
-        reason = f"a head_dim of {_or(HEAD_DIMS)}, not {shape.head_dim}"
+        reason = f"a head_dim of {any_of(HEAD_DIMS)}, not {shape.head_dim}"
     elif not 1 <= group // group_parts(shape.head_dim, group) <= MAX_ROWS:
         reason = f"up to {MAX_ROWS} query heads per KV head, or a number with a divisor up to that, not {group}"
     elif any(bits % KEY_PLANE for bits in keys) or any(bits % VALUE_PLANE for bits in values):
@@ -64,7 +66,7 @@ def attend_shape(layout: RecordLayout, group: int, max_queries: int = 1) -> Atte
         raise ValueError(f"the cuda kernels take {reason}: use the triton backend")
     planes = keys[0] // KEY_PLANE, values[0] // VALUE_PLANE, keys[1] // KEY_PLANE, values[1] // VALUE_PLANE
     group //= group_parts(shape.head_dim, group)
-    queries = max(1, MAX_REGISTER_ROWS[shape.head_dim] // group) if max_queries > 1 else 1
+    queries = max(1, MAX_REGISTER_ROWS[shape.head_dim] // group) if many else 1
     return AttendShape(shape.head_dim, group, queries, shape.page_size, *planes, shape.block_shift, bool(shape.near))
 
 
@@ -74,10 +76,6 @@ def group_parts(head_dim: int, group: int) -> int:
     """
     most = MAX_REGISTER_ROWS[head_dim]
     return next((n for n in range(1, group // 2 + 1) if group % n == 0 and group // n <= most), 1)
-
-
-def _or(numbers: tuple[int, ...]) -> str:
-    return f"{', '.join(map(str, numbers[:-1]))} or {numbers[-1]}"
 
 
 class AttendArgs(ctypes.Structure):
@@ -109,7 +107,7 @@ def attend_committed(
         raise ValueError(f"the cuda kernels take float32, bfloat16 and float16, not {q.dtype}: use another backend")
     shape, (tokens, query_heads, dim) = store.layout.shape, q.shape
     check_tokens(tokens)
-    kernel = attend_shape(store.layout, query_heads // shape.heads, plan.max_queries)
+    kernel = attend_shape(store.layout, query_heads // shape.heads, plan.max_queries > 1)
     heads = query_heads // kernel.group
     out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
@@ -117,7 +115,7 @@ def attend_committed(
     rows = tokens * query_heads * splits if splits > 1 else 0
     part = torch.empty(rows, dim, dtype=torch.float32, device=q.device)
     state = torch.empty(rows, 2, dtype=torch.float32, device=q.device)
-    arrivals = Scratch.of(q.device).zeros(tokens * heads if rows else 0)
+    arrivals = scratch_of(q.device).zeros(tokens * heads if rows else 0)
     block = rotation_block(dim) if rotation != "none" else 1
     q = q.contiguous()
     tensors = (q, store.blocks, store.page_table[layer], plan.pages, plan.tiles, plan.token_tile)

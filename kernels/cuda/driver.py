@@ -148,15 +148,18 @@ def can_run(device: torch.device, layout: RecordLayout | None = None) -> bool:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return False
-    try:
-        dim, _, _, *rest = attend_shape(layout, 1) if layout else (None, None, None)
-    except ValueError:
-        return False
+    name = "attend-*"
+    if layout:
+        try:
+            dim, _, _, *rest = attend_shape(layout, 1)
+        except ValueError:
+            return False
+        # Which group it will be is not known yet.
+        name = f"attend-{dim}-*-{'-'.join(str(int(x)) for x in rest)}"
     if find_nvcc():
         return True
-    # Which group it will be is not known yet.
-    name = f"attend-{dim}-*-{'-'.join(str(int(x)) for x in rest)}" if layout else "attend-*"
-    folder, suffix = capability_of(major, minor) or CAPABILITIES[0], "cubin" if capability_of(major, minor) else "ptx"
+    capability = capability_of(major, minor)
+    folder, suffix = capability or CAPABILITIES[0], "cubin" if capability else "ptx"
     return any((SHIPPED / digest() / folder).glob(f"{name}.{suffix}"))
 
 

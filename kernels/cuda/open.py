@@ -28,8 +28,8 @@ class OpenShape(NamedTuple):
     page_size: int
 
 
-def open_shape(head_dim: int, group: int, page_size: int, max_queries: int = 1) -> OpenShape:
-    """The shape for tiles of so many queries.
+def open_shape(head_dim: int, group: int, page_size: int, many: bool = False) -> OpenShape:
+    """The shape for tiles of one query or many.
 
     Raises:
         ValueError: for what the kernel is not written for; the sentence says which.
@@ -39,7 +39,7 @@ def open_shape(head_dim: int, group: int, page_size: int, max_queries: int = 1) 
             f"the cuda kernels take a head_dim of 16 to 256 in steps of 16, 1 to {MAX_ROWS} query heads per KV head "
             f"and pages of at most 256 tokens, not {head_dim}, {group} and {page_size}: use the triton backend"
         )
-    return OpenShape(head_dim, group, max(1, _REGISTER_ROWS // group) if max_queries > 1 else 1, page_size)
+    return OpenShape(head_dim, group, max(1, _REGISTER_ROWS // group) if many else 1, page_size)
 
 
 class OpenArgs(ctypes.Structure):
@@ -50,7 +50,7 @@ class OpenArgs(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("out", "lse")),
         *((name, ctypes.c_longlong) for name in ("key_page", "value_page")),
         *((name, ctypes.c_int) for name in ("key_token", "key_head", "value_token", "value_head")),
-        *((name, ctypes.c_int) for name in ("q_dtype", "raw_dtype", "heads", "tile_count", "alone")),
+        *((name, ctypes.c_int) for name in ("q_dtype", "raw_dtype", "heads", "alone")),
         ("factor", ctypes.c_float),
     )
 
@@ -69,7 +69,7 @@ def attend_open(launcher: Launcher, q: Tensor, raw: RawPages, plan: Plan, scale:
         )
     (tokens, query_heads, dim), (_, page_size, heads, _) = q.shape, raw.key.shape
     check_tokens(tokens)
-    shape = open_shape(dim, query_heads // heads, page_size, plan.max_queries)
+    shape = open_shape(dim, query_heads // heads, page_size, plan.max_queries > 1)
     out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     q = q.contiguous()
@@ -79,7 +79,7 @@ def attend_open(launcher: Launcher, q: Tensor, raw: RawPages, plan: Plan, scale:
     args = OpenArgs(
         *(x.data_ptr() for x in tensors),
         *(key.stride(0), value.stride(0), *key.stride()[1:3], *value.stride()[1:3]),
-        *(DTYPES[q.dtype], DTYPES[key.dtype], heads, plan.num_tiles, int(alone), scale * math.log2(math.e)),
+        *(DTYPES[q.dtype], DTYPES[key.dtype], heads, int(alone), scale * math.log2(math.e)),
     )
     unit = Unit("open", shape)
     if not alone:

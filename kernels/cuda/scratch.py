@@ -19,11 +19,6 @@ class Scratch:
         # CUDA graphs that were captured with smaller ones go on using them.
         self._outgrown: list[Tensor] = []
 
-    @classmethod
-    def of(cls, device: torch.device) -> Scratch:
-        """The device's own."""
-        return _of(device)
-
     def zeros(self, count: int) -> Tensor:
         """At least so many int32 zeros, which a kernel leaves zero."""
         if len(self._zeros) < count:
@@ -33,5 +28,6 @@ class Scratch:
 
 
 @cache
-def _of(device: torch.device) -> Scratch:
+def scratch_of(device: torch.device) -> Scratch:
+    """The device's own."""
     return Scratch(device)

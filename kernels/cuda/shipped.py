@@ -38,8 +38,6 @@ MODELS = (
 PAGE_SIZE = 128
 TIER_PAIRS = (("k8v4", "k4v2"), ("k4v2", "k4v2"), ("k8v4", "k8v4"))
 """The default, which serves middle tiers too, and single tiers."""
-MANY = 1 << 10
-"""Queries of a tile where there are several."""
 
 
 def layout_of(model: Heads, pair: tuple[str, str] = TIER_PAIRS[0]) -> RecordLayout:
@@ -48,9 +46,9 @@ def layout_of(model: Heads, pair: tuple[str, str] = TIER_PAIRS[0]) -> RecordLayo
     return RecordLayout(PAGE_SIZE, model.kv_heads, model.head_dim, high, low, near=high != low)
 
 
-def attend_unit(model: Heads, pair: tuple[str, str], max_queries: int) -> Unit:
+def attend_unit(model: Heads, pair: tuple[str, str], many: bool = False) -> Unit:
     """Attention over committed pages."""
-    return Unit("attend", attend_shape(layout_of(model, pair), model.group, max_queries))
+    return Unit("attend", attend_shape(layout_of(model, pair), model.group, many))
 
 
 def shipped_units() -> list[Unit]:
@@ -58,9 +56,9 @@ def shipped_units() -> list[Unit]:
     units = {Unit("states"): None, Unit("shrink"): None}
     for model in MODELS:
         units[Unit("commit", (model.head_dim, PAGE_SIZE))] = None
-        for queries in (1, MANY):
-            units[Unit("open", open_shape(model.head_dim, model.group, PAGE_SIZE, queries))] = None
+        for many in (False, True):
+            units[Unit("open", open_shape(model.head_dim, model.group, PAGE_SIZE, many))] = None
             # Single tiers for one query, as in decode; with several the default alone.
-            for pair in TIER_PAIRS if queries == 1 else TIER_PAIRS[:1]:
-                units[attend_unit(model, pair, queries)] = None
+            for pair in TIER_PAIRS[:1] if many else TIER_PAIRS:
+                units[attend_unit(model, pair, many)] = None
     return list(units)

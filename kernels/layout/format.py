@@ -7,6 +7,7 @@ says what the fast backends need.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -53,6 +54,11 @@ H_COUNTS, H_BASE, H_REFINE, H_NEAR = range(HEAD_WORDS)
 def align_up(n: int, to: int = ALIGN) -> int:
     """The least multiple of ``to`` that is at least ``n``."""
     return -(-n // to) * to
+
+
+def any_of(numbers: Sequence[int]) -> str:
+    """For a sentence: ``0, 2 or 4``."""
+    return f"{', '.join(map(str, numbers[:-1]))} or {numbers[-1]}"
 
 
 def bin_centre(bits: int) -> tuple[int, float]:

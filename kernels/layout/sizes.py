@@ -24,6 +24,7 @@ from leankv_kernels.layout.format import (
     Tier,
     TierCounts,
     align_up,
+    any_of,
 )
 from leankv_kernels.layout.places import Places, Sections, find_places, section_bytes
 from leankv_kernels.layout.shape import RecordShape
@@ -73,8 +74,8 @@ class RecordLayout:
         for what, cut in (("key", self.key_refine_bits), ("value", self.value_refine_bits)):
             if cut not in CUTS:
                 raise ValueError(
-                    f"tiers {self.high.name},{self.low.name}: the low tier must cut "
-                    f"{', '.join(map(str, CUTS[:-1]))} or {CUTS[-1]} bits off a {what} of the high tier, not {cut}"
+                    f"tiers {self.high.name},{self.low.name}: the low tier must cut {any_of(CUTS)} bits off a {what} "
+                    f"of the high tier, not {cut}"
                 )
         between = (Tier(self.high.key_bits, self.low.value_bits), Tier(self.low.key_bits, self.high.value_bits))
         if self.mid and (self.mid not in between or self.mid in (self.high, self.low)):

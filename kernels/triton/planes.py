@@ -10,6 +10,8 @@ scale, zero, bin centre and the 1 into one multiplication and one addition per t
 
 from __future__ import annotations
 
+from functools import cache
+
 import triton
 import triton.language as tl
 
@@ -23,6 +25,7 @@ _KEY_PLANE, _VALUE_PLANE = tl.constexpr(KEY_PLANE), tl.constexpr(VALUE_PLANE)
 _ONE = tl.constexpr(0x3C003C00)  # two fp16 ones
 
 
+@cache
 def check_planes(layout: RecordLayout) -> None:
     """Raise :class:`ValueError` for tiers whose planes nothing here is written for."""
     shape = layout.shape

@@ -9,18 +9,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
-from bench.common import server as servers
-from bench.common.server import Server
+from bench.common.server import Process, Server, serve, start_module, stop
 from leankv_sglang.environment import has_accelerator
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULE = "leankv_sglang.launch_server"
 
 
 class Forked:
@@ -67,14 +63,12 @@ class Zygote:
             self._requests.close()
             self._process.wait(30)
 
-    def start(self, args: list[str], output: BinaryIO, env: dict[str, str]) -> Forked | subprocess.Popen[bytes]:
-        """``python -m leankv_sglang.launch_server``, with an environment in addition to ours."""
-        env = {**os.environ, **env}
+    def start(self, module: str, args: list[str], output: IO[bytes], env: dict[str, str]) -> Process:
+        """``python -m``, with an environment in addition to ours."""
         if not self._process:
-            command = [sys.executable, "-m", MODULE, *args]
-            return subprocess.Popen(command, stdout=output, stderr=output, env=env, start_new_session=True)
+            return start_module(module, args, output, env)
         ours, theirs = os.pipe()
-        request = {"module": MODULE, "args": args, "env": env}
+        request = {"module": module, "args": args, "env": {**os.environ, **env}}
         socket.send_fds(self._requests, [json.dumps(request).encode()], [output.fileno(), theirs])
         os.close(theirs)
         return Forked(int(self._requests.recv(16)), ours)
@@ -82,24 +76,14 @@ class Zygote:
     def run(self, args: list[str], env: dict[str, str]) -> tuple[int, str]:
         """The exit code of a launch that ends by itself, and what it printed."""
         with tempfile.TemporaryFile() as output:
-            process = self.start(args, output, env)
+            process = self.start("leankv_sglang.launch_server", args, output, env)
             try:
                 code = process.wait(120)
             finally:
-                servers.stop(process)  # type: ignore[arg-type]
+                stop(process)
             output.seek(0)
             return code, output.read().decode()
 
-    @contextmanager
-    def serve(self, *args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
-        """A server for the duration of the block, as ``bench.common.server.serve`` runs one."""
-        port = servers.free_port()
-        with tempfile.NamedTemporaryFile("wb", suffix=".log") as log:
-            begin = time.monotonic()
-            process = self.start([*args, "--port", str(port), "--sleep-on-idle"], log, env or {})
-            server = Server(f"http://127.0.0.1:{port}", process, Path(log.name), 0.0)  # type: ignore[arg-type]
-            try:
-                servers._wait_ready(server, begin)
-                yield server
-            finally:
-                servers.stop(process)  # type: ignore[arg-type]
+    def serve(self, *args: str, env: dict[str, str] | None = None) -> AbstractContextManager[Server]:
+        """``bench.common.server.serve``, forked."""
+        return serve(*args, env=env, start=self.start)

@@ -220,6 +220,6 @@ __device__ __forceinline__ void pack_pages(const CommitArgs& a) {
 
 #ifdef LEANKV_KERNEL
 using S = leankv::cuda::CommitShape<LEANKV_SHAPE>;
-LEANKV_KERNEL(plan_commit, CommitArgs, S::threads, 1, 4 * (S::warps + 1))
+LEANKV_KERNEL(plan_commit, CommitArgs, S::threads, 1, 4 * S::warps)
 LEANKV_KERNEL(pack_pages, CommitArgs, S::threads, 1, S::shared_bytes)
 #endif

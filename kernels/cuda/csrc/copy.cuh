@@ -107,7 +107,7 @@ struct Copier {
     // Scales and keys of a pass, so that keys begin at one place whatever their number; and the centre.
     __device__ __forceinline__ void keys(const Record& r, const Pass& p, bool pruned, int head) const {
         if (!p.tokens) return;
-        const int place = S::page * kScaleBytes - align16(kScaleBytes * p.tokens);
+        const int place = S::page * kScaleBytes - aligned(kScaleBytes * p.tokens);
         base_piece(r, pruned, to.keys, place, p.k0, p.k0_bytes);
         if (S::refined) {
             piece(r, to.keys, place + p.k0_bytes, p.k1, p.k1_bytes, r.refine_blocks, r.refine >> S::block_shift);

@@ -19,6 +19,28 @@ __device__ __forceinline__ int quad_of(int i, int s) {
     return i & 1 ? q ^ 4 : q;
 }
 
+// Sums of integer products of N row tiles.
+template <int N>
+__device__ __forceinline__ void clear(int (&dots)[N][2][4]) {
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) dots[n][m][j] = 0;
+}
+
+// To the next four bits of a code.
+template <int N>
+__device__ __forceinline__ void raise(int (&dots)[N][2][4]) {
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) dots[n][m][j] *= 16;
+}
+
 template <class S>
 struct Keys {
     static constexpr int N = S::row_tiles, K = S::key_steps, plane = S::page * kScaleBytes;
@@ -36,7 +58,7 @@ struct Keys {
             const int token = lane + 32 * k;
             out[k].x = out[k].y = 0;
             if (token < p.tokens) {
-                const int at = S::page * kScaleBytes - align16(kScaleBytes * p.tokens) + 2 * token, step = 2 * p.tokens;
+                const int at = S::page * kScaleBytes - aligned(kScaleBytes * p.tokens) + 2 * token, step = 2 * p.tokens;
                 auto half = [&](int n) { return (uint32_t)lds<uint16_t>(memory.keys + swizzled(at + n * step)); };
                 out[k].x = half(0) | half(1) << 16;
                 out[k].y = half(2) | half(3) << 16;
@@ -115,18 +137,13 @@ struct Keys {
     // quad.
     __device__ __forceinline__ void products(int (&dots)[N][2][4], const uint32_t (&q)[N][K][2], const Pass& p,
                                              int i) const {
-#pragma unroll
-        for (int n = 0; n < N; n++)
-#pragma unroll
-            for (int m = 0; m < 2; m++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) dots[n][m][j] = 0;
+        clear(dots);
         uint4 w[K];
         words(w, plane, 0, p.tokens, i);
         if (S::key_planes == 2 && (S::key_base == 2 || 32 * i < p.fine_keys)) {
             uint4 f[K];
             const int behind = p.tokens * S::key_row;
-            const int fine_plane = plane + (S::key_refine && !p.plane_in_base ? align16(behind) : behind);
+            const int fine_plane = plane + (S::key_refine && !p.plane_in_base ? aligned(behind) : behind);
             words(f, fine_plane, 0, p.key_split, i);
             if (S::key_refine && S::near && p.key_split < p.fine_keys) {
                 uint4 low[K];
@@ -171,14 +188,7 @@ struct Keys {
 #pragma unroll
         for (int part = 0; part < 2; part++) {
             const uint32_t mask = part ? 0xF0F0F0F0 : 0x0F0F0F0F;
-            if (part) {
-#pragma unroll
-                for (int n = 0; n < N; n++)
-#pragma unroll
-                    for (int m = 0; m < 2; m++)
-#pragma unroll
-                        for (int j = 0; j < 4; j++) dots[n][m][j] *= 16;
-            }
+            if (part) raise(dots);
 #pragma unroll
             for (int k = 0; k < K; k += 2) {
                 const bool two = k + 1 < K;

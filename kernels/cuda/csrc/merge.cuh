@@ -6,15 +6,16 @@
 
 namespace leankv::cuda {
 
-// Two states of one channel of a row: how each counts under the higher peak.
+// One channel of a row: what has been merged so far.
 struct Merged {
-    float top, down, up;
+    float top = -INFINITY, sum = 0, value = 0;
 
-    __device__ __forceinline__ Merged(float a, float b) {
-        top = fmaxf(a, b);
-        const float base = top == -INFINITY ? 0.0f : top;
-        down = ex2(a - base);
-        up = ex2(b - base);
+    __device__ __forceinline__ void add(float peak, float other_sum, float other_value) {
+        const float higher = fmaxf(top, peak), base = higher == -INFINITY ? 0.0f : higher;
+        const float down = ex2(top - base), up = ex2(peak - base);
+        sum = fma_(sum, down, other_sum * up);
+        value = fma_(value, down, other_value * up);
+        top = higher;
     }
 };
 
@@ -62,16 +63,13 @@ struct Finish {
         }
         __syncthreads();
         each([&](int r, int channel, char* to) {
-            float top = -INFINITY, sum = 0, value = 0;
+            Merged m;
 #pragma unroll
             for (int w = 0; w < S::warps; w++) {
                 const char* row = shared + w * S::warp_bytes + r * row_bytes;
-                const Merged m(top, lds<float>(row));
-                sum = fma_(sum, m.down, lds<float>(row + 4) * m.up);
-                value = fma_(value, m.down, lds<float>(row + 8 + 4 * channel) * m.up);
-                top = m.top;
+                m.add(lds<float>(row), lds<float>(row + 4), lds<float>(row + 8 + 4 * channel));
             }
-            put(r, channel, to, top, sum, value);
+            put(r, channel, to, m);
         });
     }
 
@@ -102,14 +100,11 @@ struct Finish {
         fence();
         each([&](int r, int channel, char* to) {
             const long long at = rows(r) * a.splits;
-            float top = -INFINITY, sum = 0, value = 0;
-            for (int s = 0; s < live; s++) {
-                const Merged m(top, load_shared_by_blocks(a.state + 2 * (at + s)));
-                sum = fma_(sum, m.down, load_shared_by_blocks(a.state + 2 * (at + s) + 1) * m.up);
-                value = fma_(value, m.down, load_shared_by_blocks(a.part + (at + s) * S::dim + channel) * m.up);
-                top = m.top;
-            }
-            put(r, channel, to, top, sum, value);
+            Merged m;
+            for (int s = 0; s < live; s++)
+                m.add(load_shared_by_blocks(a.state + 2 * (at + s)), load_shared_by_blocks(a.state + 2 * (at + s) + 1),
+                      load_shared_by_blocks(a.part + (at + s) * S::dim + channel));
+            put(r, channel, to, m);
         });
     }
 
@@ -155,11 +150,11 @@ struct Finish {
         __syncthreads();
     }
 
-    __device__ __forceinline__ void put(int r, int channel, char* to, float top, float sum, float value) const {
-        sts<float>(to, value);
+    __device__ __forceinline__ void put(int r, int channel, char* to, const Merged& m) const {
+        sts<float>(to, m.value);
         if (channel) return;
-        sts<float>(sums + 8 * r, top);
-        sts<float>(sums + 8 * r + 4, sum);
+        sts<float>(sums + 8 * r, m.top);
+        sts<float>(sums + 8 * r + 4, m.sum);
     }
 };
 

@@ -10,6 +10,8 @@
 
 namespace leankv::cuda {
 
+constexpr float kColumnOne = 4194304.0f;  // 2^22, COLUMN_SCORE_ONE
+
 template <int DIM, int GROUP, int QUERIES, int PAGE>
 struct OpenShape {
     static constexpr int dim = DIM, group = GROUP, queries = QUERIES, page = PAGE, threads = 128, warps = 4;
@@ -35,7 +37,7 @@ struct OpenArgs {
     float* lse;                   // [T, heads * group]
     long long key_page, value_page;
     int key_token, key_head, value_token, value_head;
-    int q_dtype, raw_dtype, heads, tile_count;
+    int q_dtype, raw_dtype, heads;
     int alone;     // whether one block has all queries of a tile, and so writes what begins a page
     float factor;  // scale * log2(e)
 };
@@ -144,7 +146,7 @@ __device__ __forceinline__ void attend_open(const OpenArgs& a) {
             int sum = 0;
 #pragma unroll
             for (int j = 0; j < S::queries; j++)
-                if (j < queries) sum += round_int(x[i][j * S::group + h] / total[j * S::group + h] * 4194304.0f);
+                if (j < queries) sum += round_int(x[i][j * S::group + h] / total[j * S::group + h] * kColumnOne);
             int* to = a.scores + ((page * a.heads + head) * S::group + h) * S::page + token;
             if (begins)
                 *to = sum;

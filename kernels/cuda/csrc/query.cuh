@@ -1,6 +1,7 @@
 // Queries of a KV head's group as integers of 16 bits, rotated, in the order in which fragments of products want them.
 #pragma once
 
+#include "numbers.cuh"
 #include "shape.cuh"
 
 namespace leankv::cuda {
@@ -36,12 +37,6 @@ __device__ __forceinline__ void rotate_row(float (&x)[S::key_steps], int block, 
     }
 }
 
-__device__ __forceinline__ float query_at(const AttendArgs& a, long long at) {
-    if (a.q_dtype == 0) return ((const float*)a.q)[at];
-    const uint16_t bits = ((const uint16_t*)a.q)[at];
-    return a.q_dtype == 1 ? bits_float((uint32_t)bits << 16) : half_float(bits);
-}
-
 // Of a block's first rows, which are `rows_at(r)` in the model's order; the others are zeros.
 template <class S, class F>
 __device__ __forceinline__ void prepare_queries(const AttendArgs& a, F rows_at, int rows, const QueryMemory& to,
@@ -54,7 +49,7 @@ __device__ __forceinline__ void prepare_queries(const AttendArgs& a, F rows_at, 
         for (int k = 0; k < K; k++) {
             const int channel = lane + 32 * k;
             const bool inside = r < rows && (S::aligned || channel < S::dim);
-            x[k] = inside ? query_at(a, rows_at(r) * S::dim + channel) : 0.0f;
+            x[k] = inside ? number_at(a.q, rows_at(r) * S::dim + channel, a.q_dtype) : 0.0f;
         }
         rotate_row<S>(x, a.rotation_block, lane);
         float top = 0;

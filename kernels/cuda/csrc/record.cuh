@@ -2,6 +2,7 @@
 #pragma once
 
 #include "shape.cuh"
+#include "sizes.cuh"
 
 namespace leankv::cuda {
 
@@ -20,8 +21,6 @@ struct Pass {
     int v0, v0_bytes, v1, v1_bytes, v2, v2_bytes;
     bool plane_in_base;  // the second plane lies behind the first
 };
-
-__device__ __forceinline__ int align16(int n) { return (n + (kAlign - 1)) & ~(kAlign - 1); }
 
 // Bytes of a value plane of tokens `first` to `stop`; see Span.value_byte in kernels/layout/places.py.
 template <class S>
@@ -63,21 +62,20 @@ struct Records {
     }
 
     // Far tokens, and how many of them, the first ones, have keys and values with refinement.
-    struct Counts {
+    struct Refined {
         int far, fine_keys, fine_values;
     };
-    __device__ __forceinline__ Counts counts(const Record& r) const {
-        const int high = r.counts & kCountMask, mid = r.counts >> kCountBits & kCountMask;
-        const int far = high + mid + (int)((unsigned)r.counts >> 2 * kCountBits);
-        return {far, high + mid * a.mid_keys_fine, high + mid * a.mid_values_fine};
+    __device__ __forceinline__ Refined refined(const Record& r) const {
+        const Counts counts = Counts::of(r.counts);
+        return {counts.far(), counts.high + counts.mid * a.mid_keys_fine, counts.high + counts.mid * a.mid_values_fine};
     }
 
     __device__ __forceinline__ Pass far_tokens(const Record& r, bool near) const {
-        const auto [far, fine_keys, fine_values] = counts(r);
+        const auto [far, fine_keys, fine_values] = refined(r);
         Pass p = {};
         p.tokens = far;
         p.k0 = r.base;
-        p.k0_bytes = align16(align16(kScaleBytes * far) + S::key_base * far * S::key_row);
+        p.k0_bytes = aligned(aligned(kScaleBytes * far) + S::key_base * far * S::key_row);
         p.v0 = r.base + p.k0_bytes;
         p.v0_bytes = S::value_base * value_plane_bytes<S>(0, far);
         p.plane_in_base = !S::refined;
@@ -87,14 +85,14 @@ struct Records {
             if (S::key_refine) p.key_split = held ? fine_keys : 0;
             if (S::value_refine) p.value_split = held ? fine_values : 0;
             p.k1 = r.refine;
-            p.k1_bytes = align16(S::key_refine * p.key_split * S::key_row);
-            p.v1 = r.refine + align16(S::key_refine * fine_keys * S::key_row);
+            p.k1_bytes = aligned(S::key_refine * p.key_split * S::key_row);
+            p.v1 = r.refine + aligned(S::key_refine * fine_keys * S::key_row);
             p.v1_bytes = held ? S::value_refine * value_plane_bytes<S>(0, fine_values) : 0;
             if (S::key_refine) p.fine_keys = near ? far : p.key_split;
             if (S::value_refine) p.fine_values = near ? far : p.value_split;
             if (near) {
                 p.k2 = r.near_at;
-                p.k2_bytes = align16(S::key_refine * (far - fine_keys) * S::key_row);
+                p.k2_bytes = aligned(S::key_refine * (far - fine_keys) * S::key_row);
                 p.v2 = r.near_at + p.k2_bytes;
                 p.v2_bytes = S::value_refine * value_plane_bytes<S>(fine_values, far);
             }
@@ -103,14 +101,14 @@ struct Records {
     }
 
     __device__ __forceinline__ Pass pruned_tokens(const Record& r) const {
-        const auto [far, fine_keys, fine_values] = counts(r);
-        const int low_keys = align16(S::key_refine * (far - fine_keys) * S::key_row);
+        const auto [far, fine_keys, fine_values] = refined(r);
+        const int low_keys = aligned(S::key_refine * (far - fine_keys) * S::key_row);
         const int low_values = S::value_refine * value_plane_bytes<S>(fine_values, far);
         Pass p = {};
         p.tokens = p.fine_keys = p.fine_values = p.key_split = p.value_split = S::page - far;
         p.plane_in_base = true;
         p.k0 = r.near_at + low_keys + low_values;
-        p.k0_bytes = align16(align16(kScaleBytes * p.tokens) + S::key_planes * p.tokens * S::key_row);
+        p.k0_bytes = aligned(aligned(kScaleBytes * p.tokens) + S::key_planes * p.tokens * S::key_row);
         p.v0 = p.k0 + p.k0_bytes;
         p.v0_bytes = S::value_planes * value_plane_bytes<S>(0, p.tokens);
         return p;

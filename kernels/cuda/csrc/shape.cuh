@@ -92,7 +92,7 @@ struct AttendArgs {
     float* part;                  // [T, heads * group, splits, dim], not normalized; unused where there is one split
     float* state;                 // [T, heads * group, splits, 2]: the largest score, base 2, and the sum
     int* arrivals;                // [T, heads], zero before and after
-    int q_dtype;                  // 0: float32, 1: bfloat16, 2: float16
+    int q_dtype;                  // Dtype in numbers.cuh
     int splits, heads, parts, list_word, head_word, centre_start, near_pages, mid_keys_fine, mid_values_fine,
         rotation_block;
     float factor, back;  // scale * log2(e) / sqrt(rotation block); 1 / sqrt(rotation block)

@@ -101,7 +101,7 @@ struct UsageChange {
     }
 };
 
-// Sums over the threads of a block before this one; `shared` has 4 bytes a warp and 4 more, and is free afterwards.
+// Sums over the threads of a block before this one; `shared` has 4 bytes a warp, and is free afterwards.
 template <int WARPS>
 __device__ __forceinline__ int sum_before(int n, char* shared, int& all) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;

@@ -55,12 +55,7 @@ struct Values {
 #pragma unroll
         for (int c = 0; c < C; c++) {
             int dots[N][2][4];
-#pragma unroll
-            for (int n = 0; n < N; n++)
-#pragma unroll
-                for (int m = 0; m < 2; m++)
-#pragma unroll
-                    for (int j = 0; j < 4; j++) dots[n][m][j] = 0;
+            clear(dots);
             // Where a plane or two are missing, so are their products: what is there is in larger steps.
             int planes;
             if (S::value_planes == 1 || (S::value_base == 1 && !fine)) {
@@ -76,12 +71,7 @@ struct Values {
                 pair<0>(dots, rows, p, c, weights);
                 if (S::value_planes == 4 && (S::value_base == 4 || fine)) {
                     planes = 4;
-#pragma unroll
-                    for (int n = 0; n < N; n++)
-#pragma unroll
-                        for (int m = 0; m < 2; m++)
-#pragma unroll
-                            for (int j = 0; j < 4; j++) dots[n][m][j] *= 16;
+                    raise(dots);
                     pair<2>(dots, rows, p, c, weights);
                 }
             }

@@ -9,12 +9,11 @@ namespace leankv::cuda {
 template <int DIM, int PAGE>
 struct CommitShape {
     static constexpr int dim = DIM, page = PAGE, threads = 256, warps = 8, K = (DIM + 31) / 32;
-    // One after the other keys' and values' codes, in the order of the record; scales; the keys' centre; tiers and
-    // places of the tokens; the record's block list.
+    // One after the other keys' and values' codes, in the order of the record; scales; the keys' centre; places and
+    // tiers of the tokens.
     static constexpr int code_bytes = PAGE * DIM, scale_bytes = PAGE * kScaleBytes, centre_bytes = 8 * DIM;
     static constexpr int place_bytes = 2 * PAGE, tier_bytes = PAGE;
-    static constexpr int shared_bytes =
-        code_bytes + scale_bytes + centre_bytes + place_bytes + tier_bytes + 4 * (warps + 1);
+    static constexpr int shared_bytes = code_bytes + scale_bytes + centre_bytes + place_bytes + tier_bytes;
     static_assert(PAGE <= threads && DIM <= threads, "a thread a token, or a channel");
 };
 

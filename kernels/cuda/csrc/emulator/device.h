@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "shared.h"
@@ -160,21 +161,9 @@ inline void forget_memory() {}
 inline float rcp(float x) { return 1.0f / x; }
 inline float ex2(float x) { return exp2f(x); }
 inline float lg2(float x) { return log2f(x); }
-inline float half_float(uint16_t h) {
-    _Float16 f;
-    memcpy(&f, &h, 2);
-    return (float)f;
-}
-inline uint32_t float_bits(float f) {
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    return u;
-}
-inline float bits_float(uint32_t u) {
-    float f;
-    memcpy(&f, &u, 4);
-    return f;
-}
+inline float half_float(uint16_t h) { return (float)std::bit_cast<_Float16>(h); }
+inline uint32_t float_bits(float f) { return std::bit_cast<uint32_t>(f); }
+inline float bits_float(uint32_t u) { return std::bit_cast<float>(u); }
 inline float fma_(float a, float b, float c) { return fmaf(a, b, c); }
 inline int round_int(float x) { return (int)lrintf(x); }
 // Blocks run one after another.
@@ -190,22 +179,9 @@ inline double less(double a, double b) { return a - b; }
 inline double times(double a, double b) { return a * b; }
 inline double over(double a, double b) { return a / b; }
 inline long long rounded(double x) { return llrint(x); }
-inline uint64_t double_bits(double x) {
-    uint64_t u;
-    memcpy(&u, &x, 8);
-    return u;
-}
-inline double bits_double(uint64_t u) {
-    double x;
-    memcpy(&x, &u, 8);
-    return x;
-}
-inline uint16_t nearest_half(float x) {
-    const _Float16 h = (_Float16)x;
-    uint16_t bits;
-    memcpy(&bits, &h, 2);
-    return bits;
-}
+inline uint64_t double_bits(double x) { return std::bit_cast<uint64_t>(x); }
+inline double bits_double(uint64_t u) { return std::bit_cast<double>(u); }
+inline uint16_t nearest_half(float x) { return std::bit_cast<uint16_t>((_Float16)x); }
 template <class T>
 T load_shared_by_blocks(const T* p) {
     return *p;
