@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from bench.common.table import print_table, write_json
 from leankv_kernels.cuda.unit import SOURCE
 
-TESTS = ("tests/kernels/test_cuda_emulated.py", "tests/kernels/test_shrink.py")
+TESTS = tuple(f"tests/kernels/test_{name}.py" for name in ("cuda_emulated", "cuda_work", "shrink"))
 READ = "any_pages_read and not slow or ugly or bits"
+TOGETHER = "no_bit_shows"
 OPEN = "sequences and 64"
 MERGE = "states_merge"
 COMMIT = "committed_to and 64-64"
@@ -92,7 +93,18 @@ FAULTS = (
         "no sync before warps are merged", "merge.cuh", "        __syncthreads();\n        each(", "        each(", READ
     ),
     Fault("counter of arrivals left", "merge.cuh", "if (last) *arrivals = 0;", "", READ),
-    Fault("first split forgotten", "merge.cuh", "for (int s = 0; s < live", "for (int s = 1; s < live", READ),
+    Fault("first split forgotten", "merge.cuh", "for (int s = 0; s < splits", "for (int s = 1; s < splits", READ),
+    Fault("second split forgets the first", "merge.cuh", "if (i) m =", "if (i > 1) m =", TOGETHER),
+    Fault("sums folded in place", "merge.cuh", "sums + (2 - (i & 1)) * 8", "sums + (1 + (i & 1)) * 8", TOGETHER),
+    Fault(
+        "one request's splits counted for all",
+        "merge.cuh",
+        "splits_of(query) - 1",
+        "splits_of(rows.query(0)) - 1",
+        TOGETHER,
+    ),
+    Fault("states of one request for all", "merge.cuh", "2 * (r / S::group) + 1) + split", "1) + split", TOGETHER),
+    Fault("a block takes one entry", "attend.cuh", "unit += gridDim.x;", "unit += 1 << 20;", TOGETHER),
     Fault("rotated back by the wrong factor", "merge.cuh", "a.back / sum", "1 / sum", READ),
     Fault("sees the next token", "open.cuh", "token > first + r / S::group", "token > first + 1 + r / S::group", OPEN),
     Fault("stale tokens read", "open.cuh", "token <= last; token +=", "token <= last + 1; token +=", OPEN),

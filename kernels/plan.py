@@ -41,6 +41,12 @@ class Plan:
     full_index: Tensor  # int64 [f] pages of its sequence before each full tile's own
     groups: Tensor  # int64 [G, 5] tiles that read the same pages: see cascade.find_groups; kernels may ignore them
     members: Tensor  # int64 [M] the tiles of each group
+    host_pages: np.ndarray | None = None  # int64 [sum] ``pages``, where the host knows them
+
+    @cached_property
+    def memo(self) -> dict[object, object]:
+        """What kernels worked out from the plan, for all layers."""
+        return {}
 
     @property
     def first(self) -> Tensor:
@@ -189,4 +195,5 @@ def build_plan(
         full_index=put(page_index[full]),
         groups=put(groups),
         members=put(members),
+        host_pages=host_pages if cascade else None,
     )

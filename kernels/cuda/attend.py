@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from leankv_kernels.cuda.scratch import scratch_of
-from leankv_kernels.cuda.unit import Launcher, Unit, check_tokens
+from leankv_kernels.cuda.unit import Launcher, Unit
+from leankv_kernels.cuda.work import work_of
 from leankv_kernels.layout import RecordLayout
 from leankv_kernels.layout.format import KEY_PLANE, VALUE_PLANE, any_of
 from leankv_kernels.plan import Plan
@@ -83,8 +84,9 @@ class AttendArgs(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "blocks", "page_table", "pages", "tiles", "token_tile")),
+        *((name, ctypes.c_void_p) for name in ("work", "queries")),
         *((name, ctypes.c_void_p) for name in ("out", "lse", "part", "state", "arrivals")),
-        *((name, ctypes.c_int) for name in ("q_dtype", "splits", "heads", "parts", "list_word", "head_word")),
+        *((name, ctypes.c_int) for name in ("q_dtype", "heads", "parts", "list_word", "head_word")),
         *((name, ctypes.c_int) for name in ("centre_start", "near_pages", "mid_keys_fine", "mid_values_fine")),
         ("rotation_block", ctypes.c_int),
         *((name, ctypes.c_float) for name in ("factor", "back", "key_centre_high", "key_centre_low")),
@@ -95,7 +97,8 @@ class AttendArgs(ctypes.Structure):
 def attend_committed(
     launcher: Launcher, q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str
 ) -> tuple[Tensor, Tensor]:
-    """See ``reference.attention.attend_committed``; float32 out and LSE. One launch.
+    """See ``reference.attention.attend_committed``; float32 out and LSE. One launch, or two where requests share
+    pages or some decode beside the prefill of others.
 
     Its grid depends on what the plan knows on the host alone; scratch comes from torch's allocator, which serves a CUDA
     graph from memory of its own.
@@ -106,25 +109,26 @@ def attend_committed(
     if q.dtype not in DTYPES:
         raise ValueError(f"the cuda kernels take float32, bfloat16 and float16, not {q.dtype}: use another backend")
     shape, (tokens, query_heads, dim) = store.layout.shape, q.shape
-    check_tokens(tokens)
-    kernel = attend_shape(store.layout, query_heads // shape.heads, plan.max_queries > 1)
-    heads = query_heads // kernel.group
+    kernels = [attend_shape(store.layout, query_heads // shape.heads, together) for together in (False, True)]
+    heads = query_heads // kernels[0].group
+    part_bytes = 4 * query_heads * (dim + 2)
+    lists = work_of(plan, kernels[1].queries, heads, SPLIT_TOKENS // shape.page_size, part_bytes)
     out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    splits = max(1, -(-max(plan.page_index, default=0) * shape.page_size // SPLIT_TOKENS))
-    rows = tokens * query_heads * splits if splits > 1 else 0
-    part = torch.empty(rows, dim, dtype=torch.float32, device=q.device)
-    state = torch.empty(rows, 2, dtype=torch.float32, device=q.device)
-    arrivals = scratch_of(q.device).zeros(tokens * heads if rows else 0)
+    part = torch.empty(lists.parts * part_bytes // 4, dtype=torch.float32, device=q.device)
+    state = part[lists.parts * query_heads * dim :]
+    arrivals = scratch_of(q.device).zeros(tokens * heads if lists.parts else 0)
     block = rotation_block(dim) if rotation != "none" else 1
     q = q.contiguous()
     tensors = (q, store.blocks, store.page_table[layer], plan.pages, plan.tiles, plan.token_tile)
-    args = AttendArgs(
-        *(x.data_ptr() for x in (*tensors, out, lse, part, state, arrivals)),
-        *(DTYPES[q.dtype], splits, heads, heads // shape.heads, shape.list_word, shape.head_word),
-        *(shape.centre_start, plan.near_pages, int(shape.mid_keys_fine), int(shape.mid_values_fine), block),
-        *(scale * math.log2(math.e) / math.sqrt(block), 1 / math.sqrt(block)),
-        *(shape.key_centre_high, shape.key_centre_low, shape.value_centre_high, shape.value_centre_low),
-    )
-    launcher.launch(Unit("attend", kernel), "attend_committed", (splits, heads, tokens), args, q.device)
+    for together, items, table, queries in lists.works:
+        args = AttendArgs(
+            *(x.data_ptr() for x in (*tensors, table, queries, out, lse, part, state, arrivals)),
+            *(DTYPES[q.dtype], heads, heads // shape.heads, shape.list_word, shape.head_word),
+            *(shape.centre_start, plan.near_pages, int(shape.mid_keys_fine), int(shape.mid_values_fine), block),
+            *(scale * math.log2(math.e) / math.sqrt(block), 1 / math.sqrt(block)),
+            *(shape.key_centre_high, shape.key_centre_low, shape.value_centre_high, shape.value_centre_low),
+        )
+        unit = Unit("attend", kernels[together])
+        launcher.launch(unit, "attend_committed", (items * heads, 1, 1), args, q.device)
     return out, lse

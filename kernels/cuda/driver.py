@@ -24,12 +24,34 @@ _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has none yet
 _handle, _uint = ctypes.c_void_p, ctypes.c_uint
 _out = ctypes.POINTER(_handle)
+_OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+OVERLAP_ENV = "LEANKV_CUDA_OVERLAP"
+"""0 in the environment: a launch begins when the one before it has ended, not earlier."""
+
+
+class LaunchAttribute(ctypes.Structure):
+    """``CUlaunchAttribute`` with a value that is an int."""
+
+    _fields_ = (("id", ctypes.c_int), ("_pad", ctypes.c_int), ("value", ctypes.c_int), ("_rest", ctypes.c_int * 15))
+
+
+class LaunchConfig(ctypes.Structure):
+    """``CUlaunchConfig``."""
+
+    _fields_ = (
+        *((name, _uint) for name in ("x", "y", "z", "block_x", "block_y", "block_z", "shared_bytes")),
+        ("stream", _handle),
+        ("attributes", ctypes.POINTER(LaunchAttribute)),
+        ("attribute_count", _uint),
+    )
+
+
 FUNCTIONS: dict[str, tuple[object, ...]] = {
     "cuGetErrorString": (ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)),
     "cuModuleLoadData": (_out, ctypes.c_char_p),
     "cuModuleGetFunction": (_out, _handle, ctypes.c_char_p),
     "cuFuncSetAttribute": (_handle, ctypes.c_int, ctypes.c_int),
-    "cuLaunchKernel": (_handle, *[_uint] * 7, _handle, _out, _out),
+    "cuLaunchKernelEx": (_handle, _handle, _out, _out),
 }
 """What is called of the driver, with the types of its arguments as cuda.h has them; all return a CUresult, an int."""
 
@@ -105,6 +127,8 @@ class Driver:
         self.capability = capability_of(major, minor)
         self._index = torch.cuda.current_device() if device.index is None else device.index
         self._kernels: dict[tuple[Unit, str], _Kernel] = {}
+        overlap = major >= 9 and os.environ.get(OVERLAP_ENV) != "0"
+        self._attributes = (LaunchAttribute * 1)(LaunchAttribute(_OVERLAP, 0, int(overlap)))
         _library()
 
     def launch(
@@ -117,13 +141,14 @@ class Driver:
         check_arguments(kernel, args, found.facts.argument_bytes)
         stream = torch.cuda.current_stream(device).cuda_stream
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(args))
-        sizes = (*grid, found.facts.threads, 1, 1, found.facts.shared_bytes)
-        start = _library().cuLaunchKernel
-        code = start(found.function, *sizes, stream, parameters, None)
+        threads, shared_bytes = found.facts.threads, found.facts.shared_bytes
+        launch = LaunchConfig(*grid, threads, 1, 1, shared_bytes, stream, self._attributes, len(self._attributes))
+        start = _library().cuLaunchKernelEx
+        code = start(ctypes.addressof(launch), found.function, parameters, None)
         if code == _INVALID_CONTEXT:
             self._enter()
-            code = start(found.function, *sizes, stream, parameters, None)
-        _check(f"cuLaunchKernel of {unit.name} {kernel}, grid {tuple(grid)}", code)
+            code = start(ctypes.addressof(launch), found.function, parameters, None)
+        _check(f"cuLaunchKernelEx of {unit.name} {kernel}, grid {tuple(grid)}", code)
 
     def _enter(self) -> None:
         """Make torch's context the current one of this thread, which a call of CUDA's runtime does."""

@@ -58,7 +58,6 @@ def shipped_units() -> list[Unit]:
         units[Unit("commit", (model.head_dim, PAGE_SIZE))] = None
         for many in (False, True):
             units[Unit("open", open_shape(model.head_dim, model.group, PAGE_SIZE, many))] = None
-            # Single tiers for one query, as in decode; with several the default alone.
-            for pair in TIER_PAIRS[:1] if many else TIER_PAIRS:
+            for pair in TIER_PAIRS:
                 units[attend_unit(model, pair, many)] = None
     return list(units)

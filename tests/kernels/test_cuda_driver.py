@@ -45,10 +45,12 @@ CUresult CUDAAPI cuFuncSetAttribute(CUfunction f, CUfunction_attribute what, int
     seen[14] = what == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES && (long long)f == 0x7111222233334445;
     seen[15] = value; return CUDA_SUCCESS;
 }
-CUresult CUDAAPI cuLaunchKernel(CUfunction f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
-                                unsigned shared, CUstream stream, void** parameters, void** extra) {
-    long long all[] = {(long long)f, x, y, z, bx, by, bz, shared, (long long)stream, *(long long*)parameters[0],
-                       extra == nullptr};
+CUresult CUDAAPI cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction f, void** parameters, void** extra) {
+    bool overlap = c->numAttrs == 1 && c->attrs->id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION &&
+                   c->attrs->value.programmaticStreamSerializationAllowed;
+    long long all[] = {(long long)f, c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX, c->blockDimY, c->blockDimZ,
+                       c->sharedMemBytes, (long long)c->hStream, *(long long*)parameters[0], extra == nullptr, overlap,
+                       sizeof(CUlaunchConfig), sizeof(CUlaunchAttribute)};
     memcpy(seen, all, sizeof(all));
     if (refuse) { int code = refuse; refuse = 0; return (CUresult)code; }
     return CUDA_SUCCESS;
@@ -91,6 +93,7 @@ def test_the_driver_is_told_what_was_meant(fake: ctypes.CDLL) -> None:
     driver.Driver(device).launch(Unit("states"), "merge_states", (7, 2, 3), states(), device)
     seen = fake.leankv_seen()
     assert seen[:11] == [0x7111222233334445, 7, 2, 3, STATE_THREADS, 1, 1, 0, STREAM, POINTER, 1]
+    assert seen[11:14] == [1, ctypes.sizeof(driver.LaunchConfig), ctypes.sizeof(driver.LaunchAttribute)]
     assert seen[14:16] == [1, 0]
     assert fake.leankv_name() == b"merge_states"
 
@@ -104,6 +107,18 @@ def test_a_thread_without_a_context_is_given_one_and_what_else_fails_is_told(fak
     fake.leankv_refuse(1)
     with pytest.raises(RuntimeError, match=r"states merge_states, grid \(9, 1, 1\) failed with 1: so it is"):
         launcher.launch(Unit("states"), "merge_states", (9, 1, 1), states(), device)
+
+
+@needs_compilers
+@pytest.mark.parametrize(("capability", "setting"), [((9, 0), "0"), ((8, 9), "1")])
+def test_launches_overlap_only_where_the_gpu_can_and_nobody_says_no(
+    fake: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], setting: str
+) -> None:
+    monkeypatch.setenv(driver.OVERLAP_ENV, setting)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device("cuda", 0)
+    driver.Driver(device).launch(Unit("states"), "merge_states", (7, 2, 3), states(), device)
+    assert fake.leankv_seen()[11] == 0
 
 
 @needs_compilers

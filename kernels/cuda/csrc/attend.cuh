@@ -1,8 +1,9 @@
 // Attention over committed pages: one warp a page, records as they lie.
 //
-// A block reads one split of 1,024 tokens of one tile and KV head, its warps every so manieth page, by absolute number;
-// so the order in which anything is added depends on positions alone. Keys and values of a page have a buffer each: the
-// next page's keys are asked for when this one's weights are known, its values when this one's are multiplied.
+// A block reads splits of 1,024 tokens of one KV head, for queries of one tile or of tiles that have the split's pages
+// in common, its warps every so manieth page, by absolute number; splits are merged in order. So the order in which
+// anything is added depends on positions alone. Keys and values of a page have a buffer each: the next page's keys are
+// asked for when this one's weights are known, its values when this one's are multiplied.
 #pragma once
 
 #include "merge.cuh"
@@ -67,45 +68,47 @@ struct Queue {
     }
 };
 
-// Grid: splits, KV heads, queries. Where a KV head has more query heads than a block takes rows, its group is divided
-// in so many parts, which are heads of their own but for the records. A block behind its tile's pages leaves at once,
-// and so does one whose query another block takes along.
 template <class S>
-__device__ __forceinline__ void attend_committed(const AttendArgs& a) {
+__device__ __forceinline__ BlockRows<S> rows_of(const AttendArgs& a, const int* item, int head) {
+    return {a.queries + 2 * ldg(item + 2), a.heads, head, (S::queries == 1 ? 1 : ldg(item + 3)) * S::group};
+}
+
+// The i-th split of an entry of the work list, at one KV head; whether another follows. Where a KV head has more query
+// heads than a block takes rows, its group is divided in so many parts, which are heads of their own but for the
+// records.
+template <class S>
+__device__ __forceinline__ bool attend_split(const AttendArgs& a, const int* item, int head, int i) {
     constexpr int N = S::row_tiles;
-    const int split = blockIdx.x, head = blockIdx.y / a.parts;
-    const long long* tile = a.tiles + 5 * ldg(a.token_tile + blockIdx.z);
-    const int rank = S::queries == 1 ? 0 : (int)(blockIdx.z - ldg(tile)), left = (int)ldg(tile + 2) - rank;
-    if (S::queries > 1 && rank % S::queries) return;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    const int before = (int)ldg(tile + 3), begin = split * S::split_pages;
+    // Nothing is kept in registers from one split to the next.
+    const int thread = in_register((int)threadIdx.x), record_head = in_register(head) / a.parts;
+    const int lane = thread & 31, warp = thread >> 5, g = lane >> 2, t = lane & 3;
+    const BlockRows<S> rows = rows_of<S>(a, item, head);
+    const long long* tile = a.tiles + 5 * ldg(a.token_tile + rows.query(0));
+    const int before = (int)ldg(tile + 3), begin = (ldg(item) + i) * S::split_pages;
     const int end = begin + S::split_pages < before ? begin + S::split_pages : before;
-    const int queries = S::queries == 1 || left > S::queries ? S::queries : left;
-    const BlockRows<S> rows{blockIdx.z, a.heads, (int)blockIdx.y, queries * S::group};
 
     char* shared = shared_memory();
     char *mine = shared + warp * S::warp_bytes, *common = shared + S::warps * S::warp_bytes;
-    char *steps = common + S::query_bytes + S::query_words, *zero = steps + 8 * S::rows;
-    const Finish<S> finish{a, rows, shared, steps, zero + 16, warp, lane};
-    if (begin >= end) {
-        if (split == 0) finish.write_nothing();
-        return;
+    char *steps = common + S::query_bytes + S::query_words, *zero = steps + 32 * S::rows;
+    if (before == 0) {
+        write_nothing<S>(a, rows);
+        return false;
     }
     const QueryMemory query{common, common + S::query_bytes, steps};
     const PageMemory memory{mine, mine + S::key_region, mine + S::key_region + S::value_region, zero};
-    if (threadIdx.x < 4) sts<uint32_t>(zero + 4 * threadIdx.x, 0);
+    if (thread < 4) sts<uint32_t>(zero + 4 * thread, 0);
 
     const Records<S> records{a, lane};
     const Copier<S> copy{records, memory};
     const long long* pages = a.pages + ldg(tile + 4);
     Queue<S> queue{records, a, before, end};
-    queue.begin(pages, begin + warp, head);
-    copy.keys(queue.now, queue.pass(), false, head);
+    queue.begin(pages, begin + warp, record_head);
+    copy.keys(queue.now, queue.pass(), false, record_head);
     cp_commit();
     copy.values(queue.now, queue.pass(), false);
     cp_commit();
 
-    prepare_queries<S>(a, rows, rows.count, query, lane, warp);
+    if (i == 0) prepare_queries<S>(a, rows, rows.count, query, lane, warp);
     __syncthreads();
     const Keys<S> keys{memory, query, a, lane, g, t};
     const Values<S> values{memory, lane, g};
@@ -132,9 +135,9 @@ __device__ __forceinline__ void attend_committed(const AttendArgs& a) {
             forget_memory();  // scales are asked for again rather than kept in registers
             weights.of_scores(x, centre, step, keys, pass);
         }
-        more = queue.next(pages, head);
+        more = queue.next(pages, record_head);
         __syncwarp();
-        if (more) copy.keys(queue.now, queue.pass(), queue.pruned, head);
+        if (more) copy.keys(queue.now, queue.pass(), queue.pruned, record_head);
         cp_commit();
         cp_wait<1>();
         __syncwarp();
@@ -148,13 +151,37 @@ __device__ __forceinline__ void attend_committed(const AttendArgs& a) {
     }
     cp_wait<0>();
     __syncthreads();
+    // Asked anew, for want of registers.
+    item = in_register(item);
+    const BlockRows<S> outputs = rows_of<S>(a, item, head);
+    const Finish<S> finish{a, outputs, shared, steps + 8 * S::rows, zero + 16, warp, lane};
+    const int splits = ldg(item + 1);
     finish.merge_warps(state);
-    const int live = ((int)ldg(tile + 3) + S::split_pages - 1) / S::split_pages;  // asked anew, for want of registers
-    if (live > 1) {
-        if (!finish.leave(split, live)) return;
-        finish.merge_splits(live);
+    if (splits > 1) {
+        finish.fold(i);
+        if (i + 1 < splits) return true;
+        finish.write_folded(splits);
+    } else if (splits) {
+        finish.write();
+    } else if (finish.leave(ldg(item))) {
+        finish.merge_splits();
     }
-    finish.write();
+    return false;
+}
+
+// Grid: as many blocks as there are entries times KV heads, or fewer, which then take several in turn. How many entries
+// there are is read on the device, so that a graph may be captured before that is known.
+template <class S>
+__device__ __forceinline__ void attend_committed(const AttendArgs& a) {
+    for (int unit = blockIdx.x, i = 0; unit < ldg(a.work) * a.heads;) {
+        if (attend_split<S>(a, a.work + 4 * (1 + unit / a.heads), unit % a.heads, i)) {
+            i++;
+        } else {
+            unit += gridDim.x;
+            i = 0;
+        }
+        __syncthreads();
+    }
 }
 
 }  // namespace leankv::cuda

@@ -114,6 +114,10 @@ __device__ __forceinline__ int in_register(int n) {
     asm volatile("" : "+r"(n));
     return n;
 }
+__device__ __forceinline__ const int* in_register(const int* p) {
+    asm volatile("" : "+l"(p));
+    return p;
+}
 
 __device__ __forceinline__ float half_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
 
@@ -137,6 +141,14 @@ __device__ __forceinline__ uint64_t double_bits(double x) { return (uint64_t)__d
 __device__ __forceinline__ double bits_double(uint64_t u) { return __longlong_as_double((long long)u); }
 
 __device__ __forceinline__ uint16_t nearest_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
+
+// Of a launch that may begin before the one before it has ended: waits for that, and lets the next one begin, whose
+// blocks then take up room as ours leave it.
+__device__ __forceinline__ void take_turn() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // Between blocks of a launch: an addition that returns what was there, a fence between what a thread writes before and
 // after, and a load of what another block wrote.

@@ -19,16 +19,34 @@ struct Merged {
     }
 };
 
-// The rows of a block in the model's order: a tile's queries by their heads of one group.
+// The rows of a block: queries by their heads of one group.
 template <class S>
 struct BlockRows {
-    long long first_query;
+    const int* queries;  // of the work list, two numbers each
     int heads, head, count;
 
+    __device__ __forceinline__ int query(int r) const { return ldg(queries + 2 * (r / S::group)); }
+
+    // In the model's order.
     __device__ __forceinline__ long long operator()(int r) const {
-        return ((first_query + r / S::group) * heads + head) * S::group + r % S::group;
+        return ((long long)query(r) * heads + head) * S::group + r % S::group;
+    }
+
+    // Where the state of one split goes.
+    __device__ __forceinline__ long long part(int r, int split) const {
+        return ((long long)(ldg(queries + 2 * (r / S::group) + 1) + split) * heads + head) * S::group + r % S::group;
     }
 };
+
+// Of rows that have nothing to read.
+template <class S>
+__device__ __forceinline__ void write_nothing(const AttendArgs& a, const BlockRows<S>& rows) {
+    for (int at = threadIdx.x; at < rows.count * S::dim; at += 32 * S::warps) {
+        const long long row = rows(at / S::dim);
+        a.out[row * S::dim + at % S::dim] = 0;
+        if (at % S::dim == 0) a.lse[row] = -INFINITY;
+    }
+}
 
 template <class S>
 struct Finish {
@@ -36,8 +54,8 @@ struct Finish {
     const AttendArgs& a;
     const BlockRows<S>& rows;
     char* const shared;  // a warp's region each
-    char* const sums;    // 8 bytes a row: peak and sum of what is merged; where the steps of the queries were
-    char* const flag;    // 4 bytes
+    char* const sums;    // 8 bytes a row: peak and sum of what is merged, thrice, as `fold` wants it
+    char* const flags;   // 4 bytes a query
     const int warp, lane;
 
     // The states of the four warps become one row each where the first warp's were.
@@ -73,10 +91,31 @@ struct Finish {
         });
     }
 
-    // The block's share of a row of several splits goes to memory; whether it was the last.
-    __device__ __forceinline__ bool leave(int split, int live) const {
+    // Of a block that reads several splits: one more of them, the i-th, in order. What is merged so far is kept where
+    // the output goes. Each thread reads what it has written itself, but for sums, of which there are two in turn.
+    __device__ __forceinline__ void fold(int i) const {
+        char *from = sums + (1 + (i & 1)) * 8 * S::rows, *to_sums = sums + (2 - (i & 1)) * 8 * S::rows;
         each([&](int r, int channel, char* to) {
-            const long long at = rows(r) * a.splits + split;
+            float* out = a.out + rows(r) * S::dim + channel;
+            Merged m;
+            if (i) m = {lds<float>(from + 8 * r), lds<float>(from + 8 * r + 4), *out};
+            m.add(lds<float>(sums + 8 * r), lds<float>(sums + 8 * r + 4), lds<float>(to));
+            sts<float>(to, *out = m.value);
+            if (channel) return;
+            sts<float>(to_sums + 8 * r, m.top);
+            sts<float>(to_sums + 8 * r + 4, m.sum);
+        });
+    }
+
+    // All that `fold` has merged, of so many splits.
+    __device__ __forceinline__ void write_folded(int splits) const {
+        write(sums + (1 + (splits & 1)) * 8 * S::rows, false);
+    }
+
+    // The block's share of rows of several splits goes to memory; which of its queries, if any, it was the last of.
+    __device__ __forceinline__ bool leave(int split) const {
+        each([&](int r, int channel, char* to) {
+            const long long at = rows.part(r, split);
             a.part[at * S::dim + channel] = lds<float>(to);
             if (channel == 0) {
                 a.state[2 * at] = lds<float>(sums + 8 * r);
@@ -85,33 +124,51 @@ struct Finish {
         });
         fence();
         __syncthreads();
-        if (threadIdx.x == 0) {
-            int* arrivals = a.arrivals + rows.first_query * rows.heads + rows.head;
-            const bool last = atomic_add(arrivals, 1) == live - 1;
+        const int queries = rows.count / S::group;
+        if ((int)threadIdx.x < queries) {
+            const int query = rows.query(threadIdx.x * S::group);
+            int* arrivals = a.arrivals + (long long)query * rows.heads + rows.head;
+            const bool last = atomic_add(arrivals, 1) == splits_of(query) - 1;
             if (last) *arrivals = 0;
-            sts<int>(flag, last);
+            sts<int>(flags + 4 * threadIdx.x, last);
         }
         __syncthreads();
-        return lds<int>(flag);
+        bool any = false;
+        for (int i = 0; i < queries; i++) any |= lds<int>(flags + 4 * i) != 0;
+        return any;
     }
 
-    // All splits of the block's rows, in order.
-    __device__ __forceinline__ void merge_splits(int live) const {
+    // All splits of rows that the block was the last of, in order.
+    __device__ __forceinline__ void merge_splits() const {
         fence();
         each([&](int r, int channel, char* to) {
-            const long long at = rows(r) * a.splits;
+            if (!lds<int>(flags + 4 * (r / S::group))) return;
+            const int splits = splits_of(rows.query(r));
             Merged m;
-            for (int s = 0; s < live; s++)
-                m.add(load_shared_by_blocks(a.state + 2 * (at + s)), load_shared_by_blocks(a.state + 2 * (at + s) + 1),
-                      load_shared_by_blocks(a.part + (at + s) * S::dim + channel));
+            for (int s = 0; s < splits; s++) {
+                const long long at = rows.part(r, s);
+                m.add(load_shared_by_blocks(a.state + 2 * at), load_shared_by_blocks(a.state + 2 * at + 1),
+                      load_shared_by_blocks(a.part + at * S::dim + channel));
+            }
             put(r, channel, to, m);
         });
+        write(sums, true);
     }
 
-    // Normalized, rotated back, and written.
-    __device__ __forceinline__ void write() const {
+    // Of all rows.
+    __device__ __forceinline__ void write() const { write(sums, false); }
+
+  private:
+    __device__ __forceinline__ int splits_of(int query) const {
+        const int before = (int)ldg(a.tiles + 5 * ldg(a.token_tile + query) + 3);
+        return before > S::split_pages ? (before + S::split_pages - 1) / S::split_pages : 1;
+    }
+
+    // Normalized, rotated back, and written: all rows, or those that the block was the last of.
+    __device__ __forceinline__ void write(const char* from, bool flagged) const {
         for (int r = warp; r < rows.count; r += S::warps) {
-            const float top = lds<float>(sums + 8 * r), sum = lds<float>(sums + 8 * r + 4);
+            if (flagged && !lds<int>(flags + 4 * (r / S::group))) continue;
+            const float top = lds<float>(from + 8 * r), sum = lds<float>(from + 8 * r + 4);
             const float factor = sum > 0 ? a.back / sum : 0.0f;
             float x[S::key_steps];
 #pragma unroll
@@ -130,16 +187,6 @@ struct Finish {
         }
     }
 
-    // Of rows that have nothing to read.
-    __device__ __forceinline__ void write_nothing() const {
-        for (int at = threadIdx.x; at < rows.count * S::dim; at += 32 * S::warps) {
-            const long long row = rows(at / S::dim);
-            a.out[row * S::dim + at % S::dim] = 0;
-            if (at % S::dim == 0) a.lse[row] = -INFINITY;
-        }
-    }
-
-  private:
     // One thread for one channel of a row: what it writes nobody else has read but itself.
     template <class F>
     __device__ __forceinline__ void each(F f) const {

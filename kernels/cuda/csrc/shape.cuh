@@ -15,7 +15,7 @@ __host__ __device__ constexpr int lines(int bytes) { return (bytes + 127) / 128 
 __host__ __device__ constexpr int most(int a, int b) { return a > b ? a : b; }
 
 // Shapes are template arguments. Planes are of 4 bits for keys and of 2 for values, at most two for keys and four for
-// values; of a tile's queries a block takes QUERIES at a time. No bit of a row depends on QUERIES.
+// values; a block takes QUERIES queries at a time. No bit of a row depends on QUERIES.
 template <int DIM, int GROUP, int QUERIES, int PAGE, int KEY_BASE, int VALUE_BASE, int KEY_REFINE, int VALUE_REFINE,
           int BLOCK_SHIFT, bool NEAR>
 struct Shape {
@@ -53,11 +53,12 @@ struct Shape {
     static constexpr int value_region = lines(value_planes * value_plane + (NEAR ? VALUE_REFINE * DIM : 0));
     static constexpr int warp_bytes = key_region + value_region + lines(2 * DIM);
 
-    // Shared by the block: the query's bytes as fragments want them, its integers, its steps and sums; zeros.
+    // Shared by the block: the query's bytes as fragments want them, its integers, its steps and sums; what is merged,
+    // thrice 8 bytes a row; zeros; a flag a query.
     static constexpr int query_row = 2 * DIM + 32;
     static constexpr int query_bytes = row_tiles * key_steps * 2 * 128, query_words = rows * query_row;
     static __host__ __device__ constexpr int common_of(int tiles) {
-        return lines(tiles * (key_steps * 2 * 128 + 4 * query_row + 4 * 8) + 32);
+        return lines(tiles * (key_steps * 2 * 128 + 4 * query_row + 4 * 32) + 16 + 4 * max_rows);
     }
     static constexpr int common_bytes = common_of(row_tiles);
 
@@ -87,14 +88,16 @@ struct AttendArgs {
     const long long* pages;       // of the plan
     const long long* tiles;       // [U, 5], see plan.py
     const long long* token_tile;  // [T]
+    const int* work;              // [1 + items, 4]: items; then of each a split, how many it reads from there and all
+                                  // that there are, 0 for one of several; first in `queries`, and how many
+    const int* queries;           // [n, 2]: of the batch; where in `part` and `state` the splits of its rows begin
     float* out;                   // [T, heads * group, dim], rotated back
     float* lse;                   // [T, heads * group]
-    float* part;                  // [T, heads * group, splits, dim], not normalized; unused where there is one split
-    float* state;                 // [T, heads * group, splits, 2]: the largest score, base 2, and the sum
+    float* part;                  // [parts of all queries, heads * group, dim], not normalized
+    float* state;                 // [parts of all queries, heads * group, 2]: the largest score, base 2, and the sum
     int* arrivals;                // [T, heads], zero before and after
     int q_dtype;                  // Dtype in numbers.cuh
-    int splits, heads, parts, list_word, head_word, centre_start, near_pages, mid_keys_fine, mid_values_fine,
-        rotation_block;
+    int heads, parts, list_word, head_word, centre_start, near_pages, mid_keys_fine, mid_values_fine, rotation_block;
     float factor, back;  // scale * log2(e) / sqrt(rotation block); 1 / sqrt(rotation block)
     float key_centre_high, key_centre_low, value_centre_high, value_centre_low;
 };

@@ -4,6 +4,7 @@
 #define LEANKV_KERNEL(name, Args, threads, blocks, shared)                          \
     extern "C" __global__ void __launch_bounds__(threads, blocks)                   \
         name(const __grid_constant__ leankv::cuda::Args args) {                     \
+        leankv::cuda::take_turn();                                                  \
         leankv::cuda::name<S>(args);                                                \
     }                                                                               \
     extern "C" {                                                                    \

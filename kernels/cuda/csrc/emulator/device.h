@@ -25,6 +25,7 @@ inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return
 
 #define threadIdx (dim3{(unsigned)leankv::cuda::emulator::self->tid, 0, 0})
 #define blockIdx (leankv::cuda::emulator::block_idx)
+#define gridDim (leankv::cuda::emulator::grid_dim)
 #define blockDim (leankv::cuda::emulator::block_dim)
 
 namespace leankv::cuda {
@@ -157,6 +158,7 @@ inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t s) {
 }
 inline const char* in_register(const char* p) { return p; }
 inline int in_register(int n) { return n; }
+inline const int* in_register(const int* p) { return p; }
 inline void forget_memory() {}
 inline float rcp(float x) { return 1.0f / x; }
 inline float ex2(float x) { return exp2f(x); }
