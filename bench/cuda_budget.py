@@ -85,6 +85,7 @@ def attention_row(model: Heads, pair: tuple[str, str], tier: int, capability: st
         "registers": report.registers,
         "shared_bytes": shared,
         "spill_bytes": report.spill_bytes,
+        "spill_accesses_per_page": sum(x.opcode in ("LDL", "STL") for x in code),
         "warps": warps,
         "instructions_per_page": len(code),
         "bytes_per_page": nbytes,

@@ -8,6 +8,7 @@ from leankv_kernels.ops import Ops, available_backends, get_ops
 from leankv_kernels.plan import Plan, build_plan
 from leankv_kernels.raw import RawPages
 from leankv_kernels.ring import BlockRing
+from leankv_kernels.static_plan import StaticPlan
 from leankv_kernels.store import RecordStore
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "RawPages",
     "RecordLayout",
     "RecordStore",
+    "StaticPlan",
     "Tier",
     "TierCounts",
     "available_backends",

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from leankv_kernels.cascade import NO_GROUPS, find_groups
+
+TILE_COLUMNS = 5
+"""Numbers of a tile in ``Plan.tiles``."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Plan:
     full_index: Tensor  # int64 [f] pages of its sequence before each full tile's own
     groups: Tensor  # int64 [G, 5] tiles that read the same pages: see cascade.find_groups; kernels may ignore them
     members: Tensor  # int64 [M] the tiles of each group
-    host_pages: np.ndarray | None = None  # int64 [sum] ``pages``, where the host knows them
+    host_pages: NDArray[np.int64] | None = None  # int64 [sum] ``pages``, where the host knows them
+    bounds: bool = False  # whether ``page_index`` on the host are bounds of what ``tiles`` say, as in a captured graph
 
     @cached_property
     def memo(self) -> dict[object, object]:
@@ -121,7 +126,7 @@ def build_plan(
     near_pages: int,
     *,
     cascade: bool = True,
-    host_pages: np.ndarray | None = None,
+    host_pages: NDArray[np.int64] | None = None,
 ) -> Plan:
     """Cut a batch into tiles, and find those that share pages.
 
@@ -134,7 +139,10 @@ def build_plan(
         near_pages: pages before the own page that are read at the near view.
         cascade: whether to look for tiles that share pages; results are the same either way.
         host_pages: int64, what ``Plan.pages`` will be. Where that lies in main memory it is read there; on a GPU it
-            would have to be waited for, so without this argument nothing is looked for.
+            would have to be waited for, so without this argument no kernel looks for what is shared.
+
+    Raises:
+        ValueError: for ``host_pages`` of another number of pages.
     """
     prefix = np.asarray(prefix_lens, dtype=np.int64)
     extend = np.asarray(extend_lens, dtype=np.int64)
@@ -152,28 +160,30 @@ def build_plan(
     token_rank = np.arange(q_indptr[-1]) - q_indptr[:-1][token_tile]
     reads = np.where(tiles > 0, last_page, 0)
     page_indptr = np.concatenate([[0], np.cumsum(reads)])
+    if host_pages is not None and len(host_pages) != page_indptr[-1]:
+        raise ValueError(f"the plan reads {page_indptr[-1]} pages, and the host names {len(host_pages)}")
     page_request = np.repeat(np.arange(len(prefix)), reads)
     page_number = np.arange(page_indptr[-1]) - page_indptr[:-1][page_request]
     full = offset + length == page_size
 
-    device = req_to_token.device
-
-    def put(a: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(a)).to(device, non_blocking=True)
+    tile_table = np.stack([q_indptr[:-1], offset, length, page_index, page_indptr[request]], axis=1)
+    at = (request, page_request, page_number * page_size, page_index * page_size)
+    by_token = (token_tile, offset[token_tile] + token_rank, token_rank)
+    by_page = (np.flatnonzero(full), np.flatnonzero(~full), page_index[full])
+    on_device = _put(req_to_token.device, *at, tile_table, *by_token, *by_page)
+    tile_request, reading, reading_at, own_at, tiles_there, *others = on_device
 
     rows = rows.to(torch.int64)
-    tile_rows = rows[put(request)]
-
-    def logical(row: Tensor, page: np.ndarray) -> Tensor:
-        return req_to_token[row, put(page * page_size)].long() // page_size
-
-    tile_table = np.stack([q_indptr[:-1], offset, length, page_index, page_indptr[request]], axis=1)
-    pages = logical(rows[put(page_request)], page_number)
-    if host_pages is None and device.type == "cpu":
+    tile_rows = rows[tile_request]
+    pages = req_to_token[rows[reading], reading_at].long() // page_size
+    if host_pages is None and pages.device.type == "cpu":
         host_pages = pages.numpy()
     groups, members = NO_GROUPS
-    if cascade and host_pages is not None:
+    # The CUDA kernels find for themselves what is shared.
+    if cascade and host_pages is not None and pages.device.type != "cuda":
         groups, members = find_groups(host_pages, tile_table, page_size, near_pages)
+    token_tiles, token_pos, token_ranks, full_tiles, open_tiles, full_index = others
+    group_table, group_members = _put(pages.device, groups, members) if len(groups) else _none(pages.device)
 
     return Plan(
         page_size=page_size,
@@ -184,16 +194,29 @@ def build_plan(
         request=request.tolist(),
         page_indptr=page_indptr.tolist(),
         rows=tile_rows,
-        own_pages=logical(tile_rows, page_index),
+        own_pages=req_to_token[tile_rows, own_at].long() // page_size,
         pages=pages,
-        token_tile=put(token_tile),
-        token_pos=put(offset[token_tile] + token_rank),
-        token_rank=put(token_rank),
-        tiles=put(tile_table),
-        full=put(np.flatnonzero(full)),
-        open=put(np.flatnonzero(~full)),
-        full_index=put(page_index[full]),
-        groups=put(groups),
-        members=put(members),
+        token_tile=token_tiles,
+        token_pos=token_pos,
+        token_rank=token_ranks,
+        tiles=tiles_there,
+        full=full_tiles,
+        open=open_tiles,
+        full_index=full_index,
+        groups=group_table,
+        members=group_members,
         host_pages=host_pages if cascade else None,
     )
+
+
+@cache
+def _none(device: torch.device) -> list[Tensor]:
+    return _put(device, *NO_GROUPS)
+
+
+def _put(device: torch.device, *arrays: NDArray[np.int64]) -> list[Tensor]:
+    """Arrays of the host, in one copy that it does not wait for."""
+    flat = torch.empty(sum(a.size for a in arrays), dtype=torch.int64, pin_memory=device.type == "cuda")
+    np.concatenate([a.ravel() for a in arrays], out=flat.numpy())
+    parts = flat.to(device, non_blocking=True).split([a.size for a in arrays])
+    return [part.view(a.shape) for part, a in zip(parts, arrays, strict=True)]

@@ -7,6 +7,7 @@ from functools import partial
 from random import Random
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +41,8 @@ def plan_over(pages: list[list[int]], counts: list[int], shape: Shape, near_page
         at = torch.tensor(own, dtype=torch.int32)[:, None] * shape.page + torch.arange(shape.page, dtype=torch.int32)
         slots[row, : at.numel()] = at.flatten()
     before = [len(own) * shape.page for own in pages]
-    return build_plan(torch.arange(len(pages), device=device), before, counts, slots.to(device), shape.page, near_pages)
+    rows, host = torch.arange(len(pages), device=device), np.array([page for own in pages for page in own], np.int64)
+    return build_plan(rows, before, counts, slots.to(device), shape.page, near_pages, host_pages=host)
 
 
 class Pages(NamedTuple):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from random import Random
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +14,7 @@ import bench.common.checkout  # noqa: F401
 from bench.gpu.correct import pages_of, plan_over
 from bench.gpu.jobs import Bench, Job, drawn
 from bench.gpu.shapes import Shape
-from leankv_kernels import Ops, Plan, RawPages, RecordStore
+from leankv_kernels import Ops, Plan, RawPages, RecordStore, StaticPlan
 
 REPLAYS = 4
 RESULTS = ("own out", "own lse", "past out", "past lse", "merged out", "merged lse", "column scores")
@@ -82,33 +82,31 @@ def _graph(bench: Bench, shape: Shape, rng: Random, many: bool) -> None:
     def randn(*size: int) -> Tensor:
         return torch.randn(*size, generator=g, device=device).to(torch.bfloat16)
 
-    def new_plan(longest: bool) -> Plan:
-        lists = [own.some(rng, pages if longest else rng.randint(0, pages)) for _ in range(requests)]
-        return plan_over(lists, [1] * requests, shape, own.near_pages, device)
+    def new_lists(longest: bool) -> list[list[int]]:
+        return [own.some(rng, pages if longest else rng.randint(0, pages)) for _ in range(requests)]
 
-    # The place for page ids is as long as the longest contexts need.
-    first = new_plan(longest=True)
-    static = replace(first, pages=first.pages.clone(), tiles=first.tiles.clone(), token_tile=first.token_tile.clone())
+    static = StaticPlan(requests, pages, page, own.near_pages, device)
     size = (requests, page, shape.heads, dim)
     scores = torch.zeros(requests, heads, page, dtype=torch.int32, device=device)
     step = Step(
         bench.ops,
         shape,
         own.store,
-        static,
+        static.plan(requests),
         randn(requests, heads, dim),
         RawPages(randn(*size), randn(*size), scores, torch.arange(requests, device=device)),
     )
     replay, results = captured(step, bench.on_gpu)
     for time in range(REPLAYS):
-        plan = first if time == 0 else new_plan(longest=time == 1)
+        # Now and then the last requests are padding.
+        lists = new_lists(longest=time == 1)[: requests - (time == 2)]
+        plan = plan_over(lists + [[]] * (requests - len(lists)), [1] * requests, shape, own.near_pages, device)
         step.q.copy_(randn(requests, heads, dim))
         step.raw.key.copy_(randn(*size))
         wanted = step.eager(plan)
-        static.pages[: len(plan.pages)].copy_(plan.pages)
-        static.pages[len(plan.pages) :] = -1  # never to be read
-        static.tiles.copy_(plan.tiles)
-        static.token_tile.copy_(plan.token_tile)
+        count = np.array([len(x) for x in lists])
+        nothing = np.zeros(len(lists), np.int64)
+        static.fill(nothing, count * page + 1, np.array([x for y in lists for x in y], np.int64), nothing)
         replay()
         for name, got, want in zip(RESULTS, results, wanted, strict=True):
             assert torch.equal(got, want), f"replay {time} of {requests} requests: another {name} than eager"

@@ -58,7 +58,8 @@ def plan_for(pages: Tensor, queries: int, device: torch.device, cascade: bool = 
     own = torch.cat([pages, torch.zeros(batch, 1, dtype=torch.int64)], dim=1)
     slots = (own[:, :, None] * PAGE + torch.arange(PAGE)).flatten(1).int().to(device)
     rows = torch.arange(batch, device=device)
-    return build_plan(rows, [before * PAGE] * batch, [queries] * batch, slots, PAGE, WINDOW, cascade=cascade)
+    lengths, host = ([before * PAGE] * batch, [queries] * batch), pages.flatten().numpy()
+    return build_plan(rows, *lengths, slots, PAGE, WINDOW, cascade=cascade, host_pages=host)
 
 
 def sample_records(shape: Shape, layout: RecordLayout, tiers: Tensor, setup: Setup) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,8 @@ MAX_REGISTER_ROWS = {64: 16, 80: 16, 96: 8, 128: 8, 256: 4}
 """By head_dim, how many rows' states a warp keeps in registers where a block takes several queries."""
 SPLIT_TOKENS = 1024
 """By absolute position; all warps of a block read one."""
+MOST_BLOCKS = 4096
+"""Of a launch that finds many entries empty, as in a graph: each takes several. More than a GPU runs at once."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -86,7 +88,8 @@ class AttendArgs(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("q", "blocks", "page_table", "pages", "tiles", "token_tile")),
         *((name, ctypes.c_void_p) for name in ("work", "queries")),
         *((name, ctypes.c_void_p) for name in ("out", "lse", "part", "state", "arrivals")),
-        *((name, ctypes.c_int) for name in ("q_dtype", "heads", "parts", "list_word", "head_word")),
+        *((name, ctypes.c_int) for name in ("q_dtype", "tokens", "splits", "heads", "parts", "list_word")),
+        ("head_word", ctypes.c_int),
         *((name, ctypes.c_int) for name in ("centre_start", "near_pages", "mid_keys_fine", "mid_values_fine")),
         ("rotation_block", ctypes.c_int),
         *((name, ctypes.c_float) for name in ("factor", "back", "key_centre_high", "key_centre_low")),
@@ -123,12 +126,15 @@ def attend_committed(
     tensors = (q, store.blocks, store.page_table[layer], plan.pages, plan.tiles, plan.token_tile)
     for together, items, table, queries in lists.works:
         args = AttendArgs(
-            *(x.data_ptr() for x in (*tensors, table, queries, out, lse, part, state, arrivals)),
-            *(DTYPES[q.dtype], heads, heads // shape.heads, shape.list_word, shape.head_word),
+            *(x.data_ptr() for x in tensors),
+            *(x.data_ptr() if x is not None else None for x in (table, queries, out, lse, part, state, arrivals)),
+            *(DTYPES[q.dtype], tokens, items // max(tokens, 1), heads, heads // shape.heads),
+            *(shape.list_word, shape.head_word),
             *(shape.centre_start, plan.near_pages, int(shape.mid_keys_fine), int(shape.mid_values_fine), block),
             *(scale * math.log2(math.e) / math.sqrt(block), 1 / math.sqrt(block)),
             *(shape.key_centre_high, shape.key_centre_low, shape.value_centre_high, shape.value_centre_low),
         )
         unit = Unit("attend", kernels[together])
-        launcher.launch(unit, "attend_committed", (items * heads, 1, 1), args, q.device)
+        blocks = items * heads if table is not None else min(items * heads, MOST_BLOCKS)
+        launcher.launch(unit, "attend_committed", (blocks, 1, 1), args, q.device)
     return out, lse

@@ -30,7 +30,7 @@ class Work(NamedTuple):
 
     together: bool  # whether a block takes several queries
     items: int  # entries of ``table``
-    table: Tensor  # int32 [1 + items, 4]
+    table: Tensor | None  # int32 [1 + items, 4]; None for an entry of every query and split, queries going round first
     queries: Tensor  # int32 [n, 2]
 
 
@@ -76,10 +76,18 @@ def work_of(plan: Plan, together: int, heads: int, split_pages: int, part_bytes:
     """
     key = ("work", together, heads, split_pages, part_bytes)
     if key not in plan.memo:
-        plan.memo[key] = _work_lists(plan, together, heads, split_pages, part_bytes)
+        plan.memo[key] = _lists_of_bounds(plan, split_pages) if plan.bounds else _work_lists(plan, *key[1:])
     found = plan.memo[key]
     assert isinstance(found, WorkLists)
     return found
+
+
+def _lists_of_bounds(plan: Plan, split_pages: int) -> WorkLists:
+    """Where the host knows bounds of lengths alone: whatever there may be, and blocks see for themselves."""
+    splits = max(1, -(-max(plan.page_index, default=0) // split_pages))
+    query = torch.arange(plan.num_tokens, dtype=torch.int32, device=plan.tiles.device)
+    parts = plan.num_tokens * splits
+    return WorkLists((Work(False, parts, None, torch.stack([query, query * splits], dim=1)),), parts)
 
 
 def _work_lists(plan: Plan, together: int, heads: int, split_pages: int, part_bytes: int) -> WorkLists:

@@ -126,6 +126,9 @@ def test_no_bit_shows_what_is_read_together(cuda: Ops, rng: Random) -> None:
     layout = small_layout("k8v4,k4v2", page_size=128, num_kv_heads=2, head_dim=64)
     case = Case(Method(layout, 1), 3, torch.bfloat16)
     store, batch = store_with(case, random_tier_maps(rng, layout, 8), calm=True), random_batch(rng, 8, 128, 20)
+    # A prefix of a split and more, behind which requests end in the same split or in others.
+    prefix = [rng.randint(1, 8) for _ in range(rng.randint(8, 17))]
+    batch.lists[:] = [prefix * (rng.random() < 0.8) + pages for pages in batch.lists]
     q, attended = case.tokens(sum(batch.queries), rng.getrandbits(32)).q, []
 
     def attend(cascade: bool, launcher: object = EMULATOR) -> None:

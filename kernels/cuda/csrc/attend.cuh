@@ -68,30 +68,42 @@ struct Queue {
     }
 };
 
-template <class S>
-__device__ __forceinline__ BlockRows<S> rows_of(const AttendArgs& a, const int* item, int head) {
-    return {a.queries + 2 * ldg(item + 2), a.heads, head, (S::queries == 1 ? 1 : ldg(item + 3)) * S::group};
+// An entry of the work list. Without a list every query has one for each of `a.splits` splits, needed or not.
+struct Entry {
+    int split, splits, first, size;  // see AttendArgs
+};
+
+__device__ __forceinline__ Entry entry_of(const AttendArgs& a, int number) {
+    if (!a.work) return {number / a.tokens, 0, number % a.tokens, 1};
+    const int* item = a.work + 4 * (1 + number);
+    return {ldg(item), ldg(item + 1), ldg(item + 2), ldg(item + 3)};
 }
 
-// The i-th split of an entry of the work list, at one KV head; whether another follows. Where a KV head has more query
-// heads than a block takes rows, its group is divided in so many parts, which are heads of their own but for the
-// records.
 template <class S>
-__device__ __forceinline__ bool attend_split(const AttendArgs& a, const int* item, int head, int i) {
+__device__ __forceinline__ BlockRows<S> rows_of(const AttendArgs& a, const Entry& entry, int head) {
+    return {a.queries + 2 * entry.first, a.heads, head, (S::queries == 1 ? 1 : entry.size) * S::group};
+}
+
+// The i-th split of a unit, which is an entry of the work list at one KV head; whether another follows. Where a KV head
+// has more query heads than a block takes rows, its group is divided in so many parts, which are heads of their own but
+// for the records.
+template <class S>
+__device__ __forceinline__ bool attend_split(const AttendArgs& a, int unit, int i) {
     constexpr int N = S::row_tiles;
     // Nothing is kept in registers from one split to the next.
-    const int thread = in_register((int)threadIdx.x), record_head = in_register(head) / a.parts;
+    const int thread = in_register((int)threadIdx.x), head = in_register(unit) % a.heads, record_head = head / a.parts;
     const int lane = thread & 31, warp = thread >> 5, g = lane >> 2, t = lane & 3;
-    const BlockRows<S> rows = rows_of<S>(a, item, head);
+    const Entry entry = entry_of(a, unit / a.heads);
+    const BlockRows<S> rows = rows_of<S>(a, entry, head);
     const long long* tile = a.tiles + 5 * ldg(a.token_tile + rows.query(0));
-    const int before = (int)ldg(tile + 3), begin = (ldg(item) + i) * S::split_pages;
+    const int before = (int)ldg(tile + 3), begin = (entry.split + i) * S::split_pages;
     const int end = begin + S::split_pages < before ? begin + S::split_pages : before;
 
     char* shared = shared_memory();
     char *mine = shared + warp * S::warp_bytes, *common = shared + S::warps * S::warp_bytes;
     char *steps = common + S::query_bytes + S::query_words, *zero = steps + 32 * S::rows;
-    if (before == 0) {
-        write_nothing<S>(a, rows);
+    if (begin >= before) {
+        if (begin == 0) write_nothing<S>(a, rows);
         return false;
     }
     const QueryMemory query{common, common + S::query_bytes, steps};
@@ -152,18 +164,18 @@ __device__ __forceinline__ bool attend_split(const AttendArgs& a, const int* ite
     cp_wait<0>();
     __syncthreads();
     // Asked anew, for want of registers.
-    item = in_register(item);
-    const BlockRows<S> outputs = rows_of<S>(a, item, head);
+    unit = in_register(unit);
+    const Entry again = entry_of(a, unit / a.heads);
+    const BlockRows<S> outputs = rows_of<S>(a, again, unit % a.heads);
     const Finish<S> finish{a, outputs, shared, steps + 8 * S::rows, zero + 16, warp, lane};
-    const int splits = ldg(item + 1);
     finish.merge_warps(state);
-    if (splits > 1) {
+    if (again.splits > 1) {
         finish.fold(i);
-        if (i + 1 < splits) return true;
-        finish.write_folded(splits);
-    } else if (splits) {
+        if (i + 1 < again.splits) return true;
+        finish.write_folded(again.splits);
+    } else if (again.splits) {
         finish.write();
-    } else if (finish.leave(ldg(item))) {
+    } else if (finish.leave(again.split)) {
         finish.merge_splits();
     }
     return false;
@@ -173,8 +185,9 @@ __device__ __forceinline__ bool attend_split(const AttendArgs& a, const int* ite
 // there are is read on the device, so that a graph may be captured before that is known.
 template <class S>
 __device__ __forceinline__ void attend_committed(const AttendArgs& a) {
-    for (int unit = blockIdx.x, i = 0; unit < ldg(a.work) * a.heads;) {
-        if (attend_split<S>(a, a.work + 4 * (1 + unit / a.heads), unit % a.heads, i)) {
+    for (int unit = blockIdx.x, i = 0;;) {
+        if (unit >= (a.work ? ldg(a.work) : a.tokens * a.splits) * a.heads) break;
+        if (attend_split<S>(a, unit, i)) {
             i++;
         } else {
             unit += gridDim.x;

@@ -89,7 +89,7 @@ struct AttendArgs {
     const long long* tiles;       // [U, 5], see plan.py
     const long long* token_tile;  // [T]
     const int* work;              // [1 + items, 4]: items; then of each a split, how many it reads from there and all
-                                  // that there are, 0 for one of several; first in `queries`, and how many
+                                  // that there are, 0 for one of several; first in `queries`, and how many; or null
     const int* queries;           // [n, 2]: of the batch; where in `part` and `state` the splits of its rows begin
     float* out;                   // [T, heads * group, dim], rotated back
     float* lse;                   // [T, heads * group]
@@ -97,7 +97,8 @@ struct AttendArgs {
     float* state;                 // [parts of all queries, heads * group, 2]: the largest score, base 2, and the sum
     int* arrivals;                // [T, heads], zero before and after
     int q_dtype;                  // Dtype in numbers.cuh
-    int heads, parts, list_word, head_word, centre_start, near_pages, mid_keys_fine, mid_values_fine, rotation_block;
+    int tokens, splits, heads, parts, list_word, head_word, centre_start, near_pages, mid_keys_fine, mid_values_fine,
+        rotation_block;  // tokens and splits are read where there is no work list
     float factor, back;  // scale * log2(e) / sqrt(rotation block); 1 / sqrt(rotation block)
     float key_centre_high, key_centre_low, value_centre_high, value_centre_low;
 };
