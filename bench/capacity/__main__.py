@@ -125,7 +125,7 @@ class Life:
         self.timed("reserve", partial(self.ledger.open, ids))
         for layer in range(self.layers):
             self.store.write(layer, pages, self.records.clone(), self.lengths)
-        self.timed("true up", partial(self.commits.add, pages), self.commits.settle)
+        self.timed("true up", partial(self.commits.add, pages, ids), self.commits.settle)
         trim = partial(self.deferred.cut, ids, LEVEL_FAR), partial(self.ledger.cut, ids, LEVEL_FAR)
         self.timed("trim", *trim, self.deferred.run)
         free = partial(self.deferred.free, ids), partial(self.ledger.close, ids)

@@ -108,7 +108,7 @@ class CapacityWorld:
         for layer in range(self.shape.layers):
             which = torch.from_numpy(self.random.integers(0, len(records), len(pages)))
             self.pool.store.write(layer, pages, records[which].clone(), lengths[which])
-        self.pool.commits.add(pages)
+        self.pool.commits.add(pages, pages.numpy())
         self.pool.version += 1
         self.tokens_written += len(pages) * PAGE
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
@@ -11,11 +12,13 @@ from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from leankv_kernels import build_plan
+from leankv_sglang.attention.host_pages import Rows, pages_filled, pages_near, pages_read
 from leankv_sglang.attention.read_rule import Compressor
 from leankv_sglang.attention.row_thresholds import RowThresholds, keep_rows
 from leankv_sglang.compression.build import build_significance
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.pool import LeanKVPool
 
 if TYPE_CHECKING:
@@ -67,17 +70,21 @@ class LeanKVBackend(AttentionBackend):
         self.row_thresholds = RowThresholds(rows, config, pool.thresholds)
         keep_rows(self.req_to_token_pool, self.row_thresholds)
         self.req_to_token_pool.register_on_alloc_rows(self._reset_rows)
+        self.page_rows = pool.mirror_rows(self.req_to_token_pool)
         self.forward_metadata: Plan | None = None
+        self.filled: Pages = np.empty(0, np.int64)
+        """Ids of the pages that the forward fills."""
         self.thresholds: Tensor | None = None
 
     def _reset_rows(self, rows: list[int]) -> None:
         self.pool.open_pages.reset(rows)
+        self.page_rows.forget(rows)
         self.row_thresholds.reset(rows)
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
-        """Return the blocks of freed pages and plan the forward; uses lengths the host already has.
+        """Return the blocks of freed pages and plan the forward; uses lengths, rows and page ids the host already has.
 
-        On a CPU the plan also finds requests that share pages, which decode then reads once for all of them.
+        The plan also finds requests that share pages, which decode then reads once for all of them.
         """
         self.pool.drain()
         if forward_batch.forward_mode.is_idle():
@@ -88,8 +95,9 @@ class LeanKVBackend(AttentionBackend):
             prefix, extend = [n - 1 for n in seq_lens], [1] * len(seq_lens)
         else:
             prefix, extend = forward_batch.extend_prefix_lens_cpu, forward_batch.extend_seq_lens_cpu
-        if forward_batch.req_pool_indices.device.type == "cpu":
-            self.pool.open_pages.go_on(forward_batch.req_pool_indices, prefix, extend)
+        rows = self._rows(forward_batch)
+        self.pool.open_pages.go_on(torch.from_numpy(rows), prefix, extend)
+        pages = pages_read(self.page_rows, rows, prefix, extend)
         plan = self.forward_metadata = build_plan(
             forward_batch.req_pool_indices,
             prefix,
@@ -97,10 +105,19 @@ class LeanKVBackend(AttentionBackend):
             self.req_to_token_pool.req_to_token,
             self.pool.page_size,
             self.near_pages,
+            host_pages=pages,
         )
-        if plan.pages.device.type == "cpu":
-            self.pool.check_near_pages(plan)
-        self.thresholds = self.row_thresholds.of_full_pages(self.forward_metadata)
+        self.filled = pages_filled(self.page_rows, rows, plan)
+        if self.pool.was_cut and self.near_pages:
+            self.pool.check_near_pages(pages_near(pages, plan))
+        self.thresholds = self.row_thresholds.of_full_pages(plan)
+
+    def _rows(self, forward_batch: ForwardBatch) -> Rows:
+        """The batch's request rows on the host; patches.row_alloc has SGLang leave them there for decode too."""
+        rows = forward_batch.req_pool_indices_cpu
+        if rows is None:
+            return self.pool.slot_reader.ids(forward_batch.req_pool_indices)
+        return rows.numpy().astype(np.int64)
 
     def forward_extend(
         self,
@@ -144,7 +161,7 @@ class LeanKVBackend(AttentionBackend):
         merged = self.compressor.forward(index, plan, queries, raw, layer.scaling, self.thresholds)
         pool.open_pages.keep(index, plan, raw)
         if index == pool.layer_num - 1:
-            pool.note_commits(plan)
+            pool.note_commits(plan, self.filled)
         out = merged.flatten(1).to(q.dtype)
         padded = q.numel() // (layer.tp_q_head_num * layer.qk_head_dim)
         return out if padded == n else torch.cat([out, out.new_zeros(padded - n, out.shape[1])])

@@ -6,21 +6,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
-from sglang.srt.utils.common import get_num_new_pages
 from torch import Tensor
 
+from leankv_sglang.kvcache.free_list import FreeList
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.pool import LeanKVPool
 from leankv_sglang.kvcache.prefill_budget import LedgerBudget
+from leankv_sglang.kvcache.transfer import put
 
 
 class LeanKVAllocator(PagedTokenToKVPoolAllocator):
     """Hands out logical pages as long as there are units for their worst case, so that the blocks of what a forward
-    commits are always there; what SGLang takes for free tokens are free units."""
+    commits are always there; what SGLang takes for free tokens are free units.
+
+    The list of free pages is on the host, so nothing waits for the device to learn which pages a request got or gave.
+    SGLang's own list on the device holds what is being handed out and is empty otherwise.
+    """
 
     _kvcache: LeanKVPool
     _audited = -1
+    _released: list[Pages]
 
     @property
     def ledger(self) -> Any:
@@ -31,44 +38,106 @@ class LeanKVAllocator(PagedTokenToKVPoolAllocator):
         """Free units: what new tokens reserve until their page is committed."""
         return int(self.ledger.free_units)
 
-    def alloc(self, need_size: int) -> Tensor | None:
-        """``need_size`` slots in whole pages, None where units do not suffice."""
-        return self._take(need_size // self.page_size, lambda: super(LeanKVAllocator, self).alloc(need_size))
+    def get_all_free_pages(self) -> Tensor:
+        """Free pages, int64 ``[n]`` on the device; for SGLang's checks."""
+        return put(self._free.ids(), self.device)
 
-    def alloc_extend(self, *args: Any, **kwargs: Any) -> Tensor | None:
+    def merge_and_sort_free(self) -> None:
+        """Nothing to do: the host's list is kept in order."""
+
+    # ---- taking ----
+
+    def alloc(self, need_size: int) -> Tensor | None:
+        """``need_size`` slots in whole pages, None where units do not suffice. No row is told of them."""
+        return None if self._take(need_size // self.page_size) is None else super().alloc(need_size)
+
+    def alloc_extend(
+        self,
+        prefix_lens: Tensor,
+        prefix_lens_cpu: Tensor,
+        seq_lens: Tensor,
+        seq_lens_cpu: Tensor,
+        last_loc: Tensor,
+        extend_num_tokens: int,
+        num_new_pages: int | None = None,
+    ) -> Tensor | None:
         """Slots for prefill chunks, see the base class; None where units do not suffice."""
-        prefix, seq = args[1], args[3]
-        pages = kwargs.get("num_new_pages")
+        pages = self._take_for(prefix_lens_cpu.numpy(), seq_lens_cpu.numpy())
         if pages is None:
-            pages = get_num_new_pages(seq_lens=seq, page_size=self.page_size, prefix_lens=prefix)
-        return self._take(pages, lambda: super(LeanKVAllocator, self).alloc_extend(*args, **kwargs))
+            return None
+        lens = (prefix_lens, prefix_lens_cpu, seq_lens, seq_lens_cpu)
+        return super().alloc_extend(*lens, last_loc, extend_num_tokens, len(pages))
 
     def alloc_decode(self, seq_lens: Tensor, seq_lens_cpu: Tensor, last_loc: Tensor) -> Tensor | None:
         """A slot per request, see the base class; None where units do not suffice."""
-        pages = get_num_new_pages(seq_lens=seq_lens_cpu, page_size=self.page_size, decode=True)
-        return self._take(pages, lambda: super(LeanKVAllocator, self).alloc_decode(seq_lens, seq_lens_cpu, last_loc))
-
-    def _take(self, pages: int, take: Any) -> Tensor | None:
-        self._kvcache.settle()
-        if pages * self.page_size > self.ledger.free_units:
+        after = seq_lens_cpu.numpy()
+        if self._take_for(after - 1, after) is None:
             return None
-        self.merge_and_sort_free()
-        taken = self.free_pages[:pages]
-        slots = take()
-        if slots is not None and pages:
-            self.ledger.open(_on_host(taken))
-        return slots
+        return super().alloc_decode(seq_lens, seq_lens_cpu, last_loc)
+
+    def _take_for(self, before: NDArray[np.integer], after: NDArray[np.integer]) -> Pages | None:
+        """Take the pages with which requests of so many tokens get to have so many, and say which are whose."""
+        first = -(-before.astype(np.int64) // self.page_size)
+        counts = -(-after.astype(np.int64) // self.page_size) - first
+        pages = self._take(int(counts.sum()))
+        if pages is not None and self._kvcache.page_rows is not None:
+            self._kvcache.page_rows.offer(first, counts, pages)
+        return pages
+
+    def _take(self, count: int) -> Pages | None:
+        self._kvcache.settle()
+        if count * self.page_size > self.ledger.free_units:
+            return None
+        pages = self._free.take(count)
+        if count:
+            self.ledger.open(pages)
+        # SGLang's code looks at an entry even where it needs none.
+        self.free_pages = put(pages, self.device) if count else self._no_pages
+        return pages
+
+    # ---- giving back ----
+
+    def release(self, pages: Pages) -> None:
+        """Free pages whose ids the host knows, none of them twice; with the group, where SGLang has opened one."""
+        if self.free_group is None:
+            self._give(pages)
+        else:
+            self._released.append(pages)
+
+    def _give(self, pages: Pages) -> None:
+        if len(pages):
+            self._kvcache.free(pages)
+            self._free.give(pages)
 
     def _release_page_ids(self, *page_ids: Tensor) -> None:
-        for ids in page_ids:
-            self._kvcache.free(_on_host(ids))
-        super()._release_page_ids(*page_ids)
+        """What SGLang frees by slots alone; asks the device."""
+        read = self._kvcache.slot_reader.ids
+        self._give(np.concatenate([read(ids) for ids in page_ids]))
+
+    def free_group_begin(self) -> None:
+        """Hold back what is freed until the group ends."""
+        super().free_group_begin()
+        self._released.clear()
+
+    def free_group_end(self) -> None:
+        """Free what was held back."""
+        super().free_group_end()
+        released, self._released = self._released, []
+        if released:
+            self._give(np.concatenate(released))
 
     def clear(self) -> None:
         """Free every page."""
-        self.num_pages = self.ledger.num_pages
+        self.num_pages = 0
         super().clear()
+        self.num_pages = self.ledger.num_pages
+        self._free = FreeList(sort=self.need_sort)
+        self._free.clear(self.num_pages)
+        self._released = []
+        self._no_pages = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._kvcache.clear()
+
+    # ---- what SGLang asks ----
 
     def create_prefill_budget(self, tree_cache: Any, *, num_mixed_decode_tokens: int = 0) -> LedgerBudget:
         """What a prefill pass may admit, at true prices."""
@@ -82,7 +151,7 @@ class LeanKVAllocator(PagedTokenToKVPoolAllocator):
         return super().evict_to_free_tokens(tree_cache, num_tokens)
 
     def verify_byte_accounting(self) -> list[str]:
-        """SGLang's idle-time check: books, blocks, prices, and pages against records.
+        """SGLang's idle-time check: books, blocks, prices, pages against records, and the host's ids against slots.
 
         At idle only the tree holds pages, all of them full: each held page has a record in every layer, a free one
         has none. SGLang asks on every turn of its idle loop, so nothing is done where nothing changed.
@@ -96,18 +165,18 @@ class LeanKVAllocator(PagedTokenToKVPoolAllocator):
             return []
         self._audited = pool.version
         problems = pool.audit()
-        recorded = (pool.store.page_table != 0).sum(0)
-        free = torch.zeros_like(recorded, dtype=torch.bool)
-        free[self.get_all_free_pages()] = True
+        recorded = (pool.store.page_table != 0).sum(0).cpu().numpy()
+        free = np.zeros(len(recorded), bool)
+        free[self._free.ids()] = True
         free[0] = True
+        if len(self._free) != free.sum() - 1:
+            problems.append("a page is free twice")
         if kept := int((recorded[free] > 0).sum()):
             problems.append(f"{kept} free pages still hold records")
         if bare := int((recorded[~free] != pool.layer_num).sum()):
             problems.append(f"{bare} held pages lack a record in some layer")
-        if not np.array_equal(free.cpu().numpy(), self.ledger.price == 0):
+        if unsettled := int(((self.ledger.price > 0) & ~self.ledger.settled).sum()):
+            problems.append(f"{unsettled} held pages were never trued up")
+        if not np.array_equal(free, self.ledger.price == 0):
             problems.append("the free list and the ledger name different pages")
         return problems
-
-
-def _on_host(ids: Tensor) -> Pages:
-    return ids.detach().cpu().numpy().astype(np.int64)

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from leankv_kernels import Ops, RecordStore
+from leankv_kernels.store import Usage
+from leankv_sglang.kvcache import transfer
 from leankv_sglang.kvcache.ledger import Ledger, Pages
+from leankv_sglang.kvcache.transfer import Arrival, CopyOut
+
+_USAGE_WORDS = 2 * len(Usage._fields)
+"""What the store's usage, int64, takes in a message of int32."""
 
 
-class _Commit(NamedTuple):
+@dataclass
+class _Commit:
     pages: Pages
     epochs: Pages
-    blocks: Tensor  # int32 [n, 3], in host memory once the event has passed
-    event: Any  # torch.cuda.Event, or None where the device is the host
+    message: Arrival
+
+    @property
+    def blocks(self) -> Tensor:
+        """int32 ``[n, 3]``."""
+        return self.message.values[_USAGE_WORDS:].view(-1, 3)
 
 
 class CommitLog:
     """Counts of one forward's commits reach the ledger without stalling the device: at once on the host, one forward
-    later from a GPU, when they have long arrived.
+    later from a GPU, when they have long arrived. One copy a forward carries them, and the store's usage.
 
     Over tensor-parallel ranks, whose heads differ in length, each page costs the most that it costs on any rank.
 
@@ -29,34 +42,82 @@ class CommitLog:
         store: holds the records.
         ledger: learns their costs.
         ops: count blocks.
+        copy_out: how the counts leave the device, by default as fits it.
     """
 
-    def __init__(self, store: RecordStore, ledger: Ledger, ops: Ops) -> None:
+    def __init__(self, store: RecordStore, ledger: Ledger, ops: Ops, copy_out: CopyOut | None = None) -> None:
         self.store, self.ledger, self.ops = store, ledger, ops
+        self._at_once = copy_out is None and store.blocks.device.type == "cpu"
+        self._copy_out = copy_out or transfer.copy_out
         self.group: Any = None
         """Process group (host side) of the ranks that must agree, or None."""
         self._waiting: deque[_Commit] = deque()
+        # A few, since the last may not have arrived; nobody may ask for long.
+        self._usages: deque[Arrival] = deque(maxlen=4)
+        self._usage = Usage(*[0] * len(Usage._fields))
 
-    def add(self, pages: Tensor) -> None:
-        """Note pages int64 ``[n]`` that were committed in every layer by the forward just issued."""
+    def add(self, pages: Tensor, ids: Pages) -> None:
+        """Note pages that were committed in every layer by the forward just issued.
+
+        Args:
+            pages: int64 ``[n]``, on the device.
+            ids: the same on the host.
+        """
         blocks = self.ops.count_blocks(self.store, pages)
-        ids, event = pages.cpu().numpy(), None
-        if blocks.device.type != "cpu":
-            host = torch.empty(blocks.shape, dtype=blocks.dtype, pin_memory=True)
-            blocks = host.copy_(blocks, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self._waiting.append(_Commit(ids, self.ledger.epoch[ids], blocks, event))
+        message = self._send(torch.cat([self._usage_words(), blocks.flatten()]))
+        ids = np.array(ids)  # may change its mind, see swap
+        epochs = self.ledger.epoch[ids]
+        self.ledger.note_blocks(ids, epochs, self.ledger.worst_blocks)
+        self._waiting.append(_Commit(ids, epochs, message))
+
+    def note_usage(self) -> None:
+        """Have the store's usage sent: records were freed or cut."""
+        if not self._at_once:
+            self._send(self._usage_words().clone())
+
+    def _usage_words(self) -> Tensor:
+        return self.store.usage_counts.view(torch.int32)
+
+    def _send(self, words: Tensor) -> Arrival:
+        arrival = self._copy_out(words)
+        self._usages.append(arrival)
+        return arrival
 
     def settle(self, all_of_them: bool = False) -> None:
         """Hand costs over: of all forwards but the last issued, or of all, waiting for the device if need be."""
-        while self._waiting and (all_of_them or self._waiting[0].event is None or len(self._waiting) > 1):
+        while self._waiting and (all_of_them or self._waiting[0].message.event is None or len(self._waiting) > 1):
             commit = self._waiting.popleft()
-            if commit.event is not None:
-                commit.event.synchronize()
+            commit.message.wait()
+            self._note(commit)
             if self.group is not None:
                 torch.distributed.all_reduce(commit.blocks, torch.distributed.ReduceOp.MAX, group=self.group)
             self.ledger.settle(commit.pages, commit.epochs, commit.blocks.numpy())
+
+    def note_arrived(self) -> None:
+        """Have the ledger know the blocks of pages whose counts are here, settled or not; does not wait."""
+        for commit in self._waiting:
+            if commit.message.here():
+                self._note(commit)
+
+    def _note(self, commit: _Commit) -> None:
+        self.ledger.note_blocks(commit.pages, commit.epochs, commit.blocks.numpy())
+
+    def usage(self) -> Usage:
+        """The store's usage: now on a CPU, as it last arrived from a GPU; does not wait."""
+        if self._at_once:
+            return self.store.usage()
+        while self._usages and self._usages[0].here():
+            self._usage = Usage(*self._usages.popleft().values[:_USAGE_WORDS].view(torch.int64).tolist())
+        return self._usage
+
+    def swap(self, a: Pages, b: Pages) -> None:
+        """Pages ``a`` and ``b`` exchange their records: counts on their way are of the other page then."""
+        other = dict(zip(np.concatenate([a, b]).tolist(), np.concatenate([b, a]).tolist(), strict=True))
+        for commit in self._waiting:
+            alive = self.ledger.epoch[commit.pages] == commit.epochs
+            for i in np.flatnonzero(alive).tolist():
+                if (page := other.get(int(commit.pages[i]))) is not None:
+                    commit.pages[i], commit.epochs[i] = page, self.ledger.epoch[page]
 
     @property
     def waiting(self) -> bool:
@@ -66,3 +127,5 @@ class CommitLog:
     def clear(self) -> None:
         """Forget what is on its way."""
         self._waiting.clear()
+        self._usages.clear()
+        self._usage = Usage(*[0] * len(Usage._fields))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from leankv_kernels import Ops, RecordStore
 from leankv_sglang.kvcache.ledger import Pages
+from leankv_sglang.kvcache.transfer import put
 
 
 class DeferredWork:
@@ -42,22 +42,20 @@ class DeferredWork:
     def run(self) -> bool:
         """Carry everything out; returns whether there was anything."""
         queue, self._queue = self._queue, []
+        device = self.store.blocks.device
         for kind, pages, other in queue:
             ids, more = np.concatenate(pages), np.concatenate(other)
             if kind == "swap":
-                self.store.swap(self._put(ids), self._put(more))
+                self.store.swap(*put(np.stack([ids, more]), device))
                 continue
             # A page may be named more than once: freed, handed out and freed again, or cut and cut deeper.
             unique, last = np.unique(ids[::-1], return_index=True)
             if kind == "free":
-                self.ops.free_pages(self.store, self._put(unique))
+                self.ops.free_pages(self.store, put(unique, device))
             else:
-                self.ops.cut_pages(self.store, self._put(unique), self._put(more[::-1][last]))
+                self.ops.cut_pages(self.store, *put(np.stack([unique, more[::-1][last]]), device))
         return bool(queue)
 
     def clear(self) -> None:
         """Forget what was ordered."""
         self._queue.clear()
-
-    def _put(self, ids: Pages) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(ids)).to(self.store.blocks.device, non_blocking=True)

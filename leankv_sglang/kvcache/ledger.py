@@ -55,6 +55,7 @@ class Ledger:
         self.epoch = np.zeros(n, np.int64)
         """Counts how often a page was opened, so that what was said of an earlier life is not taken for this one."""
         self._cost = np.full((n, LEVEL_NEAR + 1), self.page_size, np.int64)
+        self._blocks = np.zeros((n, LEVEL_NEAR + 1), np.int32)
         self._mean = np.full(LEVEL_NEAR + 1, float(self.page_size))
 
     def units_of(self, blocks: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -72,6 +73,8 @@ class Ledger:
         self.level[pages] = LEVEL_NEAR
         self.settled[pages] = False
         self.epoch[pages] += 1
+        self._cost[pages, 1:] = self.page_size
+        self._blocks[pages] = 0
         self.free_units -= len(pages) * self.page_size
         assert self.free_units >= 0, "more pages were handed out than the pool has units for"
 
@@ -99,6 +102,20 @@ class Ledger:
             keep = (1 - 1 / MEAN_PAGES) ** len(pages)
             self._mean[1:] = keep * self._mean[1:] + (1 - keep) * costs.mean(0)
 
+    def note_blocks(self, pages: Pages, epochs: Pages, blocks: NDArray[np.integer] | int) -> None:
+        """Take note of the blocks that records of committed pages take on this rank, for reports; prices are of all.
+
+        Args:
+            pages, epochs: as for :meth:`settle`.
+            blocks: ``[n, 3]``, in all layers at levels base, far and near; or one number for them all.
+        """
+        alive = self.epoch[pages] == epochs
+        self._blocks[pages[alive], 1:] = blocks if isinstance(blocks, int) else blocks[alive]
+
+    def blocks_held(self, pages: Pages) -> NDArray[np.int64]:
+        """Blocks that pages hold in all layers at their present level, 0 for those that were not committed."""
+        return self._blocks[pages, self.level[pages]].astype(np.int64)
+
     def lock_near(self, pages: Pages) -> None:
         """Note that one running request more reads these pages near, none of them twice."""
         self._near_locks[pages] += 1
@@ -123,8 +140,9 @@ class Ledger:
         return self.free_units - before
 
     def swap(self, a: Pages, b: Pages) -> None:
-        """Note that settled pages ``a`` and ``b`` exchange what they hold."""
-        for column in (self.level, self._cost):
+        """Note that committed pages ``a`` and ``b`` exchange what they hold; what is not settled keeps its worst price
+        until it is, under its new id."""
+        for column in (self.level, self._cost, self._blocks, self.settled):
             column[a], column[b] = column[b], column[a].copy()
         self._reprice(np.concatenate([a, b]))
 

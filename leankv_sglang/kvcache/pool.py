@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from leankv_kernels import Plan, RecordStore
 from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
+from leankv_kernels.store import Usage
 from leankv_sglang.compression.build import kernels_for, make_layout
 from leankv_sglang.compression.thresholds import rank_heads, threshold_table
 from leankv_sglang.config import Alphas, required_config
@@ -21,6 +23,7 @@ from leankv_sglang.kvcache.commit_log import CommitLog
 from leankv_sglang.kvcache.deferred import DeferredWork
 from leankv_sglang.kvcache.ledger import Ledger, Pages
 from leankv_sglang.kvcache.open_pages import OpenPages
+from leankv_sglang.kvcache.page_rows import PageRows, SlotReader
 from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY
 
 logger = logging.getLogger(__name__)
@@ -75,6 +78,11 @@ class LeanKVPool(MHATokenToKVPool):
         self.deferred = DeferredWork(self.store, self.ops)
         self.commits = CommitLog(self.store, self.ledger, self.ops)
         self.counts = PageCounts()
+        self.slot_reader = SlotReader(self.page_size)
+        self.page_rows: PageRows | None = None
+        self.audits: list[Callable[[], list[str]]] = []
+        """What else is checked at idle."""
+        self._usage_moved = False
         # Changes whenever records do.
         self.version = 0
         # What the base class's own methods look at.
@@ -104,12 +112,30 @@ class LeanKVPool(MHATokenToKVPool):
         )
         logger.info("LeanKV: %d open pages, %.1f MiB", num_rows, self.open_pages.nbytes() / 2**20)
 
-    def note_commits(self, plan: Plan) -> None:
-        """Take note of the pages that a forward has committed in every layer."""
-        if plan.full.numel():
-            self.commits.add(plan.own_pages.index_select(0, plan.full))
-            self.counts.committed += plan.full.numel()
+    def mirror_rows(self, req_to_token_pool: Any) -> PageRows:
+        """The host's mirror of SGLang's request rows; a pool serves one ``ReqToTokenPool``."""
+        rows: PageRows | None = getattr(req_to_token_pool, "leankv_rows", None)
+        if rows is None:
+            # Where patches.row_alloc looks for whom to tell.
+            rows = req_to_token_pool.leankv_rows = PageRows(req_to_token_pool.req_to_token, self.slot_reader)
+            self.audits.append(rows.audit)
+        self.page_rows = rows
+        return rows
+
+    def note_commits(self, plan: Plan, ids: Pages) -> None:
+        """Take note of the pages that a forward has committed in every layer, the last thing it does.
+
+        Args:
+            plan: the forward's plan.
+            ids: logical ids of the pages of ``plan.full``, on the host.
+        """
+        if len(ids):
+            self.commits.add(plan.own_pages.index_select(0, plan.full), ids)
+            self.counts.committed += len(ids)
             self.version += 1
+        elif self._usage_moved:
+            self.commits.note_usage()
+        self._usage_moved = False
 
     def settle(self) -> None:
         """True up the pages whose commits are done; the scheduler's side calls it before it counts."""
@@ -131,20 +157,27 @@ class LeanKVPool(MHATokenToKVPool):
         return self.ledger.cut(pages, level)
 
     def swap(self, a: Pages, b: Pages) -> None:
-        """Give cut pages ``a`` the fuller records of pages ``b`` and these theirs, in the same order; all settled."""
+        """Give cut pages ``a`` the fuller records of pages ``b`` and these theirs, in the same order; all committed,
+        ``a`` settled."""
         self.counts.healed += len(a)
         self.deferred.swap(a, b)
+        self.commits.swap(a, b)
         self.ledger.swap(a, b)
 
     def drain(self) -> None:
         """Carry out what was ordered since the last forward."""
         if self.deferred.run():
             self.version += 1
+            self._usage_moved = True
 
-    def check_near_pages(self, plan: Plan) -> None:
-        """Raise :class:`LeanKVError` if a page that the plan reads near is not held in full. Asks the device."""
-        cut = self.counts.trimmed + self.counts.demoted
-        if cut and plan.near_pages and (self.ledger.level[plan.near_page_ids.cpu().numpy()] < LEVEL_NEAR).any():
+    @property
+    def was_cut(self) -> bool:
+        """Whether any page was ever cut."""
+        return bool(self.counts.trimmed + self.counts.demoted)
+
+    def check_near_pages(self, ids: Pages) -> None:
+        """Raise :class:`LeanKVError` if a page that a forward reads near is not held in full."""
+        if (self.ledger.level[ids] < LEVEL_NEAR).any():
             raise LeanKVError(
                 "A request reads a page near whose near part was trimmed; this is a fault of LeanKV's cache, "
                 "please report which flags and which kind of request led here."
@@ -158,17 +191,25 @@ class LeanKVPool(MHATokenToKVPool):
         self.store.clear()
         self.version += 1
 
-    def bytes_of_pages(self, pages: Tensor) -> int:
-        """Physical bytes of the records of ``pages`` int64 ``[n]``, with their table entries; asks the device."""
-        blocks = int(self.ops.count_blocks(self.store, pages)[:, -1].sum())
-        records = int((self.store.page_table[:, pages] != 0).sum())
-        return blocks * self.layout.block_bytes + records * PAGE_TABLE_ENTRY
+    def bytes_of_pages(self, pages: Pages) -> int:
+        """Physical bytes of the records of pages, with their table entries, by what the ledger was told: the worst for
+        what a forward under way has committed, nothing for pages not committed."""
+        self.commits.note_arrived()
+        blocks = self.ledger.blocks_held(pages)
+        records = int(np.count_nonzero(blocks)) * self.layer_num
+        return int(blocks.sum()) * self.layout.block_bytes + records * PAGE_TABLE_ENTRY
+
+    def usage(self) -> Usage:
+        """What the records hold: now on a CPU, a forward ago on a GPU, which is not waited for."""
+        return self.commits.usage()
 
     def audit(self) -> list[str]:
         """Check of blocks against records and of prices against blocks, one sentence per violation; for idle times."""
         self.settle()
         self.drain()
         problems = self.ledger.audit() + self.store.audit()
+        for audit in self.audits:
+            problems += audit()
         held = np.flatnonzero((self.ledger.price > 0) & self.ledger.settled)
         blocks = self.store.level_blocks(torch.from_numpy(held).to(self.device)).cpu().numpy()
         # Beside other ranks a page may cost more than its blocks here.

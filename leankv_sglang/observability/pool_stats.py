@@ -6,18 +6,19 @@ from typing import Any
 
 import torch
 
+from leankv_kernels.store import Usage
 from leankv_sglang.kvcache.pool import LeanKVPool, current_pool
 from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY, model_dtype_bytes_per_token
 
 
-def pool_figures(pool: LeanKVPool) -> dict[str, Any]:
-    """Physical bytes, tokens and ratio of a pool now.
+def pool_figures(pool: LeanKVPool, usage: Usage | None = None) -> dict[str, Any]:
+    """Physical bytes, tokens and ratio of a pool; asks no device: ``usage`` is by default what was last told of it.
 
     ``bytes`` are in use by committed pages; their parts add up to ``bytes_total``, which also counts the pages' table
     entries. ``ratio`` is what the same tokens would take in the model's dtype over ``bytes_total``;
     ``ratio_with_open_pages`` adds the raw open pages of all request rows to the latter.
     """
-    usage, layout, layers = pool.store.usage(), pool.layout, pool.layer_num
+    usage, layout, layers = usage or pool.usage(), pool.layout, pool.layer_num
     parts = {
         "high": usage.high,
         "mid": usage.mid,
@@ -54,6 +55,7 @@ def pool_figures(pool: LeanKVPool) -> dict[str, Any]:
         "blocks_total": pool.store.num_blocks,
         "block_bytes": layout.block_bytes,
         "page_size": layout.page_size,
+        "device_reads": pool.slot_reader.reads,
     }
 
 
@@ -70,4 +72,4 @@ def server_info(_scheduler: Any) -> dict[str, Any]:
     if pool.store.blocks.is_cuda:
         # A forward under way may have entered a record in the table and not written it yet.
         torch.cuda.synchronize(pool.store.blocks.device)
-    return {**pool_figures(pool), "bytes_by_head": pool.store.usage_by_head().tolist()}
+    return {**pool_figures(pool, pool.store.usage()), "bytes_by_head": pool.store.usage_by_head().tolist()}

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from leankv_sglang.compression.request_params import FIELD, accuracy_of
+from leankv_sglang.kvcache.page_rows import PageRows
 from leankv_sglang.kvcache.pool import LeanKVPool, current_pool
 from leankv_sglang.kvcache.sizing import model_dtype_bytes_per_token
 
@@ -14,16 +15,16 @@ _noted: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
 
 def note_release(req: Any, tree_cache: Any) -> None:
-    """Note the figures of a finished request, while its row still names its pages."""
+    """Note the figures of a finished request, while its row still names its pages; asks no device."""
     pool = current_pool()
     if pool is not None and req.finished() and req.kv.holds_kv:
-        row = tree_cache.req_to_token_pool.req_to_token[req.kv.req_pool_idx]
-        _noted[req] = _figures(pool, req, row)
+        rows = pool.mirror_rows(tree_cache.req_to_token_pool)
+        _noted[req] = _figures(pool, req, rows)
 
 
-def _figures(pool: LeanKVPool, req: Any, row: Any) -> dict[str, Any]:
+def _figures(pool: LeanKVPool, req: Any, rows: PageRows) -> dict[str, Any]:
     tokens, page = req.owned_kv_len(), pool.page_size
-    pages = row[: tokens // page * page : page].long() // page
+    pages = rows.of(req.kv.req_pool_idx, tokens // page)
     held = pool.bytes_of_pages(pages) + (pool.open_pages.row_nbytes() if tokens % page else 0)
     raw = tokens * model_dtype_bytes_per_token(pool.layout, pool.layer_num, pool.model_dtype.itemsize)
     accuracy = accuracy_of(req.cache_salt, pool.config)

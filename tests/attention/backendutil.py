@@ -45,6 +45,7 @@ def make_batch(rows: list[int], prefix: list[int], extend: list[int], decode: bo
     return SimpleNamespace(
         forward_mode=ForwardMode.DECODE if decode else ForwardMode.EXTEND,
         req_pool_indices=torch.tensor(rows),
+        req_pool_indices_cpu=torch.tensor(rows),
         seq_lens_cpu=torch.tensor([p + e for p, e in zip(prefix, extend, strict=True)]),
         extend_prefix_lens_cpu=prefix,
         extend_seq_lens_cpu=extend,

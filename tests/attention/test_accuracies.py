@@ -186,11 +186,11 @@ def test_bytes_of_pages_are_what_the_store_counts(configure) -> None:  # type: i
     requests = Requests(_runner(3), _accuracies(CONFIG)[:3])
     requests.run()
     pool = requests.runner.token_to_kv_pool
-    full = [torch.tensor(pages[: LENGTH // PAGE]) for pages in requests.pages]
+    full = [np.array(pages[: LENGTH // PAGE]) for pages in requests.pages]
     each = [pool.bytes_of_pages(pages) for pages in full]
     usage = pool.store.usage()
-    assert sum(each) == pool.bytes_of_pages(torch.cat(full))
+    assert sum(each) == pool.bytes_of_pages(np.concatenate(full))
     assert sum(each) == usage.blocks * pool.layout.block_bytes + 4 * usage.records
     # Open pages hold no records.
-    assert pool.bytes_of_pages(torch.tensor([requests.pages[0][-1]])) == 0
+    assert pool.bytes_of_pages(np.array([requests.pages[0][-1]])) == 0
     assert pool.open_pages.row_nbytes() * pool.open_pages.rows == pool.open_pages.nbytes()

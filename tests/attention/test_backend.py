@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, cascade
+from leankv_kernels.layout import LEVEL_FAR
 from leankv_sglang.attention import backend as backend_module
+from leankv_sglang.attention import host_pages
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
 from tests.attention.backendutil import make_batch, make_layer, make_runner
@@ -160,6 +162,61 @@ def test_a_row_that_does_not_hold_the_open_page_is_refused(configure) -> None:  
     (row,) = runner.req_to_token_pool.alloc_rows(1)
     with pytest.raises(LeanKVError, match="continues inside a page"):
         runner.leankv.init_forward_metadata(make_batch([row], [PAGE + 3], [1], decode=True))
+
+
+def test_a_page_that_was_trimmed_is_not_read_near(configure) -> None:  # type: ignore[no-untyped-def]
+    """By ids of the host: told of, or read from the table where nobody was."""
+    configure(LeanKVConfig())
+    runner = _runner(torch.bfloat16)
+    pool, table = runner.token_to_kv_pool, runner.req_to_token_pool.req_to_token
+    row, other = runner.req_to_token_pool.alloc_rows(2)
+    for at, pages in ((row, [5, 7]), (other, [7, 5])):
+        slots = torch.tensor(pages, dtype=torch.int32)[:, None] * PAGE + torch.arange(PAGE, dtype=torch.int32)
+        table[at, : 2 * PAGE] = slots.flatten()
+    runner.leankv.page_rows.put(row, 0, np.array([5, 7]))
+    pool.ledger.cut(np.array([5]), LEVEL_FAR)
+    pool.counts.trimmed = 1
+    runner.leankv.init_forward_metadata(make_batch([row], [2 * PAGE], [1], decode=True))
+    assert pool.slot_reader.reads == 0
+    for refused in (make_batch([other], [2 * PAGE], [1], True), make_batch([row], [PAGE], [PAGE], False)):
+        with pytest.raises(LeanKVError, match="whose near part was trimmed"):
+            runner.leankv.init_forward_metadata(refused)
+    assert pool.slot_reader.reads > 0
+
+
+def test_rows_that_sglang_does_not_leave_on_the_host_are_read_back(configure) -> None:  # type: ignore[no-untyped-def]
+    configure(LeanKVConfig())
+    runner = _runner(torch.bfloat16)
+    (row,) = runner.req_to_token_pool.alloc_rows(1)
+    batch = make_batch([row], [0], [3], decode=False)
+    batch.req_pool_indices_cpu = None
+    runner.leankv.init_forward_metadata(batch)
+    assert runner.token_to_kv_pool.slot_reader.reads == 1
+    with pytest.raises(LeanKVError, match="continues inside a page"):
+        runner.leankv.init_forward_metadata(make_batch([row], [5], [1], decode=True))
+
+
+def test_the_host_knows_what_the_plan_reads(configure) -> None:  # type: ignore[no-untyped-def]
+    """Of mixed batches: the pages read, those filled, and those read near are the device's own."""
+    configure(LeanKVConfig(near_pages=2))
+    runner = _runner(torch.bfloat16)
+    rows = runner.req_to_token_pool.alloc_rows(4)
+    table, mirrored = runner.req_to_token_pool.req_to_token, runner.leankv.page_rows
+    for row in rows:
+        pages = np.random.default_rng(row).permutation(np.arange(1, 20))[:4]
+        table[row] = torch.from_numpy((pages[:, None] * PAGE + np.arange(PAGE)).flatten()).int()
+        mirrored.put(row, 0, pages)
+    rng = random.Random(3)
+    for _ in range(50):
+        prefix = [rng.randrange(3) * PAGE for _ in rows]
+        extend = [rng.choice([0, 1, PAGE - 1, PAGE, rng.randint(1, PAGE)]) for _ in rows]
+        runner.leankv.init_forward_metadata(make_batch(rows, prefix, extend, decode=False))
+        plan, indices = runner.leankv.forward_metadata, np.array(rows)
+        read = host_pages.pages_read(mirrored, indices, prefix, extend)
+        assert read.tolist() == plan.pages.tolist()
+        assert runner.leankv.filled.tolist() == plan.own_pages[plan.full].tolist()
+        assert sorted(host_pages.pages_near(read, plan).tolist()) == sorted(plan.near_page_ids.tolist())
+    assert runner.token_to_kv_pool.slot_reader.reads == 0
 
 
 def test_raw_buffers_are_refused(configure) -> None:  # type: ignore[no-untyped-def]

@@ -54,6 +54,7 @@ def test_nothing_leaks_and_a_flush_gives_everything_back(small: Server) -> None:
     figures = small.info()["leankv"]
     assert figures["units_free"] == figures["units_total"] == UNITS
     assert figures["blocks_free"] == figures["blocks_total"]
+    assert figures["device_reads"] == 0, "every page's id was known on the host"
     log = small.log_text()
     assert not [word for word in ("leak", "[pool-bytes]", "Traceback") if word in log]
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from sglang.srt.plugins.hook_registry import HookRegistry
 
 from leankv_patches import kv_release, meta_info, openai_metadata, output_streamer, row_alloc
@@ -18,7 +19,8 @@ from leankv_sglang.plugin.compatibility import check_environment
 from leankv_sglang.server import install, middleware
 from leankv_sglang.server.middleware import RequestFieldMiddleware, error_body
 
-TARGETS = [m.TARGET for m in (row_alloc, kv_release, output_streamer, meta_info)] + list(openai_metadata.TARGETS)
+TARGETS = [m.TARGET for m in (kv_release, output_streamer, meta_info)]
+TARGETS += [*openai_metadata.TARGETS, *row_alloc.TARGETS]
 
 
 @pytest.fixture
@@ -74,6 +76,36 @@ def test_rows_are_announced_with_their_requests(hooks: None) -> None:
     assert seen == []
     rows = pool.alloc(reqs[:2])
     assert seen == [(pool, row) for row in rows]
+
+
+def test_a_listener_hears_of_rows_and_of_slots_written(hooks: None) -> None:
+    from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+
+    heard: list[Any] = []
+    row_alloc.install(lambda pool, reqs: heard.append("given"))
+    HookRegistry.apply_hooks()
+    pool: Any = ReqToTokenPool(2, 64, "cpu", False)
+    reqs = [SimpleNamespace(kv=SimpleNamespace(holds_kv=False, req_pool_idx=None))]
+    lengths = {"req_pool_indices_cpu": torch.tensor([1]), "target_seq_lens_cpu": torch.tensor([5])}
+    pool.alloc_aux_to_lengths(**lengths)
+    assert heard == []
+    pool.leankv_rows = SimpleNamespace(begin=heard.append, extended=lambda rows: heard.append(rows.tolist()))
+    pool.alloc(reqs)
+    pool.alloc_aux_to_lengths(**lengths)
+    assert heard == ["given", reqs, [1]]
+
+
+@pytest.mark.parametrize("mode", ["DECODE", "IDLE"])
+def test_a_decode_keeps_its_rows_on_the_host(mode: str, hooks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+
+    made = SimpleNamespace(forward_mode=ForwardMode[mode], req_pool_indices_cpu=None)
+    monkeypatch.setattr(ForwardBatch, "init_new", classmethod(lambda cls, batch, runner: made))
+    row_alloc.install(lambda pool, reqs: None)
+    HookRegistry.apply_hooks()
+    init_new: Any = ForwardBatch.init_new
+    assert init_new(SimpleNamespace(req_pool_indices_cpu=[4, 2]), None) is made
+    assert made.req_pool_indices_cpu == ([4, 2] if mode == "DECODE" else None)
 
 
 def test_meta_info_gets_one_object_and_the_rest_as_before(hooks: None) -> None:

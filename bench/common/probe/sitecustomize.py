@@ -27,7 +27,7 @@ MANAGED: dict[str, tuple[str, ...]] = {
     ),
     "leankv_sglang.kvcache.ledger:Ledger": ("open",),
     "leankv_sglang.kvcache.allocator:LeanKVAllocator": (
-        *("create_prefill_budget", "evict_to_free_tokens", "check_decode_capacity", "_release_page_ids"),
+        *("create_prefill_budget", "evict_to_free_tokens", "check_decode_capacity", "release", "_release_page_ids"),
     ),
     "leankv_sglang.kvcache.tree.paged_component:PagedComponent": (
         *("commit_insert_component_data", "redistribute_on_node_split", "update_component_on_insert_overlap"),

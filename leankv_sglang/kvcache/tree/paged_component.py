@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sglang.srt.mem_cache.unified_cache.cache_action import FreeComponentDeviceSlot
 from sglang.srt.mem_cache.unified_cache.components import ComponentType, FullComponent
 from sglang.srt.mem_cache.unified_cache.components.base import EvictLayer
 
@@ -32,7 +34,8 @@ class PagedComponent(FullComponent):
     def __init__(self, cache: Any, params: Any) -> None:
         super().__init__(cache, params)
         config = required_config()
-        self.pool = params.token_to_kv_pool_allocator.get_kvcache()
+        self.allocator = params.token_to_kv_pool_allocator
+        self.pool = self.allocator.get_kvcache()
         self.ledger = self.pool.ledger
         self.page_size: int = self.pool.page_size
         self.near_pages = config.near_pages
@@ -43,26 +46,57 @@ class PagedComponent(FullComponent):
         group = params.attn_tp_cache_group
         if group is not None and torch.distributed.get_world_size(group=group) > 1:
             self.pool.commits.group = group
+        self.pool.audits.append(self.audit)
         self.forget()
 
     def forget(self) -> None:
         """Drop what is known of nodes; the tree was reset."""
         self._node_of: dict[int, Any] = {}
+        self._inserted: Pages | None = None
         self.shrinker.clear()
 
     # ---- what a node holds ----
 
+    @contextmanager
+    def inserting(self, pages: Pages) -> Iterator[None]:
+        """While SGLang inserts the slots of a request's row: the pages they lie in, from its first token on."""
+        self._inserted = pages
+        try:
+            yield
+        finally:
+            self._inserted = None
+
     def pages(self, node: Any) -> Pages:
         """Logical pages of a node, int64 ``[n]``."""
         data = node.component_data[FULL]
-        pages = data.metadata.get("pages")
+        pages: Pages | None = data.metadata.get("pages")
         if pages is None:
             slots = data.value if data.value is not None else torch.empty(0)
-            pages = data.metadata["pages"] = self._pages_of(slots)
+            start = 0 if self._inserted is None or node.parent is None else self.start(node)
+            pages = data.metadata["pages"] = self._pages_of(slots, start)
         return pages
 
-    def _pages_of(self, slots: torch.Tensor) -> Pages:
-        return slots[:: self.page_size].cpu().numpy().astype(np.int64) // self.page_size
+    def _pages_of(self, slots: torch.Tensor, start: int) -> Pages:
+        """Pages of whole pages of slots, from page ``start`` of the path inserted on; asks the device where SGLang
+        inserts slots that come from no row."""
+        if self._inserted is not None:
+            return self._inserted[start : start + -(-len(slots) // self.page_size)]
+        return self.pool.slot_reader.pages(slots[:: self.page_size]) if len(slots) else np.empty(0, np.int64)
+
+    def path(self, node: Any) -> Pages:
+        """Pages from the root to the end of a node, int64 ``[n]``."""
+        parts = [self.pages(n) for n in self._upwards(node)]
+        return np.concatenate([np.empty(0, np.int64), *reversed(parts)])
+
+    def audit(self) -> list[str]:
+        """A sentence if nodes hold other pages than their slots say; asks the device, so for idle times."""
+        nodes = {id(node): node for node in self._node_of.values()}.values()
+        slots = [node.component_data[FULL].value[:: self.page_size] for node in nodes]
+        if not slots:
+            return []
+        held = torch.cat(slots).cpu().numpy() // self.page_size
+        bad = int((held != np.concatenate([self.pages(node) for node in nodes])).sum())
+        return [f"the host names other pages than the device in {bad} places of the tree"] if bad else []
 
     def start(self, node: Any) -> int:
         """Pages of the path before a node."""
@@ -124,7 +158,10 @@ class PagedComponent(FullComponent):
         target: EvictLayer = EvictLayer.DEVICE,
     ) -> tuple[int, int]:
         """Give a node's pages up."""
-        freed = super().evict_component(node, device_frees, host_frees, cache_actions, target)
+        slots: dict[Any, list[torch.Tensor]] = {FULL: []}
+        freed = super().evict_component(node, slots, host_frees, cache_actions, target)
+        if slots[FULL]:
+            device_frees[FULL].append(self.pages(node))
         if EvictLayer.DEVICE in target:
             for page in self.pages(node).tolist():
                 self._node_of.pop(page, None)
@@ -148,18 +185,29 @@ class PagedComponent(FullComponent):
         Both were computed from the same tokens, so what they still hold is the same, and rows that name the tree's
         page may go on doing so. The request's page, with the shorter record, is then freed as a duplicate.
         """
-        dup = max(0, params.prev_prefix_len - total_prefix_len)
-        if dup < prefix_len:
-            held = self.pages(node)[dup // self.page_size : prefix_len // self.page_size]
-            fresh = self._pages_of(value_slice[dup:])
-            better = self.ledger.level[fresh] > self.ledger.level[held]
-            if better.any():
-                self.pool.commits.settle(all_of_them=True)
-                self.pool.swap(held[better], fresh[better])
-                self._reconsider(node)
-        return super().update_component_on_insert_overlap(
+        ours = super().update_component_on_insert_overlap(
             node, prefix_len, total_prefix_len, value_slice, params, result, cache_actions
         )
+        dup = max(0, params.prev_prefix_len - total_prefix_len)
+        if dup >= prefix_len:
+            return ours
+        held = self.pages(node)[dup // self.page_size : prefix_len // self.page_size]
+        fresh = self._pages_of(value_slice[dup:], (total_prefix_len + dup) // self.page_size)
+        better = self.ledger.level[fresh] > self.ledger.level[held]
+        if better.any():
+            self.pool.swap(held[better], fresh[better])
+            self._reconsider(node)
+        # Freed here, by ids, so that nothing is left for SGLang to free by slots.
+        cache_actions.append(FreeComponentDeviceSlot([fresh], component_type=FULL))
+        return dup
+
+    def apply_component_action(self, action: Any) -> None:
+        """Free what eviction and insertion have given up: lists of pages, where SGLang's own hold slots."""
+        if not isinstance(action, FreeComponentDeviceSlot):
+            super().apply_component_action(action)
+            return
+        for pages in action.indices:
+            self.allocator.release(pages)
 
     # ---- locks: what a running request reads near ----
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from sglang.srt.mem_cache.common import coalesce_ranges
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
+from leankv_sglang.kvcache.ledger import Pages
+from leankv_sglang.kvcache.page_rows import PageRows
 from leankv_sglang.kvcache.tree.paged_component import PagedComponent
 
 WATERMARK = 1 / 8
@@ -15,7 +18,22 @@ WATERMARK = 1 / 8
 
 
 class LeanKVRadixCache(UnifiedRadixCache):
-    """Hits end only where the near parts they read are held; pages shrink before they are dropped."""
+    """Hits end only where the near parts they read are held; pages shrink before they are dropped.
+
+    Which pages a request's row names is known on the host (:class:`PageRows`), so inserting and freeing it asks no
+    device.
+    """
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params)
+        self.page_rows: PageRows = self.paged.pool.mirror_rows(self.req_to_token_pool)
+        self.page_rows.prefix_of = self._prefix_pages
+
+    def _path(self, node: Any) -> Pages:
+        return self.paged.path(self.resolve_node_handle(node))
+
+    def _prefix_pages(self, req: Any) -> Pages:
+        return self._path(req.last_node)[: req.prefix_len // self.page_size]
 
     @property
     def paged(self) -> PagedComponent:
@@ -34,6 +52,21 @@ class LeanKVRadixCache(UnifiedRadixCache):
         """Insert pages, trued up as far as their costs are known."""
         self.paged.pool.settle()
         return super().insert(params)
+
+    def checkpoint_into_tree(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
+        """Insert a request's tokens; where the tree holds them already, its row names the tree's pages afterwards."""
+        row = req.kv.req_pool_idx
+        with self.paged.inserting(self.page_rows.of(row, up_to // self.page_size)):
+            super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+        self.page_rows.put(row, 0, self._path(req.last_node)[: req.kv.cache_protected_len // self.page_size])
+
+    def free_kv_row(self, kv: Any, ranges: list[tuple[int, int]]) -> None:
+        """Give back positions of a row, a page at a time."""
+        for start, end in coalesce_ranges(ranges):
+            if start < end:
+                assert start % self.page_size == 0, f"a row is freed from {start} on, inside a page"
+                pages = self.page_rows.of(kv.req_pool_idx, -(-end // self.page_size), start // self.page_size)
+                self.token_to_kv_pool_allocator.release(pages)
 
     def _reset_full(self) -> None:
         super()._reset_full()

@@ -7,14 +7,18 @@ import os
 import pytest
 
 from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
+from tests.kvcache.late import LateCopies
 from tests.kvcache.tree.world import CONTEXT, PAGE, World
 
+LATE = "counts come late"
+QUICK = ("default", LATE)
 CASES = {
     "default": (LeanKVConfig(), "lru", (0.5, 0.0)),
     "pruning": (LeanKVConfig(alpha_low=0.1), "lru", (0.3, 0.4)),
     "two pages near": (LeanKVConfig(near_pages=2), "lfu", (0.4, 0.1)),
     "no near part": (LeanKVConfig(near_pages=0, alpha_low=0.1), "lru", (0.3, 0.5)),
     "one tier": (LeanKVConfig(high="k4v2", low="k4v2"), "lru", (0.0, 0.0)),
+    LATE: (LeanKVConfig(), "lru", (0.5, 0.0)),
     "demoting, strict": (LeanKVConfig(demote=True), "lru", (0.3, 0.0)),
 }
 STEPS = int(os.environ.get("LEANKV_TREE_STEPS", "200"))
@@ -59,21 +63,24 @@ def step(world: World) -> None:
         world.allocator.clear()
 
 
-@pytest.mark.parametrize(
-    "name", ["default", *(pytest.param(n, marks=pytest.mark.slow) for n in CASES if n != "default")]
-)
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in CASES if n not in QUICK)])
 def test_invariants_hold_after_every_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, policy, tiers = CASES[name]
     monkeypatch.setenv(CONFIG_ENV, config.to_json())
-    world = World(pages=40, policy=policy, tiers=tiers, seed=len(name))
+    late = LateCopies() if name == LATE else None
+    world = World(pages=40, policy=policy, tiers=tiers, seed=len(name), late=late)
     for _ in range(STEPS):
         step(world)
         world.check()
     for req in list(world.running):
         world.finish(req)
         world.check()
+    if late is not None:
+        assert late.events
+        assert late.waits == 0, "counts of all forwards but the last are there"
     assert not world.allocator.verify_byte_accounting()
     assert not world.pool.ledger.near_locked().any()
+    assert world.pool.slot_reader.reads == 0, "every page's id was known on the host"
     assert world.hit_tokens > 0.05 * world.asked_tokens
     assert CONTEXT > 40 * PAGE
     if config.near_pages and name != "one tier":

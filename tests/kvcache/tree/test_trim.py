@@ -15,6 +15,7 @@ from leankv_kernels.layout import LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR
 from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
 from leankv_sglang.kvcache.tree.shrink import ShrinkStep
 from leankv_sglang.kvcache.tree.trim import keep_every, legal_end, trim_steps
+from tests.kvcache.late import LateCopies
 from tests.kvcache.tree.world import PAGE, World
 
 PAGES = 24
@@ -144,6 +145,29 @@ def test_a_recomputed_page_is_healed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hit(world, text(6)) == 6
     assert world.pool.counts.healed == 6
     world.check()
+
+
+def test_a_page_is_healed_before_its_counts_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for them; the tree's page costs its worst meanwhile, and what its record takes (see ``check``) once
+    they are here."""
+    monkeypatch.setenv(CONFIG_ENV, LeanKVConfig().to_json())
+    late = LateCopies()
+    world = World(pages=64, late=late)
+    serve(world, text(10))
+    late.arrive()
+    world.pool.commits.settle(all_of_them=True)
+    while world.cache.paged.shrinker.step(ShrinkStep.TRIM_BOUNDARIES):
+        pass
+    held = pages_of(world, text(10))[:6]
+    assert world.admit(text(6))
+    assert world.pool.counts.healed == 6
+    assert (world.pool.ledger.price[held] == PAGE).all()
+    late.arrive()
+    world.finish(world.running[0])
+    assert late.waits == 0
+    world.check()
+    assert not world.allocator.verify_byte_accounting()
+    assert world.pool.ledger.settled[held].all()
 
 
 @pytest.mark.parametrize(("match", "far"), [("strict", 0), ("relaxed", 8)])

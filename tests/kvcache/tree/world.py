@@ -21,18 +21,33 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from leankv_kernels.layout import LEVEL_BASE
 from leankv_kernels.reference.record import View, decode, encode
 from leankv_sglang.kvcache.allocator import LeanKVAllocator
+from leankv_sglang.kvcache.commit_log import CommitLog
 from leankv_sglang.kvcache.pool import LeanKVPool
 from leankv_sglang.kvcache.tree.paged_component import PagedComponent
 from leankv_sglang.kvcache.tree.radix_cache import LeanKVRadixCache
+from tests.kvcache.late import LateCopies
 
 PAGE, HEADS, DIM, LAYERS, ROWS, CONTEXT = 16, 2, 32, 2, 9, 1024
 
 
 class World:
-    """Pool, allocator, tree and running requests; the configuration comes from the environment."""
+    """Pool, allocator, tree and running requests; the configuration comes from the environment.
 
-    def __init__(self, pages: int, policy: str = "lru", seed: int = 0, tiers: tuple[float, float] = (0.3, 0.3)) -> None:
+    With ``late`` copies a forward's counts arrive with the next forward, as from a GPU.
+    """
+
+    def __init__(
+        self,
+        pages: int,
+        policy: str = "lru",
+        seed: int = 0,
+        tiers: tuple[float, float] = (0.3, 0.3),
+        late: LateCopies | None = None,
+    ) -> None:
+        self.late = late
         self.pool = LeanKVPool(pages * PAGE, PAGE, torch.bfloat16, HEADS, DIM, LAYERS, "cpu", False)
+        if late is not None:
+            self.pool.commits = CommitLog(self.pool.store, self.pool.ledger, self.pool.ops, late)
         self.allocator = LeanKVAllocator(pages * PAGE, PAGE, torch.bfloat16, "cpu", self.pool, need_sort=False)
         self.rows = ReqToTokenPool(size=ROWS, max_context_len=CONTEXT, device="cpu", enable_memory_saver=False)
         self.cache = LeanKVRadixCache(
@@ -46,6 +61,7 @@ class World:
                 component_registry_override={ComponentType.FULL: PagedComponent},
             )
         )
+        self.page_rows = self.pool.mirror_rows(self.rows)
         self.random = random.Random(seed)
         self.tiers = tiers
         self.records: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -76,6 +92,8 @@ class World:
     def commit(self, tokens: list[int], start: int, row: int) -> None:
         """What a forward over ``tokens[start:]`` leaves behind: records of the pages it fills, once drained."""
         self.pool.drain()
+        if self.late is not None:
+            self.late.arrive()
         first, last = start // PAGE, len(tokens) // PAGE
         if first == last:
             return
@@ -84,7 +102,7 @@ class World:
         for layer in range(LAYERS):
             records, lengths = self.records_of([tokens[: (i + 1) * PAGE] for i in range(first, last)], layer)
             self.pool.store.write(layer, pages, records, lengths)
-        self.pool.commits.add(pages)
+        self.pool.commits.add(pages, pages.numpy())
         self.pool.version += 1
 
     def check_reads(self, req: Any) -> None:
@@ -118,7 +136,8 @@ class World:
         req.kv.cache_protected_len = hit
         prefix = self.cache.path_device_indices(req.last_node)
         assert len(prefix) == hit
-        self.rows.alloc([req])
+        self.page_rows.forget(self.rows.alloc([req]))
+        self.page_rows.begin([req])
         self.rows.write((req.kv.req_pool_idx, slice(0, hit)), prefix.int())
         self.running.append(req)
         self.asked_tokens += len(tokens)
@@ -147,6 +166,7 @@ class World:
         slots = self.allocator.alloc_extend(one[0], one[0], one[1], one[1], last.long()[None], end - start)
         assert slots is not None
         self.rows.write((row, slice(start, end)), slots.int())
+        self.page_rows.extended(torch.tensor([row]))
         req.full_untruncated_fill_ids = array("q", tokens[:end])
         req.kv.kv_committed_len = req.kv.kv_allocated_len = end
         self.commit(tokens[:end], start, row)
@@ -165,6 +185,7 @@ class World:
         slots = self.allocator.alloc_decode(length, length, self.rows.req_to_token[row, len(tokens) - 1].long()[None])
         assert slots is not None
         self.rows.write((row, slice(len(tokens), len(tokens) + 1)), slots.int())
+        self.page_rows.extended(torch.tensor([row]))
         tokens.append(self.random.randrange(3))
         req.output_ids.append(tokens[-1])
         req.full_untruncated_fill_ids = array("q", tokens)
