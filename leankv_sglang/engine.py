@@ -9,6 +9,7 @@ from leankv_sglang.compression.request_params import resolve, salted
 from leankv_sglang.config import LeanKVConfig, required_config
 from leankv_sglang.environment import prepare_environment
 from leankv_sglang.models import resolve_model_path
+from leankv_sglang.plugin.machine import check_machine
 from leankv_sglang.server.startup import apply_fields
 
 
@@ -36,16 +37,17 @@ def engine(model_path: str | None = None, leankv: LeanKVConfig | str | None = No
     if not isinstance(config, LeanKVConfig):
         profile = chosen_profile(config, folder, server_args.get("page_size"))
         config = profile.config if profile else LeanKVConfig()
+    check_machine()
     prepare_environment(config)
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import ServerArgs
 
     from leankv_sglang.plugin.selfcheck import check_launcher
-    from leankv_sglang.server.install import install_meta_info
+    from leankv_sglang.server.install import install_tokenizer
 
     load_plugins()
     check_launcher()
-    install_meta_info()
+    install_tokenizer()
     record = ServerArgs(**{"log_level": "error", **server_args, "model_path": folder})
     apply_fields(record, profile)
     return _engine_class()(server_args=record)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from leankv_sglang.command import exit_code
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.environment import APP_PATH, APP_PATH_ENV, prepare_environment
+from leankv_sglang.plugin.machine import check_machine
 from leankv_sglang.server.args import (
     config_from_args,
     merge_config_file,
@@ -37,6 +38,7 @@ def launch(argv: Sequence[str]) -> None:
         return
     rest, model = with_model_path(rest)
     config, profile = config_from_args(ours, model, page_size_of(rest))
+    check_machine()
     prepare_environment(config)
 
     from sglang.srt.plugins import load_plugins

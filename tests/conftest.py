@@ -21,6 +21,7 @@ SERVERS = {
     "tests/e2e/test_server_reports.py": "server",
     "tests/e2e/test_request_accuracy.py": "plain",
     "tests/e2e/test_held_bytes.py": "plain",
+    "tests/e2e/test_seeds.py": "plain",
 }
 """Files whose tests share a server."""
 FIRST = ("server", "tests/kernels", "tests/e2e", "plain", "tests/calibrate")

@@ -42,7 +42,7 @@ FLAGS: list[tuple[Callable[[Any], bool], str]] = [
     (_set("enable_page_major_kv_layout"), "--enable-page-major-kv-layout is not supported"),
     (_set("enable_memory_saver"), "--enable-memory-saver is not supported"),
     (_set("enable_streaming_session"), "streaming sessions are not supported"),
-    (_set("enable_deterministic_inference"), "--enable-deterministic-inference is not supported"),
+    (_set("rl_on_policy_target"), "--rl-on-policy-target is not supported"),
     (_set("enable_two_batch_overlap"), "--enable-two-batch-overlap is not supported"),
     (_set("enable_pdmux"), "--enable-pdmux is not supported"),
     (_set("dllm_algorithm"), "diffusion language models are not supported"),
@@ -81,6 +81,24 @@ def check_flags(server_args: Any) -> None:
     for refused, why in FLAGS:
         if refused(server_args):
             raise LeanKVError(f"LeanKV cannot start: {why}.")
+
+
+def check_resolved(server_args: Any) -> None:
+    """Check what SGLang made of the flags: it turns features off by itself, with no more than a warning.
+
+    Raises:
+        LeanKVError: one sentence naming what LeanKV cannot do without.
+    """
+    if server_args.disable_radix_cache:
+        raise LeanKVError(
+            "LeanKV cannot start: SGLang has turned the radix cache off (its log above says why); leave out the flag "
+            "that makes it do so."
+        )
+    if server_args.attention_backend != NAME:
+        raise LeanKVError(
+            f"LeanKV cannot start: SGLang has chosen the attention backend {server_args.attention_backend} (its log "
+            "above says why); leave out the flag that makes it do so."
+        )
 
 
 def _text_config(model: Any) -> Any:

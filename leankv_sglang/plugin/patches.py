@@ -11,10 +11,12 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
     from leankv_patches import (
         cell_size,
         internal_state,
+        invariant_ops,
         kv_release,
         output_streamer,
         private_pages,
         row_alloc,
+        seeded_sampling,
         single_row,
     )
     from leankv_sglang.attention.row_thresholds import assign_rows
@@ -26,6 +28,8 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
         (cell_size, (bytes_per_token,)),
         (internal_state, (server_info,)),
         (single_row, ()),
+        (invariant_ops, ()),
+        (seeded_sampling, ()),
         (row_alloc, (assign_rows,)),
         (kv_release, (note_release,)),
         (output_streamer, (reporting_streamer,)),

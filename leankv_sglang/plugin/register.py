@@ -33,12 +33,18 @@ def register() -> None:
         logging.getLogger(name).addFilter(_Quiet(prefix))
     if active_config() is None:
         return
-    from sglang.srt.arg_groups.choices import add_attention_backend_choices
+    from sglang.srt.arg_groups.choices import (
+        add_attention_backend_choices,
+        add_deterministic_attention_backend_choices,
+        add_radix_supported_deterministic_attention_backend_choices,
+    )
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
     from sglang.srt.mem_cache.registry import get_radix_cache_factory, register_radix_cache_backend
 
     add_attention_backend_choices([NAME])
+    add_deterministic_attention_backend_choices([NAME])
+    add_radix_supported_deterministic_attention_backend_choices([NAME])
     register_attention_backend(NAME)(_create_backend)
     if get_radix_cache_factory(NAME) is None:
         register_radix_cache_backend(NAME, _create_cache)

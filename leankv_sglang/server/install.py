@@ -5,24 +5,25 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from leankv_patches import hook, meta_info, openai_metadata
+from leankv_patches import choice_seeds, hook, meta_info, openai_metadata
 from leankv_sglang.compression.request_params import FIELD
 from leankv_sglang.plugin.selfcheck import stop_if
 from leankv_sglang.server.middleware import TAKING, RequestFieldMiddleware
 
 
-def install_meta_info() -> None:
-    """Have native answers carry the ``leankv`` object; for the process of a tokenizer manager.
+def install_tokenizer() -> None:
+    """What a tokenizer manager's process needs: native answers carry the ``leankv`` object, choices differ by seed.
 
     Raises:
-        LeanKVError: one sentence naming the seam that failed.
+        LeanKVError: one sentence naming every seam that failed.
     """
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     if not hook.is_hooked(meta_info.TARGET):
         meta_info.install(FIELD)
+        choice_seeds.install()
         HookRegistry.apply_hooks()
-    stop_if([problem] if (problem := meta_info.problem()) else [])
+    stop_if([problem for patch in (meta_info, choice_seeds) if (problem := patch.problem())])
 
 
 def install_http(app: Any) -> None:
@@ -34,7 +35,7 @@ def install_http(app: Any) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
     from starlette.middleware import Middleware
 
-    install_meta_info()
+    install_tokenizer()
     if not any(m.cls is RequestFieldMiddleware for m in app.user_middleware):
         openai_metadata.install(FIELD)
         HookRegistry.apply_hooks()

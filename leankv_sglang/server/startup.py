@@ -53,9 +53,9 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
     Raises:
         LeanKVError: one sentence for anything LeanKV cannot go with.
     """
-    from sglang.srt.arg_groups.overrides import model_config_of
+    from sglang.srt.arg_groups.overrides import model_config_of, resolved_view
 
-    from leankv_sglang.plugin.compatibility import check_environment, check_flags
+    from leankv_sglang.plugin.compatibility import check_environment, check_flags, check_resolved
 
     check_environment()
     check_flags(server_args)
@@ -72,6 +72,7 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
 
         server_args.stat_loggers = {"scheduler": LeanKVMetricsCollector}
     server_args.resolve_once()
+    check_resolved(resolved_view(server_args))
     if profile is not None:
         model = model_config_of(server_args)
         shape = CacheShape(model.num_hidden_layers, model.get_total_num_kv_heads(), model.head_dim)

@@ -12,7 +12,7 @@ import pytest
 
 from leankv_sglang.config import PAGE_SIZES
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.plugin.compatibility import FLAGS, MODELS, check_flags, check_model
+from leankv_sglang.plugin.compatibility import FLAGS, MODELS, check_flags, check_model, check_resolved
 
 FLAG_DEFAULTS: dict[str, Any] = {
     "page_size": None,
@@ -31,7 +31,7 @@ FLAG_DEFAULTS: dict[str, Any] = {
     "enable_page_major_kv_layout": False,
     "enable_memory_saver": False,
     "enable_streaming_session": False,
-    "enable_deterministic_inference": False,
+    "rl_on_policy_target": None,
     "enable_two_batch_overlap": False,
     "enable_pdmux": False,
     "dllm_algorithm": None,
@@ -64,7 +64,7 @@ REFUSED_FLAGS: list[tuple[str, Any, str]] = [
     ("enable_page_major_kv_layout", True, "--enable-page-major-kv-layout"),
     ("enable_memory_saver", True, "--enable-memory-saver"),
     ("enable_streaming_session", True, "streaming sessions"),
-    ("enable_deterministic_inference", True, "--enable-deterministic-inference"),
+    ("rl_on_policy_target", "fsdp", "--rl-on-policy-target"),
     ("enable_two_batch_overlap", True, "--enable-two-batch-overlap"),
     ("enable_pdmux", True, "--enable-pdmux"),
     ("dllm_algorithm", "LowConfidence", "diffusion language models"),
@@ -140,6 +140,15 @@ def test_every_flag_looked_at_is_one_that_sglang_has() -> None:
     # Only this list of names: importing sglang takes seconds.
     order = Path(found.origin).parent / "srt" / "arg_groups" / "field_order.py"
     assert watched.asked <= set(runpy.run_path(str(order))["POSITIONAL_FIELD_ORDER"])
+
+
+def test_what_sglang_turned_off_by_itself_is_refused() -> None:
+    resolved = {"disable_radix_cache": False, "attention_backend": "leankv"}
+    check_resolved(SimpleNamespace(**resolved))
+    with pytest.raises(LeanKVError, match="SGLang has turned the radix cache off"):
+        check_resolved(SimpleNamespace(**(resolved | {"disable_radix_cache": True})))
+    with pytest.raises(LeanKVError, match="SGLang has chosen the attention backend fa3"):
+        check_resolved(SimpleNamespace(**(resolved | {"attention_backend": "fa3"})))
 
 
 # Models

@@ -1,0 +1,50 @@
+"""What a GPU machine installs is what the pinned sglang was released with, wherever we say it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from leankv_patches import SGLANG_VERSION
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CUDA = [Requirement(line) for line in PROJECT["optional-dependencies"]["cuda"]]
+SGLANGS = {canonicalize_name(one.name): one for one in map(Requirement, requires("sglang") or []) if not one.marker}
+
+
+def test_the_extra_pins_the_release_of_sglang() -> None:
+    assert str(next(one for one in CUDA if one.name == "sglang").specifier) == f"=={SGLANG_VERSION}"
+
+
+@pytest.mark.parametrize("package", [one.name for one in CUDA if one.name != "sglang"])
+def test_the_extra_pins_what_sglang_pins(package: str) -> None:
+    ours, theirs = next(one for one in CUDA if one.name == package), SGLANGS[canonicalize_name(package)]
+    assert (ours.specifier, ours.extras) == (theirs.specifier, theirs.extras)
+
+
+def test_the_compiled_packages_are_pinned() -> None:
+    pinned = {canonicalize_name(one.name) for one in CUDA if str(one.specifier).startswith("==")}
+    assert {"sglang", "torch", "sglang-kernel", "flashinfer-python", "transformers"} <= pinned
+
+
+def test_ours_goes_with_the_core_dependencies() -> None:
+    core = {one.name: one.specifier for one in map(Requirement, PROJECT["dependencies"])}
+    for one in CUDA:
+        for pin in one.specifier:
+            assert core.get(one.name, one.specifier).contains(pin.version)
+
+
+def test_the_container_has_the_cuda_release_of_our_compiler() -> None:
+    """The kernels are compiled by the same release of nvcc beforehand and, for other shapes, in the container."""
+    base = re.search(r"^FROM nvidia/cuda:(\d+\.\d+)", (ROOT / "Dockerfile.cuda").read_text(), re.MULTILINE)
+    nvcc = re.search(r"^nvidia-cuda-nvcc==(\d+\.\d+)", (ROOT / "kernels/cuda/nvcc.lock").read_text(), re.MULTILINE)
+    assert base
+    assert nvcc
+    assert base[1] == nvcc[1]
