@@ -95,7 +95,7 @@ FAULTS = (
     Fault("counter of arrivals left", "merge.cuh", "if (last) *arrivals = 0;", "", READ),
     Fault("first split forgotten", "merge.cuh", "for (int s = 0; s < splits", "for (int s = 1; s < splits", READ),
     Fault("second split forgets the first", "merge.cuh", "if (i) m =", "if (i > 1) m =", TOGETHER),
-    Fault("sums folded in place", "merge.cuh", "sums + (2 - (i & 1)) * 8", "sums + (1 + (i & 1)) * 8", TOGETHER),
+    Fault("sums folded in place", "merge.cuh", "*to_sums = folded(i + 1)", "*to_sums = folded(i)", TOGETHER),
     Fault(
         "one request's splits counted for all",
         "merge.cuh",

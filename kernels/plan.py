@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leankv_kernels.cascade import NO_GROUPS, find_groups
+from leankv_kernels.host import put, runs
 
 TILE_COLUMNS = 5
 """Numbers of a tile in ``Plan.tiles``."""
@@ -149,28 +150,25 @@ def build_plan(
     first_page = prefix // page_size
     last_page = (prefix + np.maximum(extend, 1) - 1) // page_size
     tiles = np.where(extend > 0, last_page - first_page + 1, 0)
-    request = np.repeat(np.arange(len(prefix)), tiles)
-    tile_start = np.cumsum(tiles) - tiles
-    page_index = first_page[request] + np.arange(len(request)) - tile_start[request]
+    request, tile_number = runs(tiles)
+    page_index = first_page[request] + tile_number
     begin = np.maximum(page_index * page_size, prefix[request])
     end = np.minimum((page_index + 1) * page_size, (prefix + extend)[request])
     offset, length = begin - page_index * page_size, end - begin
     q_indptr = np.concatenate([[0], np.cumsum(length)])
-    token_tile = np.repeat(np.arange(len(request)), length)
-    token_rank = np.arange(q_indptr[-1]) - q_indptr[:-1][token_tile]
+    token_tile, token_rank = runs(length)
     reads = np.where(tiles > 0, last_page, 0)
     page_indptr = np.concatenate([[0], np.cumsum(reads)])
     if host_pages is not None and len(host_pages) != page_indptr[-1]:
         raise ValueError(f"the plan reads {page_indptr[-1]} pages, and the host names {len(host_pages)}")
-    page_request = np.repeat(np.arange(len(prefix)), reads)
-    page_number = np.arange(page_indptr[-1]) - page_indptr[:-1][page_request]
+    page_request, page_number = runs(reads)
     full = offset + length == page_size
 
     tile_table = np.stack([q_indptr[:-1], offset, length, page_index, page_indptr[request]], axis=1)
     at = (request, page_request, page_number * page_size, page_index * page_size)
     by_token = (token_tile, offset[token_tile] + token_rank, token_rank)
     by_page = (np.flatnonzero(full), np.flatnonzero(~full), page_index[full])
-    on_device = _put(req_to_token.device, *at, tile_table, *by_token, *by_page)
+    on_device = put(req_to_token.device, *at, tile_table, *by_token, *by_page)
     tile_request, reading, reading_at, own_at, tiles_there, *others = on_device
 
     rows = rows.to(torch.int64)
@@ -183,7 +181,7 @@ def build_plan(
     if cascade and host_pages is not None and pages.device.type != "cuda":
         groups, members = find_groups(host_pages, tile_table, page_size, near_pages)
     token_tiles, token_pos, token_ranks, full_tiles, open_tiles, full_index = others
-    group_table, group_members = _put(pages.device, groups, members) if len(groups) else _none(pages.device)
+    group_table, group_members = put(pages.device, groups, members) if len(groups) else no_groups(pages.device)
 
     return Plan(
         page_size=page_size,
@@ -210,13 +208,6 @@ def build_plan(
 
 
 @cache
-def _none(device: torch.device) -> list[Tensor]:
-    return _put(device, *NO_GROUPS)
-
-
-def _put(device: torch.device, *arrays: NDArray[np.int64]) -> list[Tensor]:
-    """Arrays of the host, in one copy that it does not wait for."""
-    flat = torch.empty(sum(a.size for a in arrays), dtype=torch.int64, pin_memory=device.type == "cuda")
-    np.concatenate([a.ravel() for a in arrays], out=flat.numpy())
-    parts = flat.to(device, non_blocking=True).split([a.size for a in arrays])
-    return [part.view(a.shape) for part, a in zip(parts, arrays, strict=True)]
+def no_groups(device: torch.device) -> list[Tensor]:
+    """``Plan.groups`` and ``Plan.members`` where nothing is shared."""
+    return put(device, *NO_GROUPS)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from leankv_kernels.plan import NO_GROUPS, TILE_COLUMNS, Plan
-
-Numbers = NDArray[np.int64]
+from leankv_kernels.host import Numbers, staged
+from leankv_kernels.plan import TILE_COLUMNS, Plan, no_groups
 
 
 class StaticPlan:
@@ -41,7 +39,7 @@ class StaticPlan:
         """
         if requests not in self._plans:
             n = requests
-            groups, members = (torch.from_numpy(x) for x in NO_GROUPS)
+            groups, members = no_groups(self._buffer.device)
             self._plans[n] = Plan(
                 page_size=self.page_size,
                 near_pages=self.near_pages,
@@ -60,8 +58,8 @@ class StaticPlan:
                 full=self._none,
                 open=self._range[:n],
                 full_index=self._none,
-                groups=groups.to(self._none.device),
-                members=members.to(self._none.device),
+                groups=groups,
+                members=members,
                 bounds=True,
             )
         return self._plans[requests]
@@ -85,9 +83,10 @@ class StaticPlan:
                 f"a graph's plan has room for {self.requests} requests of {self.most_pages} pages, not for {count} of "
                 f"{int(before.max(initial=0))}, {len(pages)} in all"
             )
-        fixed = self._rows.numel() * (3 + TILE_COLUMNS)
-        flat = torch.zeros(fixed + len(pages), dtype=torch.int64, pin_memory=self._buffer.device.type == "cuda")
-        host, n = flat.numpy(), self.requests
+        n = self.requests
+        fixed = n * (3 + TILE_COLUMNS)
+        flat = staged(fixed + len(pages), torch.int64, self._buffer.device).zero_()
+        host = flat.numpy()
         for i, column in enumerate((rows, own_pages, offset)):
             host[i * n : i * n + count] = column
         tiles = host[3 * n : fixed].reshape(n, TILE_COLUMNS)

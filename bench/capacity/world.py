@@ -61,7 +61,6 @@ class CapacityWorld:
         from leankv_sglang.compression.build import make_layout
         from leankv_sglang.kvcache.allocator import LeanKVAllocator
         from leankv_sglang.kvcache.pool import LeanKVPool
-        from leankv_sglang.kvcache.tree.paged_component import PagedComponent
         from leankv_sglang.kvcache.tree.radix_cache import LeanKVRadixCache
 
         set_global_server_args_for_scheduler(ServerArgs(model_path="dummy", page_size=PAGE))
@@ -77,7 +76,6 @@ class CapacityWorld:
                 token_to_kv_pool_allocator=self.allocator,
                 page_size=PAGE,
                 tree_components=(ComponentType.FULL,),
-                component_registry_override={ComponentType.FULL: PagedComponent},
             )
         )
         self.open_bytes = (self.requests + 1) * open_page_bytes(layout, layers, query_heads)

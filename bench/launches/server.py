@@ -47,7 +47,6 @@ class TinyServer:
         from leankv_sglang.kvcache.allocator import LeanKVAllocator
         from leankv_sglang.kvcache.commit_log import CommitLog
         from leankv_sglang.kvcache.pool import LeanKVPool
-        from leankv_sglang.kvcache.tree.paged_component import PagedComponent
         from leankv_sglang.kvcache.tree.radix_cache import LeanKVRadixCache
 
         set_global_server_args_for_scheduler(ServerArgs(model_path="dummy", page_size=PAGE))
@@ -70,7 +69,6 @@ class TinyServer:
                 token_to_kv_pool_allocator=self.allocator,
                 page_size=PAGE,
                 tree_components=(ComponentType.FULL,),
-                component_registry_override={ComponentType.FULL: PagedComponent},
             )
         )
         self.layers = [RadixAttention(HEADS, HEAD_DIM, HEAD_DIM**-0.5, KV_HEADS, layer_id=i) for i in range(LAYERS)]

@@ -20,8 +20,8 @@ from leankv_kernels.cuda.unit import Unit, digest
 
 ALLOWED_SPILLS = (16, 136)
 """Bytes, of attention kernels with one row tile and with more. They are put aside before the loop over pages and wanted
-behind it, but for two (``bench.cuda_budget`` counts what a page costs), and a third block on a multiprocessor is worth
-more: 4.2 TB/s predicted for K4V2 and a group of 8 beside 3.3."""
+behind it, so that no page pays (``bench.cuda_budget`` counts what one costs), and a third block on a multiprocessor is
+worth more: 4.2 TB/s predicted for K4V2 and a group of 8 beside 3.3."""
 CHECKED = ("80", "90a")
 
 

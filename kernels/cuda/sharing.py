@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from leankv_kernels.host import Numbers, runs
 from leankv_kernels.plan import Plan
-
-Numbers = NDArray[np.int64]
 
 _MIXERS = np.random.default_rng(0).integers(1 << 62, size=256, dtype=np.int64).astype(np.uint64) * np.uint64(
     2
@@ -46,8 +45,8 @@ def find_sharing(plan: Plan, tiles: Numbers, splits: Numbers, together: int, spl
     readers = tiles[before[tiles] > 0]
     if plan.host_pages is None or len(np.unique(plan.host_pages[start[readers]])) == len(readers):
         return None
-    tile = np.repeat(tiles, splits[tiles])
-    split = np.arange(len(tile)) - np.repeat(np.cumsum(splits[tiles]) - splits[tiles], splits[tiles])
+    reader, split = runs(splits[tiles])
+    tile = tiles[reader]
     number = split[:, None] * split_pages + np.arange(split_pages)
     inside = number < before[tile, None]
     at = np.where(inside, start[tile, None] + number, 0)

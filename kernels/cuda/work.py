@@ -11,13 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from leankv_kernels.cuda.sharing import Sharing, find_sharing
+from leankv_kernels.host import Numbers, put, runs
 from leankv_kernels.plan import Plan
-
-Numbers = NDArray[np.int64]
 
 ENOUGH_BLOCKS = 4096
 """From so many on a block reads all splits of its queries, so that no states pass through memory."""
@@ -53,8 +51,7 @@ class _Runs(NamedTuple):
         if whole:
             order = np.argsort(-self.splits, kind="stable")
             return np.stack([np.zeros_like(order), self.splits, self.first, self.size], axis=1)[order]
-        run = np.repeat(np.arange(len(self.first)), self.splits)
-        split = np.arange(len(run)) - np.repeat(np.cumsum(self.splits) - self.splits, self.splits)
+        run, split = runs(self.splits)
         alone = (self.splits[run] == 1).astype(np.int64)
         return np.stack([split, alone, self.first[run], self.size[run]], axis=1)[np.argsort(split, kind="stable")]
 
@@ -95,13 +92,13 @@ def _work_lists(plan: Plan, together: int, heads: int, split_pages: int, part_by
     first, length = start[:-1], np.diff(start)
     splits = np.maximum(-(-np.asarray(plan.page_index, dtype=np.int64) // split_pages), 1)
     ones = np.flatnonzero(length == 1)
-    runs = _runs(first, length, splits, np.flatnonzero(length > 1), together)
+    several = _several(first, length, splits, np.flatnonzero(length > 1), together)
     singles = _Runs(first[ones], np.ones_like(ones), splits[ones])
-    whole, singles_whole = (x.all_at_once(heads, part_bytes) for x in (runs, singles))
+    whole, singles_whole = (x.all_at_once(heads, part_bytes) for x in (several, singles))
 
     # By tile, whether its queries' states pass through memory.
     handed = (splits > 1) & ~np.where(length == 1, singles_whole, whole)
-    many, few, query = runs.items(whole), singles.items(singles_whole), np.arange(start[-1])
+    many, few, query = several.items(whole), singles.items(singles_whole), np.arange(start[-1])
     sharing = None if together == 1 or singles_whole else find_sharing(plan, ones, splits, together, split_pages)
     if sharing is not None:
         handed[sharing.tiles[sharing.handed]] = True
@@ -114,10 +111,10 @@ def _work_lists(plan: Plan, together: int, heads: int, split_pages: int, part_by
     return WorkLists(_put([x for x in lists if len(x[1])], queries, plan.tiles.device), int(parts.sum()))
 
 
-def _runs(first: Numbers, length: Numbers, splits: Numbers, tiles: Numbers, together: int) -> _Runs:
-    runs = -(-length[tiles] // together)
-    tile = np.repeat(tiles, runs)
-    rank = together * (np.arange(len(tile)) - np.repeat(np.cumsum(runs) - runs, runs))
+def _several(first: Numbers, length: Numbers, splits: Numbers, tiles: Numbers, together: int) -> _Runs:
+    """Tiles of several queries, ``together`` of them at a time."""
+    number, rank = runs(-(-length[tiles] // together))
+    tile, rank = tiles[number], together * rank
     return _Runs(first[tile] + rank, np.minimum(together, length[tile] - rank), splits[tile])
 
 
@@ -135,9 +132,6 @@ def _shared_items(sharing: Sharing, first: Numbers, splits: Numbers, queries: in
 def _put(lists: list[tuple[bool, Numbers]], queries: Numbers, device: torch.device) -> tuple[Work, ...]:
     """Everything to the device in one copy."""
     tables = [np.concatenate([[[len(items), 0, 0, 0]], items]) for _, items in lists]
-    flat = np.concatenate([*(x.ravel() for x in tables), queries.ravel()]).astype(np.int32)
-    host = torch.from_numpy(flat)
-    on_device = (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
-    *parts, last = on_device.split([x.size for x in tables] + [queries.size])
-    found = zip(lists, parts, strict=True)
-    return tuple(Work(many, len(items), x.view(-1, 4), last.view(-1, 2)) for (many, items), x in found)
+    *there, of_queries = put(device, *(x.astype(np.int32) for x in (*tables, queries)))
+    found = zip(lists, there, strict=True)
+    return tuple(Work(many, len(items), table, of_queries) for (many, items), table in found)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leankv_kernels import Plan
+from leankv_kernels.host import runs
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.page_rows import PageRows
 
@@ -24,8 +25,7 @@ def pages_read(table: PageRows, rows: Rows, prefix: Sequence[int], extend: Seque
     """
     before, new = np.asarray(prefix, np.int64), np.asarray(extend, np.int64)
     count = np.where(new > 0, (before + np.maximum(new, 1) - 1) // table.page_size, 0)
-    request = np.repeat(np.arange(len(count)), count)
-    number = np.arange(len(request)) - (np.cumsum(count) - count)[request]
+    request, number = runs(count)
     return table.read(rows[request], number)
 
 

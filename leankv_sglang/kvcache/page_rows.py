@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from leankv_kernels.host import runs
 from leankv_sglang.kvcache.ledger import Pages
 
 Offer = tuple[NDArray[np.int64], NDArray[np.int64], Pages]
@@ -95,9 +96,8 @@ class PageRows:
             self._told = False
             return
         first, counts, pages = offer
-        request = np.repeat(np.arange(len(owners)), counts)
-        number = first[request] + np.arange(len(pages)) - (np.cumsum(counts) - counts)[request]
-        self._pages[owners[request], number] = pages
+        request, number = runs(counts)
+        self._pages[owners[request], first[request] + number] = pages
 
     def put(self, row: int, first: int, pages: Pages) -> None:
         """Note that a row's pages from number ``first`` on are these."""

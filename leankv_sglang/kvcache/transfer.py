@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from leankv_kernels import host
 
 
 class Arrival(NamedTuple):
@@ -37,16 +38,13 @@ def copy_out(values: Tensor) -> Arrival:
     """Start one copy of a tensor into pinned memory, behind what its stream has been given; at once on a CPU."""
     if values.device.type == "cpu":
         return Arrival(values, None)
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    host.copy_(values, non_blocking=True)
+    here = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    here.copy_(values, non_blocking=True)
     event = torch.cuda.Event()
     event.record()
-    return Arrival(host, event)
+    return Arrival(here, event)
 
 
 def put(numbers: NDArray[Any], device: torch.device | str) -> Tensor:
     """An array on the device, by one copy from pinned memory; the array may be written to afterwards."""
-    host = torch.from_numpy(np.array(numbers))
-    if torch.device(device).type != "cpu":
-        host = host.pin_memory()
-    return host.to(device, non_blocking=True)
+    return host.put(device, numbers)[0]

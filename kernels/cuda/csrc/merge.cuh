@@ -94,7 +94,7 @@ struct Finish {
     // Of a block that reads several splits: one more of them, the i-th, in order. What is merged so far is kept where
     // the output goes. Each thread reads what it has written itself, but for sums, of which there are two in turn.
     __device__ __forceinline__ void fold(int i) const {
-        char *from = sums + (1 + (i & 1)) * 8 * S::rows, *to_sums = sums + (2 - (i & 1)) * 8 * S::rows;
+        char *from = folded(i), *to_sums = folded(i + 1);
         each([&](int r, int channel, char* to) {
             float* out = a.out + rows(r) * S::dim + channel;
             Merged m;
@@ -108,9 +108,7 @@ struct Finish {
     }
 
     // All that `fold` has merged, of so many splits.
-    __device__ __forceinline__ void write_folded(int splits) const {
-        write(sums + (1 + (splits & 1)) * 8 * S::rows, false);
-    }
+    __device__ __forceinline__ void write_folded(int splits) const { write(folded(splits), false); }
 
     // The block's share of rows of several splits goes to memory; which of its queries, if any, it was the last of.
     __device__ __forceinline__ bool leave(int split) const {
@@ -159,6 +157,9 @@ struct Finish {
     __device__ __forceinline__ void write() const { write(sums, false); }
 
   private:
+    // Peaks and sums of what the first so many splits have come to.
+    __device__ __forceinline__ char* folded(int splits) const { return sums + (1 + (splits & 1)) * 8 * S::rows; }
+
     __device__ __forceinline__ int splits_of(int query) const {
         const int before = (int)ldg(a.tiles + 5 * ldg(a.token_tile + query) + 3);
         return before > S::split_pages ? (before + S::split_pages - 1) / S::split_pages : 1;

@@ -25,6 +25,10 @@ class LeanKVRadixCache(UnifiedRadixCache):
     """
 
     def __init__(self, params: Any) -> None:
+        params.component_registry_override = {
+            **(params.component_registry_override or {}),
+            ComponentType.FULL: PagedComponent,
+        }
         super().__init__(params)
         self.page_rows: PageRows = self.paged.pool.mirror_rows(self.req_to_token_pool)
         self.page_rows.prefix_of = self._prefix_pages
@@ -85,5 +89,4 @@ def create_cache(ctx: Any) -> Any:
     """Factory for SGLang's registry of radix caches."""
     from sglang.srt.mem_cache.registry import create_unified_radix_cache
 
-    ctx.params.component_registry_override = {ComponentType.FULL: PagedComponent}
     return create_unified_radix_cache(ctx, cache_class=LeanKVRadixCache)

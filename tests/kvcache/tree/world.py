@@ -23,7 +23,6 @@ from leankv_kernels.reference.record import View, decode, encode
 from leankv_sglang.kvcache.allocator import LeanKVAllocator
 from leankv_sglang.kvcache.commit_log import CommitLog
 from leankv_sglang.kvcache.pool import LeanKVPool
-from leankv_sglang.kvcache.tree.paged_component import PagedComponent
 from leankv_sglang.kvcache.tree.radix_cache import LeanKVRadixCache
 from tests.kvcache.late import LateCopies
 
@@ -58,7 +57,6 @@ class World:
                 page_size=PAGE,
                 eviction_policy=policy,
                 tree_components=(ComponentType.FULL,),
-                component_registry_override={ComponentType.FULL: PagedComponent},
             )
         )
         self.page_rows = self.pool.mirror_rows(self.rows)
