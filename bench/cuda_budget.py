@@ -18,7 +18,7 @@ import torch
 from bench.common.table import print_table, write_json
 from bench.gpu.model import CLOCK_HZ, SCHEDULERS, cycles_per_page, pipe_of
 from bench.gpu.sass import PageLoop, by_opcode, instructions
-from leankv_kernels import RecordLayout, RecordStore, build_plan, get_ops
+from leankv_kernels import RawPages, RecordLayout, RecordStore, build_plan, get_ops
 from leankv_kernels.cuda.attend import SPLIT_TOKENS
 from leankv_kernels.cuda.compiler import CAPABILITIES, SHARED_BYTES, CompileError, compile_unit
 from leankv_kernels.cuda.emulated import EMULATOR, library
@@ -37,7 +37,7 @@ def page_counts(layout: RecordLayout, group: int, tier: int) -> dict[str, float]
     shape = (SPLIT_PAGES, layout.page_size, 1, layout.head_dim)
     key, value = (torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(2))
     tiers = torch.full((SPLIT_PAGES, 1, layout.page_size), tier, dtype=torch.uint8)
-    ops.commit_pages(store, 0, pages, key, value, tiers, "hadamard")
+    ops.commit_pages(store, 0, pages, RawPages.whole(key, value), tiers, "hadamard")
     slots = torch.arange((SPLIT_PAGES + 2) * layout.page_size, dtype=torch.int32)[None] + layout.page_size
     plan = build_plan(torch.tensor([0]), [SPLIT_PAGES * layout.page_size], [1], slots, layout.page_size, 0)
     ops.attend_committed(torch.randn(1, group, layout.head_dim), store, 0, plan, 0.1, "hadamard")

@@ -25,6 +25,7 @@ TOGETHER = "no_bit_shows"
 OPEN = "sequences and 64"
 MERGE = "states_merge"
 COMMIT = "committed_to and 64-64"
+TIERS = "tiers_are_those"
 SHRINK = "same_as_the_reference and cuda"
 
 
@@ -116,6 +117,26 @@ FAULTS = (
         OPEN,
     ),
     Fault("an empty state counts", "states.cuh", "peak == -INFINITY ? 0.0f : peak", "peak", MERGE),
+    Fault(
+        "raw pages in order", "tiers.cuh", "a.rows + ldg(a.at + blockIdx.y), index", "a.rows + blockIdx.y, index", TIERS
+    ),
+    Fault(
+        "thresholds of the first page", "tiers.cuh", "a.of_pages ? record : (long long)blockIdx.z", "blockIdx.z", TIERS
+    ),
+    Fault("energies of neighbours", "tiers.cuh", "row + half + c", "row + c + 1", TIERS),
+    Fault("the group's first query head alone", "tiers.cuh", "g < a.group", "g < 1", TIERS),
+    Fault("low from above its threshold on", "tiers.cuh", "significance >= low", "significance > low", TIERS),
+    Fault(
+        "first pages of heads that keep nothing",
+        "tiers.cuh",
+        "a.keep_first && (high",
+        "a.keep_first && (true || high",
+        TIERS,
+    ),
+    Fault("every block plans", "commit.cuh", "if (!lds<int>(shared)) return;", "", COMMIT),
+    Fault("the first block plans", "commit.cuh", "== (int)gridDim.x - 1", "== 0", COMMIT),
+    Fault("arrivals stay", "commit.cuh", "if (last) *a.arrivals = 0;", "", COMMIT),
+    Fault("records of the first layer", "commit.cuh", "blockIdx.z * a.table_stride + id", "id", COMMIT),
     Fault("padding of keys left", "write.cuh", "b < at + aligned(bytes); b +=", "b < at; b +=", COMMIT),
     Fault("keys less a centre not rounded", "commit.cuh", "half_value(half & 0x7FFF ? half : 0)", "x[k]", COMMIT),
     Fault("zero rounded up", "quantize.cuh", "(bits + (exact ? 0 : 1)) | 0x8000", "bits | 0x8000", COMMIT),

@@ -6,10 +6,11 @@ Importable as ``leankv_kernels``; needs torch alone and imports neither sglang n
 from leankv_kernels.layout import HIGH, LOW, MID, PRUNED, TIERS, RecordLayout, Tier, TierCounts
 from leankv_kernels.ops import Ops, available_backends, get_ops
 from leankv_kernels.plan import Plan, build_plan
-from leankv_kernels.raw import RawPages
+from leankv_kernels.raw import FullPages, RawPages
 from leankv_kernels.ring import BlockRing
 from leankv_kernels.static_plan import StaticPlan
 from leankv_kernels.store import RecordStore
+from leankv_kernels.tier_rule import TierRule
 
 __all__ = [
     "HIGH",
@@ -18,6 +19,7 @@ __all__ = [
     "PRUNED",
     "TIERS",
     "BlockRing",
+    "FullPages",
     "Ops",
     "Plan",
     "RawPages",
@@ -26,6 +28,7 @@ __all__ = [
     "StaticPlan",
     "Tier",
     "TierCounts",
+    "TierRule",
     "available_backends",
     "build_plan",
     "get_ops",

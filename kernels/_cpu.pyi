@@ -61,6 +61,7 @@ def commit_pages(
     pages: Tensor,
     key: Tensor,
     value: Tensor,
+    at: Tensor,
     tiers: Tensor,
     rotated: bool,
     threads: int,

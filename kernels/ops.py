@@ -13,7 +13,9 @@ from torch import Tensor
 from leankv_kernels.layout import RecordLayout
 from leankv_kernels.plan import Plan
 from leankv_kernels.raw import RawPages
+from leankv_kernels.reference.tiers import tier_pages
 from leankv_kernels.store import RecordStore
+from leankv_kernels.tier_rule import TierRule
 
 if TYPE_CHECKING:
     from leankv_kernels.cuda import Launcher
@@ -45,8 +47,14 @@ class CommitPages(Protocol):
     """Pack full pages into records; see ``reference.commit.commit_pages``."""
 
     def __call__(
-        self, store: RecordStore, layer: int, pages: Tensor, key: Tensor, value: Tensor, tiers: Tensor, rotation: str
+        self, store: RecordStore, layer: int, pages: Tensor, raw: RawPages, tiers: Tensor, rotation: str
     ) -> None: ...
+
+
+class TierPages(Protocol):
+    """Tiers of the tokens of full pages; see ``reference.tiers.tier_pages``."""
+
+    def __call__(self, raw: RawPages, layer: int, rule: TierRule, alphas: Tensor, page_index: Tensor) -> Tensor: ...
 
 
 class FreePages(Protocol):
@@ -75,6 +83,7 @@ class Ops(NamedTuple):
     attend_committed: AttendCommitted
     merge_states: MergeStates
     commit_pages: CommitPages
+    tier_pages: TierPages = tier_pages
     free_pages: FreePages = RecordStore.free
     cut_pages: CutPages = RecordStore.cut
     count_blocks: CountBlocks = RecordStore.level_blocks
@@ -106,6 +115,7 @@ def _cpu(device: torch.device) -> Ops:
         cpu.attend_committed,
         cpu.merge_states,
         cpu.commit_pages,
+        tier_pages,
         cpu.free_pages,
         cpu.cut_pages,
         cpu.count_blocks,
@@ -148,6 +158,7 @@ def _launched_by(launcher: Launcher, name: str, variant: str = "") -> Ops:
         partial(cuda.attend_committed, launcher),
         partial(cuda.merge_states, launcher),
         partial(cuda.commit_pages, launcher),
+        partial(cuda.tier_pages, launcher),
         partial(cuda.free_pages, launcher),
         partial(cuda.cut_pages, launcher),
         partial(cuda.count_blocks, launcher),

@@ -62,17 +62,21 @@ class RecordStore:
         self.usage_counts = torch.zeros(len(Usage._fields), dtype=torch.int64, device=device)
 
     def write(self, layer: int, pages: Tensor, records: Tensor, nbytes: Tensor) -> None:
-        """Store the encoded records of ``pages`` int64 ``[n]`` (none of them held in this layer)."""
+        """Store the encoded records of ``pages`` int64 ``[n]``, none of them held there: those of ``layer``, and behind
+        them those of the layers that follow, as many as there are records."""
         lay = self.layout
+        count = len(records) // max(len(pages), 1)
+        layers = torch.arange(layer, layer + count, device=pages.device).repeat_interleave(len(pages))
+        pages = pages.repeat(count)
         counts = -(-nbytes // lay.block_bytes)
         ids = self.ring.take(counts, lay.max_blocks)
         words = records.view(torch.int32)
         words[:, L.W_PAGE] = pages.int()
-        words[:, L.W_LAYER] = layer
+        words[:, L.W_LAYER] = layers.int()
         words[:, lay.list_word : lay.list_word + lay.max_blocks] = ids
         to = torch.where(ids == 0, self.num_blocks + 1, ids).long().flatten()
         self.blocks[to] = records.view(-1, lay.block_bytes)
-        self.page_table[layer, pages] = ids[:, 0]
+        self.page_table[layers, pages] = ids[:, 0]
         self.usage_counts += self._measure(read_header(records, lay))
 
     def gather(self, layer: int, pages: Tensor) -> Tensor:

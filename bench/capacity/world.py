@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from leankv_kernels import RecordStore, get_ops
+from leankv_kernels import RawPages, RecordStore, get_ops
 from leankv_kernels.layout import HIGH, LOW, PRUNED
 from leankv_kernels.reference.record import read_header
 from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
@@ -95,7 +95,7 @@ class CapacityWorld:
         gone = torch.rand(count, lay.num_kv_heads, 1) < self.mix.pruned_heads
         tiers = torch.where(gone, PRUNED, tiers).to(torch.uint8)
         pages = torch.arange(1, count + 1)
-        get_ops("cpu").commit_pages(store, 0, pages, key, value, tiers, self.config.rotation)
+        get_ops("cpu").commit_pages(store, 0, pages, RawPages.whole(key, value), tiers, self.config.rotation)
         records = store.gather(0, pages)
         return records, read_header(records, lay).nbytes.long()
 

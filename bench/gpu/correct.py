@@ -165,7 +165,7 @@ def _commit_some(both: tuple, layout: RecordLayout, layer: int, pages: list[int]
         key[0, rng.randrange(layout.page_size)] = 0
     tiers = random_tier_maps(rng, layout, len(pages)).to(device)
     for ops, store in both:
-        ops.commit_pages(store, layer, torch.tensor(pages, device=device), key, value, tiers, rotation)
+        ops.commit_pages(store, layer, torch.tensor(pages, device=device), RawPages.whole(key, value), tiers, rotation)
     assert_same_store(*(store for _, store in both))
 
 
@@ -177,8 +177,8 @@ def _reference_agrees(bench: Bench) -> None:
     tiers, records = random_tier_maps(rng, layout, 2), []
     for device in ("cpu", bench.device):
         store, pages = RecordStore(layout, 1, 2, device), torch.tensor([1, 2], device=device)
-        there = key.to(device), value.to(device), tiers.to(device)
-        bench.reference.commit_pages(store, 0, pages, *there, "hadamard")
+        raw = RawPages.whole(key.to(device), value.to(device))
+        bench.reference.commit_pages(store, 0, pages, raw, tiers.to(device), "hadamard")
         records.append(store.gather(0, pages).cpu())
     assert torch.equal(*records), "the reference writes other bytes on the GPU than on the CPU"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import bench.common.checkout  # noqa: F401
 from bench.kernels.cases import PAGE, PATTERNS, ROTATION, WINDOW, Bundle, Shape, draw_tiers, layout_of, record_bytes
 from bench.kernels.timing import Contestant, Setup, per_layer
-from leankv_kernels import Ops, Plan, RecordLayout, RecordStore, build_plan, get_ops
+from leankv_kernels import Ops, Plan, RawPages, RecordLayout, RecordStore, build_plan, get_ops
 from leankv_kernels.reference.record import read_header
 
 CHUNK = 16
@@ -68,7 +68,7 @@ def sample_records(shape: Shape, layout: RecordLayout, tiers: Tensor, setup: Set
     pages = torch.arange(1, len(tiers) + 1, device=setup.device)
     key, value = raw_pages(shape, DISTINCT, setup.device)
     for some, drawn in zip(pages.split(DISTINCT), tiers.to(setup.device).split(DISTINCT), strict=True):
-        setup.ops.commit_pages(store, 0, some, key[: len(some)], value[: len(some)], drawn, ROTATION)
+        setup.ops.commit_pages(store, 0, some, RawPages.whole(key[: len(some)], value[: len(some)]), drawn, ROTATION)
     records = store.gather(0, pages)
     return records, read_header(records, layout).nbytes.long()
 

@@ -148,7 +148,7 @@ def commit_rows(shape: Shape, mix: str, setup: Setup) -> list[Row]:
     pool_key, pool_value = torch.zeros_like(key), torch.zeros_like(value)
 
     def commit(ops: Ops, layer: int) -> None:
-        ops.commit_pages(store, layer, pages, key[layer], value[layer], tiers, ROTATION)
+        ops.commit_pages(store, layer, pages, RawPages.whole(key[layer], value[layer]), tiers, ROTATION)
 
     def contestant(name: str, ops: Ops) -> Contestant:
         return Contestant(name, per_layer(partial(commit, ops), layers), reset=store.clear)

@@ -67,7 +67,7 @@ def recorded(shape: Shape, tiers: str, dtype: torch.dtype, queries: int) -> Laun
         own = attend_open(q, RawPages(page, page, scores, plan.tile_range), plan, shape.scale)
         past = attend_committed(q, store, 0, plan, shape.scale, ROTATION)
         merge_states(*own, *past)
-        commit_pages(store, 0, torch.tensor([1]), page[:1], page[:1], by_token, ROTATION)
+        commit_pages(store, 0, torch.tensor([1]), RawPages.whole(page[:1], page[:1]), by_token, ROTATION)
     finally:
         for patch in patches:
             patch.stop()

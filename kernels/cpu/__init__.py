@@ -110,17 +110,17 @@ def merge_states(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> 
     return out, lse
 
 
-def commit_pages(
-    store: RecordStore, layer: int, pages: Tensor, key: Tensor, value: Tensor, tiers: Tensor, rotation: str
-) -> None:
+def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, tiers: Tensor, rotation: str) -> None:
     """See ``reference.commit.commit_pages``; the same bytes."""
+    raw = raw.by_layer()
     _cpu.commit_pages(
         **_pool(store),
         layer=layer,
         pages=pages.contiguous(),
-        key=key.contiguous(),
-        value=value.contiguous(),
-        tiers=tiers.contiguous(),
+        key=raw.key.contiguous(),
+        value=raw.value.contiguous(),
+        at=raw.at.contiguous(),
+        tiers=tiers.reshape(len(raw.key), len(pages), *tiers.shape[-2:]).contiguous(),
         rotated=rotation != "none",
         threads=torch.get_num_threads(),
     )

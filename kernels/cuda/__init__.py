@@ -8,7 +8,7 @@ threads as fibers and a check for races, so that they are tested without a GPU.
 from __future__ import annotations
 
 from leankv_kernels.cuda.attend import attend_committed
-from leankv_kernels.cuda.commit import commit_pages
+from leankv_kernels.cuda.commit import commit_pages, tier_pages
 from leankv_kernels.cuda.open import attend_open, merge_states
 from leankv_kernels.cuda.shrink import count_blocks, cut_pages, free_pages
 from leankv_kernels.cuda.unit import Launcher
@@ -22,4 +22,5 @@ __all__ = [
     "cut_pages",
     "free_pages",
     "merge_states",
+    "tier_pages",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from leankv_kernels import layout as L
 from leankv_kernels.layout import HIGH, LOW, MID, PRUNED, TierCounts
+from leankv_kernels.raw import RawPages
 from leankv_kernels.reference.codec import centre_of
 from leankv_kernels.store import RecordStore
 from leankv_kernels.triton import planes
@@ -148,16 +149,15 @@ def write_headers(
         store_lengths(record, tl.load(nbytes + page), level, S)
 
 
-def commit_pages(
-    store: RecordStore, layer: int, pages: Tensor, key: Tensor, value: Tensor, tiers: Tensor, rotation: str
-) -> None:
+def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, tiers: Tensor, rotation: str) -> None:
     """See ``reference.commit.commit_pages``; the same bytes."""
+    _, key, value = (x.flatten(0, 1) for x in raw.full_pages())
     layout, (n, page, heads, dim) = store.layout, key.shape
     planes.check_planes(layout)
     if not n:
         return
     shape, log = layout.shape, rotation_log(dim, rotation)
-    key, value, tiers = key.contiguous(), value.contiguous(), tiers.contiguous()
+    tiers = tiers.reshape(n, heads, page).contiguous()
     centres = centre_of(key.transpose(1, 2), rotation).contiguous()
     by_tier = TierCounts.of(tiers)
     sections = layout.sections(by_tier)

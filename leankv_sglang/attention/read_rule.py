@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from leankv_kernels import LOW, MID, Ops, Plan, RawPages, RecordStore
-from leankv_kernels.reference.commit import choose_tiers
-from leankv_sglang.compression.significance import FullPages, Significance
+from leankv_kernels import LOW, MID, Ops, Plan, RawPages, RecordStore, TierRule
+from leankv_kernels.reference.tiers import choose_tiers
+from leankv_sglang.compression.significance import Significance
 
 
 @dataclass
@@ -49,17 +49,33 @@ class Compressor:
         """
         own, own_lse = self.ops.attend_open(q, raw, plan, scale)
         if plan.full.numel():
-            self._commit(layer, plan, raw, alphas)
+            pages = plan.own_pages.index_select(0, plan.full)
+            chosen = None if alphas is None else alphas[layer : layer + 1]
+            self.commit(layer, pages, raw.of(plan.full), plan.full_index, chosen)
         past, past_lse = self.ops.attend_committed(q, self.store, layer, plan, scale, self.rotation)
         out, _ = self.ops.merge_states(own, own_lse, past, past_lse)
         return out
 
-    def _commit(self, layer: int, plan: Plan, raw: RawPages, alphas: Tensor | None) -> None:
-        at = raw.at.index_select(0, plan.full)
-        scores, key, value = (x.index_select(0, at) for x in (raw.scores, raw.key, raw.value))
-        significance = self.significance(layer, FullPages(scores, key, value))
-        chosen = (self.alphas if alphas is None else alphas)[layer]
-        least = LOW if self.store.layout.mid is None else MID
-        tiers = choose_tiers(significance, chosen, plan.full_index, self.keep_first, least)
-        pages = plan.own_pages.index_select(0, plan.full)
-        self.ops.commit_pages(self.store, layer, pages, key, value, tiers, self.rotation)
+    def commit(
+        self, layer: int, pages: Tensor, raw: RawPages, page_index: Tensor, alphas: Tensor | None = None
+    ) -> None:
+        """Commit full pages of one layer, or of several that follow one another.
+
+        Args:
+            layer: index in the store, of the first.
+            pages: int64 ``[n]``, logical ids.
+            raw: the n pages.
+            page_index: int64 ``[n]``, pages of its sequence before each.
+            alphas: float64 ``[L, n, 3, H]``, their thresholds in these layers; None where all have the compressor's.
+        """
+        layers = slice(layer, layer + (raw.key.shape[0] if raw.key.dim() == 5 else 1))
+        chosen = self.alphas[layers] if alphas is None else alphas
+        strategy, least = self.significance, LOW if self.store.layout.mid is None else MID
+        if strategy.score is not None:
+            rule = TierRule(strategy.score, strategy.weights, self.keep_first, least)
+            tiers = self.ops.tier_pages(raw, layer, rule, chosen, page_index)
+        else:
+            if chosen.dim() == 3:
+                chosen = chosen[:, None]
+            tiers = choose_tiers(strategy(layers, raw.full_pages()), chosen, page_index, self.keep_first, least)
+        self.ops.commit_pages(self.store, layer, pages, raw, tiers, self.rotation)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from leankv_kernels import FullPages
+from leankv_kernels.reference.tiers import features
 from leankv_sglang.calibrate.capture import Layer
 from leankv_sglang.calibrate.sensitivity import QUERY_BLOCK
-from leankv_sglang.compression.significance import FullPages
-from leankv_sglang.compression.significance.predictor import features
 
 RIDGE = 0.002
 """Weight of the squared coefficients of standardized features, per token."""

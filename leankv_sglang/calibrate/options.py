@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, RecordLayout
-from leankv_kernels.reference.commit import NEVER
+from leankv_kernels.reference.tiers import NEVER
 from leankv_sglang.config import Alphas
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from leankv_kernels import HIGH, LOW, MID, PRUNED, RecordLayout
 from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
 from leankv_kernels.reference.codec import bin_centre, centre_of, quantize, rotate
-from leankv_kernels.reference.commit import SINK_TOKENS
+from leankv_kernels.reference.tiers import SINK_TOKENS
 from leankv_sglang.calibrate.capture import Layer
 from leankv_sglang.calibrate.options import Option
 from leankv_sglang.compression.significance import FullPages

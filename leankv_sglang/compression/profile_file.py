@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leankv_kernels.reference.tiers import num_features
 from leankv_sglang.compression.fingerprint import fingerprint
-from leankv_sglang.compression.significance.predictor import num_features
 from leankv_sglang.config import PAGE_SIZES, Alphas, LeanKVConfig, Thresholds, freeze_thresholds, parse_tiers
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models.shape import CacheShape

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, TIERS, RecordLayout
-from leankv_kernels.reference.commit import choose_tiers
+from leankv_kernels.reference.tiers import choose_tiers, features
 from leankv_sglang.calibrate.capture import Layer, capture
 from leankv_sglang.calibrate.fit import fit, harm
 from leankv_sglang.calibrate.measure import Measured
@@ -23,7 +23,6 @@ from leankv_sglang.calibrate.search import ADDS_UP, Found, Space, Target, search
 from leankv_sglang.calibrate.sensitivity import full_pages, layer_costs
 from leankv_sglang.calibrate.windows import calibration_windows, default_text
 from leankv_sglang.compression.significance import Predictor
-from leankv_sglang.compression.significance.predictor import features
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
 from tests.tiny_models import tiny_llama

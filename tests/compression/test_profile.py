@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from leankv_kernels.reference.tiers import num_features
 from leankv_sglang.compression.build import build_significance
 from leankv_sglang.compression.fingerprint import fingerprint
 from leankv_sglang.compression.profile import SHIPPED, find_profile
 from leankv_sglang.compression.profile_file import load_profile, pack_predictor, read_predictor
 from leankv_sglang.compression.significance import Predictor
-from leankv_sglang.compression.significance.predictor import num_features
 from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models.shape import CacheShape

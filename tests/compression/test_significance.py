@@ -8,10 +8,9 @@ from torch import Tensor
 
 from leankv_kernels import HIGH, LOW
 from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
-from leankv_kernels.reference.commit import choose_tiers, mean_attention
+from leankv_kernels.reference.tiers import choose_tiers, features, mean_attention, num_features
 from leankv_sglang.compression.build import build_significance
 from leankv_sglang.compression.significance import STRATEGIES, FullPages, Predictor, Significance
-from leankv_sglang.compression.significance.predictor import features, num_features
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
 

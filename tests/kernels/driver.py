@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from leankv_kernels import Ops, Plan, RawPages, RecordLayout, RecordStore, build_plan
-from leankv_kernels.reference.commit import choose_tiers, mean_attention
+from leankv_kernels.reference.tiers import choose_tiers, mean_attention
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Driver:
             alphas = alphas.expand(3, method.layout.num_kv_heads)
             tiers = choose_tiers(significance, alphas, plan.full_index)
             pages = plan.own_pages[full]
-            ops.commit_pages(self.store, 0, pages, raw.key[full], raw.value[full], tiers, method.rotation)
+            ops.commit_pages(self.store, 0, pages, raw.of(full), tiers, method.rotation)
         for kept, page in zip((self.open_key, self.open_value, self.open_scores), raw[:3], strict=True):
             kept[rows[still]] = page[still]
         past, past_lse = ops.attend_committed(q, self.store, 0, plan, scale, method.rotation)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from leankv_kernels import HIGH, LOW, PRUNED, Ops, RecordLayout, RecordStore, Tier
+from leankv_kernels import HIGH, LOW, PRUNED, Ops, RawPages, RecordLayout, RecordStore, Tier
 from leankv_kernels import layout as L
 from tests.kernels.cases import (
     MODEL_DTYPES,
@@ -224,17 +224,21 @@ def test_records_are_the_bytes_of_the_specification(fast: Backend, ops: Ops, rng
     if INTERPRETED:
         layout = replace(layout, page_size=16, num_kv_heads=rng.randint(1, 2))
     n, dtype, rotation = rng.randint(2, 5), rng.choice(MODEL_DTYPES), rng.choice(("hadamard", "none"))
-    shape = (n, layout.page_size, layout.num_kv_heads, layout.head_dim)
+    layers, rows = rng.randint(1, 2), n + rng.randint(0, 2)
+    shape = (layers, rows, layout.page_size, layout.num_kv_heads, layout.head_dim)
     key, value = (wild_rows(shape, rng.getrandbits(32)).to(fast.device, dtype) for _ in range(2))
-    key[0, 3] = 0
-    tiers = random_tier_maps(rng, layout, n).to(fast.device)
-    stores = [RecordStore(layout, 2, n, fast.device) for _ in range(2)]
+    key[:, 0, 3] = 0
+    scores = torch.zeros(layers, rows, 0, layout.page_size, dtype=torch.int32, device=fast.device)
+    places = torch.tensor(rng.sample(range(rows), n), device=fast.device)
+    raw = RawPages(key, value, scores, places)
+    tiers = torch.stack([random_tier_maps(rng, layout, n) for _ in range(layers)]).to(fast.device)
+    stores = [RecordStore(layout, 3, n, fast.device) for _ in range(2)]
     first = rng.randint(1, n - 1)
     for group in (range(first), range(first, n), range(1)):
         at = torch.tensor([*group], device=fast.device)
         for store, theirs in zip(stores, (fast.ops, ops), strict=True):
             store.free(at + 1)
-            theirs.commit_pages(store, 1, at + 1, key[at], value[at], tiers[at], rotation)
+            theirs.commit_pages(store, 1, at + 1, raw.of(at), tiers[:, at], rotation)
         assert_same_store(*stores)
 
 
@@ -251,7 +255,9 @@ def test_degenerate_tokens_have_the_bytes_of_the_specification(fast: Backend, op
     tiers = torch.tensor([HIGH, LOW, PRUNED, HIGH], dtype=torch.uint8).repeat(1, 2, 4).to(fast.device)
     stores = [RecordStore(layout, 1, 1, fast.device) for _ in range(2)]
     for store, theirs in zip(stores, (fast.ops, ops), strict=True):
-        theirs.commit_pages(store, 0, torch.tensor([1], device=fast.device), key, -key, tiers, "hadamard")
+        theirs.commit_pages(
+            store, 0, torch.tensor([1], device=fast.device), RawPages.whole(key, -key), tiers, "hadamard"
+        )
     assert_same_store(*stores)
 
 

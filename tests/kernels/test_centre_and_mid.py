@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from leankv_kernels import HIGH, LOW, MID, PRUNED, Ops, RecordLayout, RecordStore, Tier
+from leankv_kernels import HIGH, LOW, MID, PRUNED, Ops, RawPages, RecordLayout, RecordStore, Tier
 from leankv_kernels import layout as L
 from leankv_kernels.reference.codec import rotate
 from leankv_kernels.reference.record import View, decode
@@ -40,7 +40,7 @@ def committed(backend: Backend, key: Tensor, tier: int, rotation: str = "hadamar
     pages = torch.arange(1, n + 1, device=backend.device)
     tiers = torch.full((n, heads, page), tier, dtype=torch.uint8, device=backend.device)
     key = key.to(backend.device)
-    backend.ops.commit_pages(store, 0, pages, key, key, tiers, rotation)
+    backend.ops.commit_pages(store, 0, pages, RawPages.whole(key, key), tiers, rotation)
     return store
 
 
@@ -106,7 +106,8 @@ def test_pages_with_centres_far_apart(fast: Backend, ops: Ops, near: bool) -> No
     tiers = torch.randint(0, 3, (9, 2, 32), generator=g, dtype=torch.uint8)
     store = RecordStore(case.method.layout, 1, 9, fast.device)
     pages = torch.arange(1, 10, device=fast.device)
-    ops.commit_pages(store, 0, pages, *(x.to(fast.device) for x in (key, value, tiers)), "hadamard")
+    raw = RawPages.whole(*(x.to(fast.device) for x in (key, value)))
+    ops.commit_pages(store, 0, pages, raw, tiers.to(fast.device), "hadamard")
     q = case.tokens(3, 9).q
     # Of the order of a model's scores: a query's rounding is relative to them.
     Witness(fast.ops, ops).attend_committed(q, store, 0, plan_of(case, 3, before=9), 0.02, "hadamard")
@@ -151,7 +152,7 @@ def test_mid_tokens_read_as_their_form_says(ops: Ops, pair: tuple[Tier, Tier], h
         for tier in (HIGH, MID, LOW):
             store = RecordStore(layout, 1, 1, "cpu")
             tiers = torch.full((1, 2, 32), tier, dtype=torch.uint8)
-            ops.commit_pages(store, 0, torch.tensor([1]), key, key, tiers, "hadamard")
+            ops.commit_pages(store, 0, torch.tensor([1]), RawPages.whole(key, key), tiers, "hadamard")
             views[tier] = view_of(store)
         keys, values = (HIGH if layout.mid_keys_fine else LOW), (HIGH if layout.mid_values_fine else LOW)
         assert torch.equal(views[MID].keys(), views[keys].keys())

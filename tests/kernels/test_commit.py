@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from leankv_kernels import HIGH, LOW, MID, PRUNED, Ops, Plan, RecordStore, build_plan
+from leankv_kernels import HIGH, LOW, MID, PRUNED, Ops, Plan, RawPages, RecordStore, build_plan
 from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
-from leankv_kernels.reference.commit import NEVER, SINK_TOKENS, choose_tiers, mean_attention
 from leankv_kernels.reference.record import View, decode, read_tiers
+from leankv_kernels.reference.tiers import NEVER, SINK_TOKENS, choose_tiers, mean_attention
 from tests.kernels import dense
 from tests.kernels.draws import generator, small_layout, wild_rows
 from tests.kernels.kernelutil import dice, few, raw_pages
@@ -183,7 +183,7 @@ def committed_store(ops: Ops, key: Tensor, value: Tensor, tiers: Tensor, groups:
     store = RecordStore(layout, 2, len(key), "cpu")
     for group in groups:
         at = torch.tensor(group)
-        ops.commit_pages(store, 1, at + 1, key[at], value[at], tiers[at], "hadamard")
+        ops.commit_pages(store, 1, at + 1, RawPages.whole(key, value).of(at), tiers[at], "hadamard")
     assert store.audit() == []
     return store
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from leankv_kernels import TIERS, Ops, Plan, RecordLayout, RecordStore, build_plan, get_ops
+from leankv_kernels import TIERS, Ops, Plan, RawPages, RecordLayout, RecordStore, build_plan, get_ops
 from tests.kernels.draws import generator
 from tests.kernels.kernelutil import raw_pages
 
@@ -40,7 +40,7 @@ def store(cpu: Ops) -> RecordStore:
     before = torch.get_num_threads()
     for layer, count in enumerate((1, 3)):
         torch.set_num_threads(count)
-        cpu.commit_pages(store, layer, torch.arange(1, PAGES + 1), key, value, tiers, "hadamard")
+        cpu.commit_pages(store, layer, torch.arange(1, PAGES + 1), RawPages.whole(key, value), tiers, "hadamard")
     torch.set_num_threads(before)
     return store
 

@@ -5,17 +5,34 @@ from __future__ import annotations
 import shutil
 from random import Random
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given
 from torch import Tensor
 
-from leankv_kernels import TIERS, Ops, Plan, RecordLayout, RecordStore, build_plan, get_ops
+from leankv_kernels import (
+    LOW,
+    MID,
+    TIERS,
+    Ops,
+    Plan,
+    RawPages,
+    RecordLayout,
+    RecordStore,
+    TierRule,
+    build_plan,
+    get_ops,
+)
 from leankv_kernels import layout as L
+from leankv_kernels.cuda import commit
 from leankv_kernels.cuda.attend import HEAD_DIMS, PAGES, attend_shape
 from leankv_kernels.cuda.compiler import SHARED_BYTES
 from leankv_kernels.cuda.emulated import EMULATOR
+from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
+from leankv_kernels.reference.tiers import NEVER, WEIGHT_STEPS, num_features
+from leankv_kernels.tier_rule import SCORES
 from tests.kernels.cases import MODEL_DTYPES, Case, store_with
 from tests.kernels.draws import (
     PAIRS,
@@ -160,16 +177,44 @@ def test_any_pages_are_committed_to_the_bytes_of_the_specification(
     mid = rng.choice([None, *mids(high, low)])
     layout = RecordLayout(page_size, rng.randint(1, 3), head_dim, high, low, rng.random() < 0.7, mid)
     witness, dtype = Witness(cuda, ops), rng.choice(MODEL_DTYPES)
-    store = RecordStore(layout, 2, 5, "cpu")
+    store = RecordStore(layout, 3, 5, "cpu")
     EMULATOR.seed = rng.getrandbits(16)
-    for layer in range(2):
+    for first, layers in ((0, 1), (1, 2)):
         count = rng.randint(1, 2)
         pages = torch.tensor(rng.sample(range(1, 6), count))
-        shape = (count, page_size, layout.num_kv_heads, head_dim)
+        shape = (layers, count + rng.randint(0, 1), page_size, layout.num_kv_heads, head_dim)
         rows = rng.choice((calm_rows, wild_rows))
         key, value = (rows(shape, rng.getrandbits(32)).to(dtype) for _ in "kv")
-        tiers = random_tier_maps(rng, layout, count)
-        witness.commit_pages(store, layer, pages, key, value, tiers, rng.choice(("hadamard", "none")))
+        places = torch.tensor(rng.sample(range(shape[1]), count))
+        raw = RawPages(key, value, torch.zeros(*shape[:2], 0, page_size, dtype=torch.int32), places)
+        tiers = torch.stack([random_tier_maps(rng, layout, count) for _ in range(layers)])
+        with mock.patch.object(commit, "PAIRS", rng.choice((1, 2, 64))):
+            witness.commit_pages(store, first, pages, raw, tiers, rng.choice(("hadamard", "none")))
+
+
+@few(12)
+@given(rng=dice)
+def test_tiers_are_those_of_the_specification(cuda: Ops, ops: Ops, rng: Random) -> None:
+    """Of every score, over several layers and pages in any places, with thresholds of their own or of all."""
+    dim, page = rng.choice(((64, 64), (64, 64), (80, 256)))
+    heads, group, layers, n = rng.randint(1, 3), rng.choice((1, 3, 8, 40)), rng.randint(1, 3), rng.randint(1, 4)
+    rows, first, g = n + rng.randint(0, 3), rng.randint(0, 2), generator(rng.getrandbits(32))
+    shape, dtype = (layers, rows, page, heads, dim), rng.choice(MODEL_DTYPES)
+    key, value = ((torch.randn(shape, generator=g) * rng.choice((0, 1e-3, 1, 50))).to(dtype) for _ in "kv")
+    scores = torch.randint(0, 3 * COLUMN_SCORE_ONE, (layers, rows, heads * group, page), generator=g).int()
+    raw = RawPages(key, value, scores, torch.tensor(rng.sample(range(rows), n)))
+    name, weights = rng.choice(SCORES), None
+    if name == "predictor":
+        weights = torch.randn(first + layers, heads, num_features(dim), generator=g) * 0.1 * WEIGHT_STEPS
+        weights = weights.round().long()
+    rule = TierRule(name, weights, rng.randint(0, 2), rng.choice((LOW, MID)))
+    pages = [n] if rng.random() < 0.5 else []
+    alphas = torch.rand(layers, *pages, 3, heads, generator=g, dtype=torch.float64).sort(-2, descending=True)[0] * 3
+    alphas[..., rng.randrange(heads)] = rng.choice((0.5, NEVER, 0.0, -1.0))
+    index = torch.tensor([rng.randint(0, 3) for _ in range(n)])
+    got, want = (one.tier_pages(raw, first, rule, alphas, index) for one in (cuda, ops))
+    assert got.shape == want.shape == (layers, n, heads, page)
+    assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("pattern", TIER_MAPS)

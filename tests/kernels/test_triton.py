@@ -132,7 +132,7 @@ def test_no_op_asks_the_device(triton: Backend) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         own = triton.ops.attend_open(tokens.q[:10], raw, plan, 0.1)
-        triton.ops.commit_pages(store, 0, page, raw.key, raw.value, tiers, "hadamard")
+        triton.ops.commit_pages(store, 0, page, raw, tiers, "hadamard")
         past = triton.ops.attend_committed(tokens.q[:10], store, 0, plan, 0.1, "hadamard")
         triton.ops.merge_states(*own, *past)
     finally:

@@ -88,7 +88,7 @@ class Witness:
         return out, lse
 
     def commit_pages(
-        self, store: RecordStore, layer: int, pages: Tensor, key: Tensor, value: Tensor, tiers: Tensor, rotation: str
+        self, store: RecordStore, layer: int, pages: Tensor, raw: RawPages, tiers: Tensor, rotation: str
     ) -> None:
         """Blocks, table, ring and usage, byte for byte."""
         self._count("commit_pages")
@@ -96,8 +96,8 @@ class Witness:
             self.seen[name] = self.seen.get(name, 0) + int((tiers == tier).sum())
         if self._twin is None:
             self._twin = RecordStore(store.layout, store.num_layers, store.num_pages, store.blocks.device)
-        self.ops.commit_pages(store, layer, pages, key, value, tiers, rotation)
-        self.reference.commit_pages(self._twin, layer, pages, key, value, tiers, rotation)
+        self.ops.commit_pages(store, layer, pages, raw, tiers, rotation)
+        self.reference.commit_pages(self._twin, layer, pages, raw, tiers, rotation)
         assert_same_store(store, self._twin)
 
     def _count(self, op: str) -> None:

@@ -68,8 +68,9 @@ static void open_record(const CommitArgs& a, int64_t n, int32_t* list, HeadPlan*
 
     int32_t* header = static_cast<int32_t*>(calloc(size_t(words), 4));
     const int level = shape.near ? kLevelNear : kLevelFar;
-    header[kWordPage] = int32_t(a.pages[n]);
-    header[kWordLayer] = int32_t(a.layer);
+    const int64_t layer = n / a.n, id = a.pages[n % a.n];
+    header[kWordPage] = int32_t(id);
+    header[kWordLayer] = int32_t(a.layer + layer);
     header[kWordBlocks] = count;
     header[kWordBytes] = end;
     header[kWordLevel] = level;
@@ -95,7 +96,7 @@ static void open_record(const CommitArgs& a, int64_t n, int32_t* list, HeadPlan*
         writer.put(end, zeros, behind);
         free(zeros);
     }
-    a.page_table[a.pages[n]] = list[0];
+    a.page_table[layer * a.table_stride + id] = list[0];
     count_usage(shape, a.usage, all.high, all.mid, all.low, level, count, 1);
 }
 
@@ -118,10 +119,11 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
     std::memset(refine, 0, size_t(sizes.refine));
     std::memset(near, 0, size_t(sizes.near));
 
-    find_centre(a, n, h, s.centre_halves, s.centre);
+    find_centre(a, a.source(n), h, s.centre_halves, s.centre);
+    const int64_t source = a.source(n);
     auto read = [&](int first, int tokens) {
         for (int i = 0; i < tokens; i++) {
-            const size_t row = ((size_t(n) * page + s.order[first + i]) * heads + h) * dim;
+            const size_t row = ((size_t(source) * page + s.order[first + i]) * heads + h) * dim;
             quantize(a, a.key, row, s.centre, s.key[i], s.scales[0][i], s.scales[1][i]);
             quantize(a, a.value, row, nullptr, s.value[i], s.scales[2][i], s.scales[3][i]);
         }
@@ -172,12 +174,12 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
 }  // namespace
 
 static void commit_pages(const CommitArgs& a) {
-    const int64_t heads = a.shape.heads, width = a.shape.max_blocks;
-    int32_t* lists = static_cast<int32_t*>(malloc(sizeof(int32_t) * size_t(a.n * width)));
-    HeadPlan* plans = static_cast<HeadPlan*>(malloc(sizeof(HeadPlan) * size_t(a.n * heads)));
-    for (int64_t n = 0; n < a.n; n++) open_record(a, n, lists + n * width, plans + n * heads);
+    const int64_t heads = a.shape.heads, width = a.shape.max_blocks, records = a.layers * a.n;
+    int32_t* lists = static_cast<int32_t*>(malloc(sizeof(int32_t) * size_t(records * width)));
+    HeadPlan* plans = static_cast<HeadPlan*>(malloc(sizeof(HeadPlan) * size_t(records * heads)));
+    for (int64_t n = 0; n < records; n++) open_record(a, n, lists + n * width, plans + n * heads);
 #pragma omp parallel for num_threads(a.threads) schedule(dynamic, 1)
-    for (int64_t i = 0; i < a.n * heads; i++)
+    for (int64_t i = 0; i < records * heads; i++)
         pack_head(a, i / heads, int(i % heads), lists + i / heads * width, plans[i]);
     free(plans);
     free(lists);

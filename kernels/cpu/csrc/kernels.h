@@ -51,16 +51,19 @@ struct MergeArgs {
 struct CommitArgs {
     RecordShape shape;
     uint8_t* blocks;
-    int32_t* page_table;  // of the layer
+    int32_t* page_table;  // of the first layer; the next one's is table_stride entries behind
     int32_t* ring;
     int64_t *ring_head, *ring_free, *usage;
-    int64_t num_blocks;
-    const int64_t* pages;     // [n]
-    const void *key, *value;  // [n, page_size, heads, head_dim]
-    const uint8_t* tiers;     // [n, heads, page_size]
-    int64_t n, layer;
+    int64_t num_blocks, table_stride;
+    const int64_t *pages, *at;  // [n]
+    const void *key, *value;    // [layers, rows, page_size, heads, head_dim]
+    const uint8_t* tiers;       // [layers, n, heads, page_size]
+    int64_t n, layers, rows, layer;
     bool rotated;
     int dtype, threads;
+
+    // Where a record's raw page is, in pages; records are numbered through all layers.
+    int64_t source(int64_t record) const { return record / n * rows + at[record % n]; }
 };
 
 // For free_pages, cut_pages and count_blocks: pages in all layers.

@@ -139,10 +139,14 @@ void merge_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b,
 
 void commit_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, int64_t layer,
                   const Tensor& ring, const Tensor& ring_head, const Tensor& ring_free, const Tensor& usage,
-                  const Tensor& pages, const Tensor& key, const Tensor& value, const Tensor& tiers, bool rotated,
-                  int threads) {
+                  const Tensor& pages, const Tensor& key, const Tensor& value, const Tensor& at, const Tensor& tiers,
+                  bool rotated, int threads) {
     const Pool pool{blocks, page_table, ring, ring_head, ring_free, usage};
-    const int64_t n = pages.size(0);
+    const int64_t n = pages.size(0), layers = key.size(0), rows = key.size(1);
+    if (layer + layers > page_table.size(0)) throw nb::value_error("the page table has no such layers.");
+    const int64_t* from = at.numbers<int64_t>("at", {n});
+    for (int64_t i = 0; i < n; i++)
+        if (from[i] < 0 || from[i] >= rows) throw nb::value_error("there is no such raw page.");
     if (value.dtype("value") != key.dtype("key")) throw nb::value_error("keys and values must have one dtype.");
     kernels().commit_pages({
         .shape = shape,
@@ -153,11 +157,15 @@ void commit_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& 
         .ring_free = pool.free(),
         .usage = pool.counts(),
         .num_blocks = pool.num_blocks(),
+        .table_stride = page_table.size(1),
         .pages = pages.numbers<int64_t>("pages", {n}),
-        .key = key.model_numbers("key", {n, shape.page_size, shape.heads, shape.head_dim}),
-        .value = value.model_numbers("value", {n, shape.page_size, shape.heads, shape.head_dim}),
-        .tiers = tiers.numbers<uint8_t>("tiers", {n, shape.heads, shape.page_size}),
+        .at = from,
+        .key = key.model_numbers("key", {layers, rows, shape.page_size, shape.heads, shape.head_dim}),
+        .value = value.model_numbers("value", {layers, rows, shape.page_size, shape.heads, shape.head_dim}),
+        .tiers = tiers.numbers<uint8_t>("tiers", {layers, n, shape.heads, shape.page_size}),
         .n = n,
+        .layers = layers,
+        .rows = rows,
         .layer = layer,
         .rotated = rotated,
         .dtype = key.dtype("key"),
@@ -269,7 +277,7 @@ NB_MODULE(_cpu, m) {
     m.def("merge_states", merge_states, nb::kw_only(), "out_a"_a, "lse_a"_a, "out_b"_a, "lse_b"_a, "out"_a, "lse"_a,
           "threads"_a, release());
     m.def("commit_pages", commit_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "layer"_a, "ring"_a,
-          "ring_head"_a, "ring_free"_a, "usage"_a, "pages"_a, "key"_a, "value"_a, "tiers"_a, "rotated"_a, "threads"_a,
+          "ring_head"_a, "ring_free"_a, "usage"_a, "pages"_a, "key"_a, "value"_a, "at"_a, "tiers"_a, "rotated"_a, "threads"_a,
           release());
     m.def("free_pages", free_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a,
           "ring_free"_a, "usage"_a, "pages"_a, release());

@@ -81,7 +81,7 @@ LEANKV_INLINE void widen(const void* raw, size_t row, int dim, int dtype, double
     for (int c = 0; c < dim; c++) x[c] = narrow[c];
 }
 
-// The centre of a page's keys of one head (see reference/codec.py): as halves, and what those say.
+// The centre of a raw page's keys of one head (see reference/codec.py): as halves, and what those say.
 static void find_centre(const CommitArgs& a, int64_t n, int h, uint16_t* halves, double* centre) {
     const int dim = int(a.shape.head_dim);
     const int64_t page = a.shape.page_size, heads = a.shape.heads;

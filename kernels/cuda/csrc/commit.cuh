@@ -2,17 +2,20 @@
 // then every KV head of every page at once.
 #pragma once
 
+#include "tiers.cuh"
 #include "write.cuh"
 
 namespace leankv::cuda {
 
-// Lengths, blocks and usage. Grid: one block.
+// Lengths, blocks and usage; records are numbered through all layers. Grid: blocks that share the counting of tiers, the
+// last of which to end goes on alone.
 template <class S>
 __device__ __forceinline__ void plan_commit(const CommitArgs& a) {
     char* shared = shared_memory();
     const RecordShape& shape = a.shape;
     const int me = threadIdx.x, lane = me & 31, warp = me >> 5, heads = (int)shape.heads;
-    for (long long pair = warp; pair < a.n * heads; pair += S::warps) {
+    const long long records = a.layers * a.n, step = (long long)gridDim.x * S::warps;
+    for (long long pair = (long long)blockIdx.x * S::warps + warp; pair < records * heads; pair += step) {
         int word = 0;
         for (int t = lane; t < S::page; t += 32) {
             const int tier = ldg(a.tiers + pair * S::page + t);
@@ -21,20 +24,30 @@ __device__ __forceinline__ void plan_commit(const CommitArgs& a) {
         for (int m = 1; m < 32; m *= 2) word += shfl_xor(word, m);
         if (lane == 0) a.heads[4 * pair] = word;
     }
+    fence();
+    __syncthreads();
+    if (me == 0) {
+        const bool last = atomic_add(a.arrivals, 1) == (int)gridDim.x - 1;
+        if (last) *a.arrivals = 0;
+        sts<int>(shared, last);
+    }
+    __syncthreads();
+    if (!lds<int>(shared)) return;
+    fence();
     __syncthreads();
     const long long head = *a.ring_head;
     long long taken = 0;
     UsageChange change;
-    for (long long begin = 0; begin < a.n; begin += S::threads) {
+    for (long long begin = 0; begin < records; begin += S::threads) {
         const long long n = begin + me;
         int blocks = 0;
-        if (n < a.n) {
+        if (n < records) {
             int* words = a.heads + 4 * n * heads;
             long long high = 0, mid = 0, low = 0;
             int end = (int)shape.header_bytes;
             for (int section = kHeadBase; section <= kHeadNear; section++)
                 for (int h = 0; h < heads; h++) {
-                    const Counts counts = Counts::of(words[4 * h]);
+                    const Counts counts = Counts::of(load_shared_by_blocks(words + 4 * h));
                     const HeadSizes sizes(shape, counts);
                     if (section == kHeadBase) high += counts.high, mid += counts.mid, low += counts.low;
                     words[4 * h + section] = end;
@@ -47,7 +60,7 @@ __device__ __forceinline__ void plan_commit(const CommitArgs& a) {
         }
         int all;
         const int before = sum_before<S::warps>(blocks, shared, all);
-        if (n < a.n) a.records[3 * n] = (int)((head + taken + before) % a.num_blocks);
+        if (n < records) a.records[3 * n] = (int)((head + taken + before) % a.num_blocks);
         taken += all;
     }
     change.apply(a.usage, lane);
@@ -59,14 +72,14 @@ __device__ __forceinline__ void plan_commit(const CommitArgs& a) {
 
 // A page's keys of one KV head in common: their mean, in steps of 2^-16 so that the order of the sum does not matter.
 template <class S>
-__device__ __forceinline__ void find_centre(const CommitArgs& a, long long n, int head, char* to,
+__device__ __forceinline__ void find_centre(const CommitArgs& a, long long raw, int head, char* to,
                                             const Writer& record) {
     const int me = threadIdx.x, lane = me & 31, heads = (int)a.shape.heads;
     constexpr double steps = 65536.0;
     if (me < S::dim) {
         long long sum = 0;
         for (int t = 0; t < S::page; t++) {
-            const double x = number_at(a.key, ((n * S::page + t) * heads + head) * S::dim + me, a.dtype);
+            const double x = number_at(a.key, ((raw * S::page + t) * heads + head) * S::dim + me, a.dtype);
             sum += rounded(times(within_halves(x), steps));
         }
         sts<double>(to + 8 * me, over((double)sum, times(steps, (double)S::page)));
@@ -101,12 +114,13 @@ template <class S>
 __device__ __forceinline__ void write_header(const CommitArgs& a, long long n, const Writer& record) {
     const RecordShape& s = a.shape;
     const int me = threadIdx.x, blocks = a.records[3 * n + 1], bytes = a.records[3 * n + 2];
+    const long long id = ldg(a.pages + blockIdx.y);
     const int maps = (int)s.tier_map_start + (int)(s.heads * s.page_size) * kTierBits / 8;
     const int centres = (int)s.centre_start + (int)(2 * s.heads * s.head_dim);
     if (me < kHeaderWords) {
         const int level = s.near ? kLevelNear : kLevelFar;
-        const uint32_t word = me == kWordPage     ? (uint32_t)ldg(a.pages + n)
-                              : me == kWordLayer  ? (uint32_t)a.layer
+        const uint32_t word = me == kWordPage     ? (uint32_t)id
+                              : me == kWordLayer  ? (uint32_t)(a.layer + blockIdx.z)
                               : me == kWordBlocks ? (uint32_t)blocks
                               : me == kWordBytes  ? (uint32_t)bytes
                               : me == kWordLevel  ? (uint32_t)level
@@ -119,15 +133,16 @@ __device__ __forceinline__ void write_header(const CommitArgs& a, long long n, c
     for (int at = maps + 4 * me; at < s.centre_start; at += 4 * S::threads) record.word(at, 0);
     for (int at = centres + 4 * me; at < s.header_bytes; at += 4 * S::threads) record.word(at, 0);
     for (int at = bytes + 4 * me; at < blocks * s.block_bytes; at += 4 * S::threads) record.word(at, 0);
-    if (me == 0) a.page_table[ldg(a.pages + n)] = record.block(0);
+    if (me == 0) a.page_table[blockIdx.z * a.table_stride + id] = record.block(0);
 }
 
-// Grid: KV heads, pages.
+// Grid: KV heads, pages, layers.
 template <class S>
 __device__ __forceinline__ void pack_pages(const CommitArgs& a) {
     const RecordShape& s = a.shape;
     const int head = blockIdx.x, me = threadIdx.x, lane = me & 31, warp = me >> 5, heads = (int)s.heads;
-    const long long n = blockIdx.y, pair = n * heads + head;
+    const long long n = blockIdx.z * a.n + blockIdx.y, pair = n * heads + head;
+    const long long raw = blockIdx.z * a.rows + ldg(a.at + blockIdx.y);
     char *codes = shared_memory(), *scales = codes + S::code_bytes, *centre = scales + S::scale_bytes;
     char *places = centre + S::centre_bytes, *tiers = places + S::place_bytes;
     const int* words = a.heads + 4 * pair;
@@ -156,7 +171,7 @@ __device__ __forceinline__ void pack_pages(const CommitArgs& a) {
     });
     if (me < kHeadWords) record.word(4 * (int)(s.head_word + kHeadWords * head + me), (uint32_t)words[me]);
     if (head == 0) write_header<S>(a, n, record);
-    find_centre<S>(a, n, head, centre, record);
+    find_centre<S>(a, raw, head, centre, record);
 
     const int key_base = (int)s.key_base_bits, key_refine = (int)s.key_refine_bits;
     const int value_base = (int)s.value_base_bits, value_refine = (int)s.value_refine_bits;
@@ -167,7 +182,7 @@ __device__ __forceinline__ void pack_pages(const CommitArgs& a) {
         for (int t = warp; t < S::page; t += S::warps) {
             double x[S::K];
             uint32_t code[S::K];
-            const long long row = ((n * S::page + t) * heads + head) * S::dim;
+            const long long row = ((raw * S::page + t) * heads + head) * S::dim;
 #pragma unroll
             for (int k = 0; k < S::K; k++) {
                 const int channel = lane + 32 * k;
@@ -220,6 +235,7 @@ __device__ __forceinline__ void pack_pages(const CommitArgs& a) {
 
 #ifdef LEANKV_KERNEL
 using S = leankv::cuda::CommitShape<LEANKV_SHAPE>;
+LEANKV_KERNEL(tier_pages, TierArgs, S::threads, 1, 0)
 LEANKV_KERNEL(plan_commit, CommitArgs, S::threads, 1, 4 * S::warps)
 LEANKV_KERNEL(pack_pages, CommitArgs, S::threads, 1, S::shared_bytes)
 #endif

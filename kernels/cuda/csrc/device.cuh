@@ -136,6 +136,9 @@ __device__ __forceinline__ double times(double a, double b) { return __dmul_rn(a
 __device__ __forceinline__ double over(double a, double b) { return __ddiv_rn(a, b); }
 __device__ __forceinline__ long long rounded(double x) { return __double2ll_rn(x); }
 
+__device__ __forceinline__ double natural_log(double x) { return log(x); }
+__device__ __forceinline__ double natural_exp(double x) { return exp(x); }
+
 __device__ __forceinline__ uint64_t double_bits(double x) { return (uint64_t)__double_as_longlong(x); }
 
 __device__ __forceinline__ double bits_double(uint64_t u) { return __longlong_as_double((long long)u); }

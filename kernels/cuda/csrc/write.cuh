@@ -20,16 +20,17 @@ struct CommitShape {
 struct CommitArgs {
     RecordShape shape;
     char* blocks;
-    int* page_table;  // of the layer
+    int* page_table;  // of the first layer; the next one's is `table_stride` entries behind
     const int* ring;
     long long *ring_head, *ring_free, *usage;
-    const long long* pages;   // [n]
-    const void *key, *value;  // [n, page, heads, dim]
-    const uint8_t* tiers;     // [n, heads, page]
-    int* heads;               // [n, heads, 4]: the words of a KV head in the header
-    int* records;             // [n, 3]: where its blocks begin in the ring, how many they are, its bytes
-    double norm;              // 1 / sqrt(rotation block)
-    long long num_blocks, n;
+    const long long *pages, *at;  // [n]: logical ids; which raw pages
+    const void *key, *value;      // [layers, rows, page, heads, dim]
+    const uint8_t* tiers;         // [layers, n, heads, page]
+    int* heads;                   // [layers, n, heads, 4]: the words of a KV head in the header
+    int* records;                 // [layers, n, 3]: where its blocks begin in the ring, how many they are, its bytes
+    int* arrivals;                // zero before and after
+    double norm;                  // 1 / sqrt(rotation block)
+    long long num_blocks, n, layers, rows, table_stride;
     int layer, dtype, rotation_block;
 };
 

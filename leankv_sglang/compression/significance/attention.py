@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from leankv_kernels.reference.commit import mean_attention
+from leankv_kernels.reference.tiers import mean_attention
 from leankv_sglang.compression.significance.base import FullPages, Significance
 
 
@@ -19,7 +19,8 @@ class Attention(Significance):
 
     name: ClassVar[str] = "attention"
     uses_thresholds: ClassVar[bool] = True
+    score: ClassVar[str | None] = "attention"
 
-    def __call__(self, layer: int, pages: FullPages) -> Tensor:
+    def __call__(self, layer: int | slice, pages: FullPages) -> Tensor:
         """See :class:`Significance`."""
         return mean_attention(pages.column_scores, pages.num_kv_heads)

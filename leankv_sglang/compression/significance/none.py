@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from leankv_kernels.reference.tiers import significance_of
 from leankv_sglang.compression.significance.base import FullPages, Significance
 
 
@@ -15,8 +15,8 @@ class NoSignificance(Significance):
 
     name: ClassVar[str] = "none"
     uses_thresholds: ClassVar[bool] = False
+    score: ClassVar[str | None] = "none"
 
-    def __call__(self, layer: int, pages: FullPages) -> Tensor:
+    def __call__(self, layer: int | slice, pages: FullPages) -> Tensor:
         """See :class:`Significance`."""
-        n, page, heads, _ = pages.key.shape
-        return torch.zeros(n, heads, page, dtype=torch.float64, device=pages.key.device)
+        return significance_of("none", None, pages)

@@ -181,6 +181,8 @@ inline double less(double a, double b) { return a - b; }
 inline double times(double a, double b) { return a * b; }
 inline double over(double a, double b) { return a / b; }
 inline long long rounded(double x) { return llrint(x); }
+inline double natural_log(double x) { return log(x); }
+inline double natural_exp(double x) { return exp(x); }
 inline uint64_t double_bits(double x) { return std::bit_cast<uint64_t>(x); }
 inline double bits_double(uint64_t u) { return std::bit_cast<double>(u); }
 inline uint16_t nearest_half(float x) { return std::bit_cast<uint16_t>((_Float16)x); }
