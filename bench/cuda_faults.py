@@ -210,6 +210,8 @@ def how_noticed(code: int, output: str) -> str:
     emulator = next((line for line in output.splitlines() if line.startswith("emulator:")), "")
     if emulator:
         return emulator.split("): ")[-1][:60]
+    if code < 0:
+        return "a crash"
     return "a wrong result" if code == 1 and "do not compile" not in output else "NOT RUN"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
@@ -49,6 +49,10 @@ class Plan:
     host_pages: NDArray[np.int64] | None = None  # int64 [sum] ``pages``, where the host knows them
     bounds: bool = False  # whether ``page_index`` on the host are bounds of what ``tiles`` say, as in a captured graph
 
+    def without_commits(self) -> Plan:
+        """The same, of which nothing is committed."""
+        return replace(self, full=self.full[:0], full_index=self.full_index[:0])
+
     @cached_property
     def memo(self) -> dict[object, object]:
         """What kernels worked out from the plan, for all layers."""
@@ -89,14 +93,6 @@ class Plan:
     def unwritten(self) -> Tensor:
         """bool ``[U, P]``: positions behind each tile's last query."""
         return self._position >= (self.first + self.length)[:, None]
-
-    @cached_property
-    def near_page_ids(self) -> Tensor:
-        """int64: logical ids of the pages that some tile reads near, one mention for each tile."""
-        own = self.tiles[:, 3]
-        back = torch.arange(1, self.near_pages + 1, device=own.device)
-        at = self.tiles[:, 4, None] + own[:, None] - back
-        return self.pages[at[back <= own[:, None]]]
 
     @property
     def _position(self) -> Tensor:

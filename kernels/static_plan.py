@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from leankv_kernels.host import Numbers, staged
 from leankv_kernels.plan import TILE_COLUMNS, Plan, no_groups
@@ -25,9 +26,9 @@ class StaticPlan:
 
     def __init__(self, requests: int, pages: int, page_size: int, near_pages: int, device: torch.device | str) -> None:
         self.requests, self.most_pages, self.page_size, self.near_pages = requests, pages, page_size, near_pages
-        sizes = [requests, requests, requests, requests * TILE_COLUMNS, requests * pages]
+        sizes = [requests] * 6 + [requests * TILE_COLUMNS, requests * pages]
         self._buffer = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
-        self._rows, self._own_pages, self._token_pos, tiles, self._pages = self._buffer.split(sizes)
+        self._rows, self._own_pages, self._token_pos, *self._full, tiles, self._pages = self._buffer.split(sizes)
         self._tiles = tiles.view(requests, TILE_COLUMNS)
         self._range = torch.arange(requests, device=device)
         self._none = torch.zeros(0, dtype=torch.int64, device=device)
@@ -67,6 +68,8 @@ class StaticPlan:
     def fill(self, rows: Numbers, lengths: Numbers, pages: Numbers, own_pages: Numbers) -> None:
         """Write a step's numbers; requests behind those given are padding: row 0, page 0, one token.
 
+        What was written before is overwritten, :meth:`full` too.
+
         Args:
             rows: ``[R]``, request rows.
             lengths: ``[R]``, tokens of each request, that of the step included.
@@ -84,13 +87,21 @@ class StaticPlan:
                 f"{int(before.max(initial=0))}, {len(pages)} in all"
             )
         n = self.requests
-        fixed = n * (3 + TILE_COLUMNS)
+        fixed = n * (6 + TILE_COLUMNS)
+        filled = np.flatnonzero(offset == self.page_size - 1)
         flat = staged(fixed + len(pages), torch.int64, self._buffer.device).zero_()
         host = flat.numpy()
-        for i, column in enumerate((rows, own_pages, offset)):
-            host[i * n : i * n + count] = column
-        tiles = host[3 * n : fixed].reshape(n, TILE_COLUMNS)
+        of_filled = (np.asarray(own_pages)[filled], np.asarray(rows)[filled], before[filled])
+        for i, column in enumerate((rows, own_pages, offset, *of_filled)):
+            host[i * n : i * n + len(column)] = column
+        tiles = host[6 * n : fixed].reshape(n, TILE_COLUMNS)
         tiles[:, 0], tiles[:, 2] = np.arange(n), 1
         tiles[:count, 1], tiles[:count, 3], tiles[:count, 4] = offset, before, np.cumsum(before) - before
         host[fixed:] = pages
         self._buffer[: len(flat)].copy_(flat, non_blocking=True)
+
+    def full(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the pages that the step fills, ``count`` of them by order of requests: logical ids, request rows, and how
+        many pages are before each, int64 ``[count]``."""
+        pages, rows, index = (column[:count] for column in self._full)
+        return pages, rows, index

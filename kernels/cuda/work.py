@@ -73,17 +73,24 @@ def work_of(plan: Plan, together: int, heads: int, split_pages: int, part_bytes:
     """
     key = ("work", together, heads, split_pages, part_bytes)
     if key not in plan.memo:
-        plan.memo[key] = _lists_of_bounds(plan, split_pages) if plan.bounds else _work_lists(plan, *key[1:])
+        plan.memo[key] = _lists_of_bounds(plan, split_pages, part_bytes) if plan.bounds else _work_lists(plan, *key[1:])
     found = plan.memo[key]
     assert isinstance(found, WorkLists)
     return found
 
 
-def _lists_of_bounds(plan: Plan, split_pages: int) -> WorkLists:
-    """Where the host knows bounds of lengths alone: whatever there may be, and blocks see for themselves."""
+def _lists_of_bounds(plan: Plan, split_pages: int, part_bytes: int) -> WorkLists:
+    """Where the host knows bounds of lengths alone: whatever there may be, and blocks see for themselves. Where the
+    states of all splits would take too much room a block reads all that its query has."""
     splits = max(1, -(-max(plan.page_index, default=0) // split_pages))
     query = torch.arange(plan.num_tokens, dtype=torch.int32, device=plan.tiles.device)
     parts = plan.num_tokens * splits
+    if parts * part_bytes > MOST_PART_BYTES:
+        entry = torch.stack([torch.zeros_like(query), torch.full_like(query, splits), query, torch.ones_like(query)], 1)
+        table = torch.cat([torch.zeros_like(entry[:1]), entry])
+        table[0, 0] = plan.num_tokens
+        work = Work(False, plan.num_tokens, table, torch.stack([query, torch.zeros_like(query)], dim=1))
+        return WorkLists((work,), 0)
     return WorkLists((Work(False, parts, None, torch.stack([query, query * splits], dim=1)),), parts)
 
 

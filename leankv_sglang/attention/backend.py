@@ -1,7 +1,12 @@
-"""The attention backend ``leankv``: the read rule, written once for prefill chunks, decode and mixed batches."""
+"""The attention backend ``leankv``: the read rule, written once for prefill chunks, decode and mixed batches.
+
+A decode step commits nothing: the page it fills it reads raw, so the commit waits for the next forward's start, all
+layers in one batch. So steps of any lengths launch alike, and CUDA graphs replay them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,13 +16,14 @@ from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
-from leankv_kernels import build_plan
+from leankv_kernels import StaticPlan, build_plan
 from leankv_sglang.attention.host_pages import Rows, pages_filled, pages_near, pages_read
 from leankv_sglang.attention.read_rule import Compressor
 from leankv_sglang.attention.row_thresholds import RowThresholds, keep_rows
 from leankv_sglang.compression.build import build_significance
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.kvcache.deferred import FilledPages
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.pool import LeanKVPool
 
@@ -44,7 +50,8 @@ def check_layer(layer: RadixAttention) -> None:
 
 
 class LeanKVBackend(AttentionBackend):
-    """Own page raw, near and far views of the pages before, merged; full pages are committed in the same forward."""
+    """Own page raw, near and far views of the pages before, merged. A prefill commits full pages in its layers, since
+    its later queries read them; a decode step leaves them to the next forward."""
 
     def __init__(self, runner: ModelRunner) -> None:
         super().__init__()
@@ -67,13 +74,16 @@ class LeanKVBackend(AttentionBackend):
         self.req_to_token_pool = runner.req_to_token_pool
         rows = self.req_to_token_pool.req_to_token.shape[0]
         pool.attach_rows(rows, runner.model_config.get_num_attention_heads(get_parallel().attn_tp_size))
-        self.row_thresholds = RowThresholds(rows, config, pool.thresholds)
+        pool.committer = self._commit_filled
+        self.row_thresholds = RowThresholds(config, pool.thresholds)
         keep_rows(self.req_to_token_pool, self.row_thresholds)
         self.req_to_token_pool.register_on_alloc_rows(self._reset_rows)
         self.page_rows = pool.mirror_rows(self.req_to_token_pool)
         self.forward_metadata: Plan | None = None
+        self.graph_plan: StaticPlan | None = None
+        """What captured graphs read."""
         self.filled: Pages = np.empty(0, np.int64)
-        """Ids of the pages that the forward fills."""
+        """Ids of the pages that the forward itself commits."""
         self.thresholds: Tensor | None = None
 
     def _reset_rows(self, rows: list[int]) -> None:
@@ -82,23 +92,25 @@ class LeanKVBackend(AttentionBackend):
         self.row_thresholds.reset(rows)
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
-        """Return the blocks of freed pages and plan the forward; uses lengths, rows and page ids the host already has.
+        """Commit and free what has waited for this forward, and plan it; uses lengths, rows and page ids that the host
+        has already.
 
         The plan also finds requests that share pages, which decode then reads once for all of them.
         """
         self.pool.drain()
-        if forward_batch.forward_mode.is_idle():
+        self.filled, self.thresholds = self.filled[:0], None
+        mode = forward_batch.forward_mode
+        if mode.is_idle():
             self.forward_metadata = None
             return
-        if forward_batch.forward_mode.is_decode():
+        if mode.is_decode():
             seq_lens = forward_batch.seq_lens_cpu.tolist()
             prefix, extend = [n - 1 for n in seq_lens], [1] * len(seq_lens)
         else:
             prefix, extend = forward_batch.extend_prefix_lens_cpu, forward_batch.extend_seq_lens_cpu
         rows = self._rows(forward_batch)
-        self.pool.open_pages.go_on(torch.from_numpy(rows), prefix, extend)
-        pages = pages_read(self.page_rows, rows, prefix, extend)
-        plan = self.forward_metadata = build_plan(
+        pages = self._begin(rows, prefix, extend)
+        plan = build_plan(
             forward_batch.req_pool_indices,
             prefix,
             extend,
@@ -107,14 +119,69 @@ class LeanKVBackend(AttentionBackend):
             self.near_pages,
             host_pages=pages,
         )
-        self.filled = pages_filled(self.page_rows, rows, plan)
+        self._check_near(pages, plan.page_index, plan.page_indptr, plan.request)
+        filled, owners = pages_filled(self.page_rows, rows, plan)
+        if not filled.all():  # page 0, of a batch made up to warm up or to capture
+            filled, plan = filled[:0], plan.without_commits()
+        self.forward_metadata = plan
+        thresholds = self.row_thresholds.of_rows(owners.tolist()) if len(filled) else None
+        if not mode.is_decode():
+            self.filled, self.thresholds = filled, thresholds
+        elif len(filled):
+            there = (x.index_select(0, plan.full) for x in (plan.own_pages, plan.rows))
+            self.pool.commit_later(FilledPages(*there, plan.full_index, thresholds), filled)
+
+    def _begin(self, rows: Rows, prefix: Sequence[int], extend: Sequence[int]) -> Pages:
+        """Note on the host what a forward writes; the ids of the pages that it reads."""
+        self.pool.open_pages.go_on(torch.from_numpy(rows), prefix, extend)
+        return pages_read(self.page_rows, rows, prefix, extend)
+
+    def _check_near(self, pages: Pages, own: Sequence[int], indptr: Sequence[int], request: Sequence[int]) -> None:
         if self.pool.was_cut and self.near_pages:
-            self.pool.check_near_pages(pages_near(pages, plan))
-        self.thresholds = self.row_thresholds.of_full_pages(plan)
+            self.pool.check_near_pages(pages_near(pages, own, indptr, request, self.near_pages))
+
+    # ---- CUDA graphs of decode steps ----
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        """Allocate what graphs of up to ``max_bs`` requests read, at addresses that stay."""
+        pages = -(-self.req_to_token_pool.req_to_token.shape[1] // self.pool.page_size)
+        self.graph_plan = StaticPlan(max_bs, pages, self.pool.page_size, self.near_pages, self.pool.device)
+
+    def init_forward_metadata_out_graph(self, forward_batch: ForwardBatch, in_capture: bool = False) -> None:
+        """Before a capture: the plan of padding alone. Before a replay: what :meth:`init_forward_metadata` does, with
+        the graph's plan rewritten in one copy."""
+        plan, none = self.graph_plan, self.filled[:0]
+        assert plan is not None
+        self.filled, self.thresholds = none, None
+        self.forward_metadata = plan.plan(forward_batch.batch_size)
+        if in_capture:
+            plan.fill(none, none, none, none)
+            return
+        self.pool.drain()
+        count = forward_batch.batch_size - forward_batch.num_padding
+        rows, lengths = self._rows(forward_batch)[:count], forward_batch.seq_lens_cpu[:count].numpy().astype(np.int64)
+        pages, before = self._begin(rows, (lengths - 1).tolist(), [1] * count), (lengths - 1) // self.pool.page_size
+        indptr = np.concatenate([[0], np.cumsum(before)]).tolist()
+        self._check_near(pages, before.tolist(), indptr, range(count))
+        own = self.page_rows.read(rows, before)
+        plan.fill(rows, lengths, pages, own)
+        full = np.flatnonzero(lengths % self.pool.page_size == 0)
+        if len(full):
+            thresholds = self.row_thresholds.of_rows(rows[full].tolist())
+            self.pool.commit_later(FilledPages(*plan.full(len(full)), thresholds), own[full])
+
+    def _commit_filled(self, filled: FilledPages) -> None:
+        raw = self.pool.open_pages.of_rows(filled.rows)
+        self.compressor.commit(0, filled.pages, raw, filled.page_index, filled.alphas)
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        """Tokens of a row of padding: one, of row 0 and page 0, which nothing reads and nothing commits."""
+        return 1
 
     def _rows(self, forward_batch: ForwardBatch) -> Rows:
-        """The batch's request rows on the host; patches.row_alloc has SGLang leave them there for decode too."""
-        rows = forward_batch.req_pool_indices_cpu
+        """The batch's request rows on the host; patches.row_alloc has SGLang leave them there for decode too, and
+        patches.replay_rows hand them to graphs."""
+        rows = getattr(forward_batch, "req_pool_indices_cpu", None)
         if rows is None:
             return self.pool.slot_reader.ids(forward_batch.req_pool_indices)
         return rows.numpy().astype(np.int64)
@@ -158,17 +225,14 @@ class LeanKVBackend(AttentionBackend):
         keys = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)[:n]
         values = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)[:n]
         raw = pool.open_pages.raw(index, plan, keys, values)
-        merged = self.compressor.forward(index, plan, queries, raw, layer.scaling, self.thresholds)
+        commits = len(self.filled) > 0
+        merged = self.compressor.forward(index, plan, queries, raw, layer.scaling, self.thresholds, commits)
         pool.open_pages.keep(index, plan, raw)
-        if index == pool.layer_num - 1:
+        if commits and index == pool.layer_num - 1:
             pool.note_commits(plan, self.filled)
         out = merged.flatten(1).to(q.dtype)
         padded = q.numel() // (layer.tp_q_head_num * layer.qk_head_dim)
         return out if padded == n else torch.cat([out, out.new_zeros(padded - n, out.shape[1])])
-
-    def get_cuda_graph_seq_len_fill_value(self) -> int:
-        """Unused: graphs are off."""
-        return 1
 
     def support_triton(self) -> bool:
         """False: sglang's Triton helpers for slots do not apply."""

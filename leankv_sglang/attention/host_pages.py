@@ -29,18 +29,27 @@ def pages_read(table: PageRows, rows: Rows, prefix: Sequence[int], extend: Seque
     return table.read(rows[request], number)
 
 
-def pages_filled(table: PageRows, rows: Rows, plan: Plan) -> Pages:
-    """Ids of the pages of ``plan.full``, in its order, int64 ``[f]``."""
+def pages_filled(table: PageRows, rows: Rows, plan: Plan) -> tuple[Pages, Rows]:
+    """Ids of the pages of ``plan.full``, in its order, and the rows they are of, int64 ``[f]`` each."""
     end = np.asarray(plan.offset, np.int64) + np.diff(np.asarray(plan.q_indptr, np.int64))
     full = np.flatnonzero(end == plan.page_size)
-    return table.read(rows[np.asarray(plan.request, np.int64)[full]], np.asarray(plan.page_index, np.int64)[full])
+    owners = rows[np.asarray(plan.request, np.int64)[full]]
+    return table.read(owners, np.asarray(plan.page_index, np.int64)[full]), owners
 
 
-def pages_near(pages: Pages, plan: Plan) -> Pages:
-    """Ids of the pages that some tile reads near, one mention for each tile, of ``pages`` as :func:`pages_read` has
-    them."""
-    own = np.asarray(plan.page_index, np.int64)
-    start = np.asarray(plan.page_indptr, np.int64)[np.asarray(plan.request, np.int64)]
-    back = np.arange(1, plan.near_pages + 1)
+def pages_near(
+    pages: Pages, own: Sequence[int], indptr: Sequence[int], request: Sequence[int], near_pages: int
+) -> Pages:
+    """Ids of the pages that some tile reads near, one mention for each tile.
+
+    Args:
+        pages: as :func:`pages_read` has them.
+        own: pages before each tile's own.
+        indptr: first of each request's pages in ``pages``.
+        request: of each tile.
+        near_pages: pages before the own that are read near.
+    """
+    own, start = np.asarray(own, np.int64), np.asarray(indptr, np.int64)[np.asarray(request, np.int64)]
+    back = np.arange(1, near_pages + 1)
     at = (start + own)[:, None] - back
     return pages[at[back <= own[:, None]]]

@@ -32,9 +32,16 @@ class Compressor:
     keep_first: int = 0
 
     def forward(
-        self, layer: int, plan: Plan, q: Tensor, raw: RawPages, scale: float, alphas: Tensor | None = None
+        self,
+        layer: int,
+        plan: Plan,
+        q: Tensor,
+        raw: RawPages,
+        scale: float,
+        alphas: Tensor | None = None,
+        commits: bool = True,
     ) -> Tensor:
-        """Attend and commit.
+        """Attend, and commit.
 
         Args:
             layer: index in the store.
@@ -43,12 +50,14 @@ class Compressor:
             raw: own pages, this forward's tokens included; their column scores are brought up to date.
             scale: factor on q.k.
             alphas: float64 ``[layers, f, 3, H]`` for the pages in ``plan.full``; None where all have the compressor's.
+            commits: whether pages in ``plan.full`` are committed; otherwise the caller does it with :meth:`commit`
+                before any later forward.
 
         Returns:
             out ``[T, Hq, D]``, float32 or more.
         """
         own, own_lse = self.ops.attend_open(q, raw, plan, scale)
-        if plan.full.numel():
+        if commits and plan.full.numel():
             pages = plan.own_pages.index_select(0, plan.full)
             chosen = None if alphas is None else alphas[layer : layer + 1]
             self.commit(layer, pages, raw.of(plan.full), plan.full_index, chosen)

@@ -7,9 +7,9 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
-from leankv_kernels import Plan
 from leankv_sglang.compression.request_params import Accuracy, accuracy_of
 from leankv_sglang.config import Alphas, LeanKVConfig
 
@@ -18,21 +18,20 @@ KEPT = 64
 
 
 class RowThresholds:
-    """Thresholds per request row, on the device.
+    """Thresholds per request row: which row has which is known on the host, the tables themselves are on the device.
 
-    A row belongs to one request from allocation to release, so a forward needs no more than to gather by row; where no
-    row has thresholds of its own it does not even do that.
+    A row belongs to one request from allocation to release. A forward takes what its rows have when it is planned, so
+    nothing that happens to rows afterwards can race with it; where no row has thresholds of its own it takes nothing.
 
     Args:
-        num_rows: request rows.
         config: the server's own thresholds, and what names of accuracies refer to.
         table: from thresholds to those of every layer and KV head, float64 ``[layers, 3, H]``.
     """
 
-    def __init__(self, num_rows: int, config: LeanKVConfig, table: Callable[[Alphas], Tensor]) -> None:
+    def __init__(self, config: LeanKVConfig, table: Callable[[Alphas], Tensor]) -> None:
         self._config, self._table = config, lru_cache(KEPT)(table)
-        self._rows = self._table(config.alphas)[:, None].repeat(1, num_rows, 1, 1)
-        self._given: dict[int, str] = {}
+        self._own = table(config.alphas)
+        self._given: dict[int, Tensor] = {}
 
     def assign(self, reqs: Iterable[Any]) -> None:
         """Give the rows of SGLang requests the accuracy of their requests."""
@@ -41,27 +40,21 @@ class RowThresholds:
 
     def set(self, row: int, accuracy: Accuracy) -> None:
         """Give one row an accuracy."""
-        if accuracy.spec == self._given.get(row, ""):
-            return
-        self._rows[:, row] = self._table(accuracy.alphas)
         if accuracy.is_own:
-            del self._given[row]
+            self._given.pop(row, None)
         else:
-            self._given[row] = accuracy.spec
+            self._given[row] = self._table(accuracy.alphas)
 
     def reset(self, rows: Sequence[int]) -> None:
         """Give rows the server's own accuracy."""
-        if held := self._given.keys() & set(rows):
-            own = accuracy_of(None, self._config)
-            for row in held:
-                self.set(row, own)
+        for row in rows:
+            self._given.pop(row, None)
 
-    def of_full_pages(self, plan: Plan) -> Tensor | None:
-        """Thresholds ``[layers, f, 3, H]`` of the pages that a forward commits; None where no row has its own."""
-        if not self._given or not plan.full.numel():
+    def of_rows(self, rows: Sequence[int]) -> Tensor | None:
+        """Thresholds ``[layers, n, 3, H]`` of rows; None where none of them has its own."""
+        if not any(row in self._given for row in rows):
             return None
-        rows = plan.rows.index_select(0, plan.full)
-        return self._rows.index_select(1, rows)
+        return torch.stack([self._given.get(row, self._own) for row in rows], dim=1)
 
 
 _OF_POOL: WeakKeyDictionary[Any, RowThresholds] = WeakKeyDictionary()

@@ -159,8 +159,8 @@ class LeanKVAllocator(PagedTokenToKVPoolAllocator):
         pool = self._kvcache
         if pool.commits.waiting and pool.commits.group is not None:
             return []  # the ranks settle together, when they next allocate
-        pool.commits.settle(all_of_them=True)
         pool.drain()
+        pool.commits.settle(all_of_them=True)
         if pool.version == self._audited:
             return []
         self._audited = pool.version

@@ -24,17 +24,29 @@ _USAGE_WORDS = 2 * len(Usage._fields)
 class _Commit:
     pages: Pages
     epochs: Pages
-    message: Arrival
+    message: Arrival | None = None
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the counts are on their way, or here."""
+        return self.message is not None
+
+    @property
+    def arrival(self) -> Arrival:
+        """The counts, of one that is sent."""
+        assert self.message is not None
+        return self.message
 
     @property
     def blocks(self) -> Tensor:
         """int32 ``[n, 3]``."""
-        return self.message.values[_USAGE_WORDS:].view(-1, 3)
+        return self.arrival.values[_USAGE_WORDS:].view(-1, 3)
 
 
 class CommitLog:
     """Counts of one forward's commits reach the ledger without stalling the device: at once on the host, one forward
-    later from a GPU, when they have long arrived. One copy a forward carries them, and the store's usage.
+    later from a GPU, when they have long arrived. One copy a forward carries them, and the store's usage. What a decode
+    step has filled is announced in that step, and its counts are sent when it is committed, with the next forward.
 
     Over tensor-parallel ranks, whose heads differ in length, each page costs the most that it costs on any rank.
 
@@ -63,12 +75,25 @@ class CommitLog:
             pages: int64 ``[n]``, on the device.
             ids: the same on the host.
         """
-        blocks = self.ops.count_blocks(self.store, pages)
-        message = self._send(torch.cat([self._usage_words(), blocks.flatten()]))
+        self.announce(ids)
+        self.send(self.ops.count_blocks(self.store, pages))
+
+    def announce(self, ids: Pages) -> None:
+        """Note pages, by their ids on the host, that will be committed; :meth:`send` has to follow before the next."""
+        assert self._all_sent, "pages were announced twice"
         ids = np.array(ids)  # may change its mind, see swap
         epochs = self.ledger.epoch[ids]
         self.ledger.note_blocks(ids, epochs, self.ledger.worst_blocks)
-        self._waiting.append(_Commit(ids, epochs, message))
+        self._waiting.append(_Commit(ids, epochs))
+
+    def send(self, blocks: Tensor) -> None:
+        """Have the counts of what was announced sent, int32 ``[n, 3]`` on the device."""
+        assert not self._all_sent, "counts of no pages"
+        self._waiting[-1].message = self._send(torch.cat([self._usage_words(), blocks.flatten()]))
+
+    @property
+    def _all_sent(self) -> bool:
+        return not self._waiting or self._waiting[-1].is_sent
 
     def note_usage(self) -> None:
         """Have the store's usage sent: records were freed or cut."""
@@ -85,9 +110,10 @@ class CommitLog:
 
     def settle(self, all_of_them: bool = False) -> None:
         """Hand costs over: of all forwards but the last issued, or of all, waiting for the device if need be."""
-        while self._waiting and (all_of_them or self._waiting[0].message.event is None or len(self._waiting) > 1):
-            commit = self._waiting.popleft()
-            commit.message.wait()
+        sent = len(self._waiting) - (not self._all_sent)
+        while sent and (all_of_them or self._waiting[0].arrival.event is None or sent > 1):
+            commit, sent = self._waiting.popleft(), sent - 1
+            commit.arrival.wait()
             self._note(commit)
             if self.group is not None:
                 torch.distributed.all_reduce(commit.blocks, torch.distributed.ReduceOp.MAX, group=self.group)
@@ -96,7 +122,7 @@ class CommitLog:
     def note_arrived(self) -> None:
         """Have the ledger know the blocks of pages whose counts are here, settled or not; does not wait."""
         for commit in self._waiting:
-            if commit.message.here():
+            if commit.message is not None and commit.message.here():
                 self._note(commit)
 
     def _note(self, commit: _Commit) -> None:

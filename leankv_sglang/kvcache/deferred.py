@@ -1,12 +1,29 @@
-"""What the scheduler's side wants done to records, carried out at the start of the next forward."""
+"""What is done to records at the start of the next forward: late commits, and what the scheduler's side has ordered."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+from torch import Tensor
 
 from leankv_kernels import Ops, RecordStore
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.transfer import put
+
+
+class FilledPages(NamedTuple):
+    """Pages whose last tokens a decode step writes. No query of that step reads them but as its own raw page, so their
+    commit may wait; the open pages of their rows hold them until the next forward writes there."""
+
+    pages: Tensor
+    """int64 ``[n]``, logical ids."""
+    rows: Tensor
+    """int64 ``[n]``, request rows."""
+    page_index: Tensor
+    """int64 ``[n]``, pages of the request before each."""
+    alphas: Tensor | None
+    """float64 ``[layers, n, 3, H]``, thresholds; None where all have the server's own."""
 
 
 class DeferredWork:

@@ -66,6 +66,10 @@ class OpenPages:
         raw.write(plan, key.to(self.dtype), value.to(self.dtype))
         return raw
 
+    def of_rows(self, rows: Tensor) -> RawPages:
+        """The open pages of request rows int64 ``[n]``, in all layers, in place."""
+        return RawPages(self.key, self.value, self.scores, rows)
+
     def keep(self, layer: int, plan: Plan, raw: RawPages) -> None:
         """Leave the pages that are not full yet, with their column scores, to their rows."""
         if not plan.one_tile_per_row and plan.open.numel():

@@ -20,7 +20,7 @@ from leankv_sglang.compression.thresholds import rank_heads, threshold_table
 from leankv_sglang.config import Alphas, required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.commit_log import CommitLog
-from leankv_sglang.kvcache.deferred import DeferredWork
+from leankv_sglang.kvcache.deferred import DeferredWork, FilledPages
 from leankv_sglang.kvcache.ledger import Ledger, Pages
 from leankv_sglang.kvcache.open_pages import OpenPages
 from leankv_sglang.kvcache.page_rows import PageRows, SlotReader
@@ -82,7 +82,9 @@ class LeanKVPool(MHATokenToKVPool):
         self.page_rows: PageRows | None = None
         self.audits: list[Callable[[], list[str]]] = []
         """What else is checked at idle."""
-        self._usage_moved = False
+        self._filled: FilledPages | None = None
+        self.committer: Callable[[FilledPages], None] | None = None
+        """Commits what decode steps have filled; set by the attention backend."""
         # Changes whenever records do.
         self.version = 0
         # What the base class's own methods look at.
@@ -133,9 +135,17 @@ class LeanKVPool(MHATokenToKVPool):
             self.commits.add(plan.own_pages.index_select(0, plan.full), ids)
             self.counts.committed += len(ids)
             self.version += 1
-        elif self._usage_moved:
-            self.commits.note_usage()
-        self._usage_moved = False
+
+    def commit_later(self, filled: FilledPages, ids: Pages) -> None:
+        """Take note of pages that a decode step fills, which the next :meth:`drain` commits.
+
+        Args:
+            filled: what the commit needs, on the device.
+            ids: their logical ids, on the host.
+        """
+        self._filled = filled
+        self.commits.announce(ids)
+        self.counts.committed += len(ids)
 
     def settle(self) -> None:
         """True up the pages whose commits are done; the scheduler's side calls it before it counts."""
@@ -165,10 +175,19 @@ class LeanKVPool(MHATokenToKVPool):
         self.ledger.swap(a, b)
 
     def drain(self) -> None:
-        """Carry out what was ordered since the last forward."""
-        if self.deferred.run():
-            self.version += 1
-            self._usage_moved = True
+        """Commit what the last forward has filled, then carry out what was ordered since: at the start of a forward,
+        and at idle times."""
+        filled, self._filled, blocks = self._filled, None, None
+        if filled is not None:
+            assert self.committer is not None
+            self.committer(filled)
+            blocks = self.ops.count_blocks(self.store, filled.pages)
+        moved = self.deferred.run()
+        if blocks is not None:
+            self.commits.send(blocks)
+        elif moved:
+            self.commits.note_usage()
+        self.version += moved or blocks is not None
 
     @property
     def was_cut(self) -> bool:
@@ -185,6 +204,7 @@ class LeanKVPool(MHATokenToKVPool):
 
     def clear(self) -> None:
         """Forget every page."""
+        self._filled = None
         self.deferred.clear()
         self.commits.clear()
         self.ledger.reset()
@@ -205,8 +225,8 @@ class LeanKVPool(MHATokenToKVPool):
 
     def audit(self) -> list[str]:
         """Check of blocks against records and of prices against blocks, one sentence per violation; for idle times."""
-        self.settle()
         self.drain()
+        self.settle()
         problems = self.ledger.audit() + self.store.audit()
         for audit in self.audits:
             problems += audit()

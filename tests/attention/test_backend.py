@@ -215,7 +215,13 @@ def test_the_host_knows_what_the_plan_reads(configure) -> None:  # type: ignore[
         read = host_pages.pages_read(mirrored, indices, prefix, extend)
         assert read.tolist() == plan.pages.tolist()
         assert runner.leankv.filled.tolist() == plan.own_pages[plan.full].tolist()
-        assert sorted(host_pages.pages_near(read, plan).tolist()) == sorted(plan.near_page_ids.tolist())
+        near = host_pages.pages_near(read, plan.page_index, plan.page_indptr, plan.request, plan.near_pages)
+        wanted = [
+            int(plan.pages[start + own - back])
+            for _, _, _, own, start in plan.tiles.tolist()
+            for back in range(1, min(own, plan.near_pages) + 1)
+        ]
+        assert sorted(near.tolist()) == sorted(wanted)
     assert runner.token_to_kv_pool.slot_reader.reads == 0
 
 

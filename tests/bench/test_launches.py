@@ -18,11 +18,11 @@ PHASES = {
     "prefill": 2,
     "prefill_after_hits": 2,
     "decode": 0,
-    "decode_filling_a_page": 1,
-    "decode_opening_a_page": 1,
+    "decode_filling_a_page": 0,
+    "decode_opening_a_page": 2,
     "finish": 0,
 }
-"""Copies of each: ids of new pages in, counts of committed ones out."""
+"""Copies of each: ids of new pages in, counts of committed ones out, of a decode step's pages with the next forward."""
 
 
 def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
@@ -34,7 +34,9 @@ def test_no_step_waits_for_the_device(tmp_path: Path) -> None:
     for row in rows.values():
         assert row["syncs"] == 0, row["waits"]
         assert row["ids_read_back"] == 0
-    assert 0 < rows["decode"]["launches_per_layer"] < rows["decode_filling_a_page"]["launches_per_layer"]
+    filling, opening, decode = (rows[f"decode{name}"] for name in ("_filling_a_page", "_opening_a_page", ""))
+    assert 0 < decode["launches_per_layer"] == filling["launches_per_layer"] == opening["launches_per_layer"]
+    assert decode["launches"] < opening["launches"]
 
 
 ASKS: dict[str, Callable[[Tensor], object]] = {

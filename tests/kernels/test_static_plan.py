@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 
 from leankv_kernels import Plan, StaticPlan, build_plan, get_ops
+from leankv_kernels.cuda import work
 from tests.kernels.cases import Case, store_with
 from tests.kernels.draws import random_tier_maps, small_layout
 from tests.kernels.driver import Method
@@ -55,6 +57,13 @@ def check(plan: Plan, wanted: Plan) -> None:
     assert plan.full.numel() == 0
 
 
+def check_filled(static: StaticPlan, wanted: Plan) -> None:
+    """What is committed after a step."""
+    expected = (wanted.own_pages[wanted.full], wanted.rows[wanted.full], wanted.full_index)
+    for ours, theirs in zip(static.full(len(wanted.full)), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @few(200)
 @given(rng=dice)
 def test_steps_one_after_another(rng: Random) -> None:
@@ -65,6 +74,7 @@ def test_steps_one_after_another(rng: Random) -> None:
         plan = static.plan(rng.randint(len(step.rows), MOST_REQUESTS))
         step.fill(static)
         check(plan, step.plan)
+        check_filled(static, step.plan)
         assert static.plan(plan.num_tiles) is plan
 
 
@@ -80,7 +90,8 @@ def test_what_has_no_room_is_refused() -> None:
 @few(8)
 @given(rng=dice)
 def test_a_replay_gives_the_bits_of_a_step_of_its_own(rng: Random) -> None:
-    """What is launched depends on bounds alone: the same launches, over other lengths, requests and padding."""
+    """What is launched depends on bounds alone: the same launches, over other lengths, requests and padding; whether
+    states pass through memory or there would be too many."""
     layout = small_layout("k8v4,k4v2", page_size=PAGE, num_kv_heads=2, head_dim=64)
     case, cuda = Case(Method(layout, 1), 3, torch.bfloat16), get_ops("cpu", "cuda-emulated")
     store = store_with(case, random_tier_maps(rng, layout, 8), calm=True)
@@ -91,7 +102,10 @@ def test_a_replay_gives_the_bits_of_a_step_of_its_own(rng: Random) -> None:
         q = case.tokens(MOST_REQUESTS, rng.getrandbits(32)).q
         n = len(step.rows)
         wanted = cuda.attend_committed(q[:n], store, 0, step.plan, 0.1, "hadamard")
-        out, lse = cuda.attend_committed(q, store, 0, static.plan(MOST_REQUESTS), 0.1, "hadamard")
+        plan = static.plan(MOST_REQUESTS)
+        plan.memo.clear()
+        with mock.patch.object(work, "MOST_PART_BYTES", rng.choice((0, work.MOST_PART_BYTES))):
+            out, lse = cuda.attend_committed(q, store, 0, plan, 0.1, "hadamard")
         assert torch.equal(out[:n], wanted[0])
         assert torch.equal(lse[:n], wanted[1])
         assert not out[n:].any()

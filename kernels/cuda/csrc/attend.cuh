@@ -170,9 +170,11 @@ __device__ __forceinline__ bool attend_split(const AttendArgs& a, int unit, int 
     const Finish<S> finish{a, outputs, shared, steps + 8 * S::rows, zero + 16, warp, lane};
     finish.merge_warps(state);
     if (again.splits > 1) {
+        // In a graph the list has bounds; only those of one query each.
+        const int there = finish.splits_of(outputs.query(0)), all = again.splits < there ? again.splits : there;
         finish.fold(i);
-        if (i + 1 < again.splits) return true;
-        finish.write_folded(again.splits);
+        if (i + 1 < all) return true;
+        finish.write_folded(all);
     } else if (again.splits) {
         finish.write();
     } else if (finish.leave(again.split)) {

@@ -5,9 +5,12 @@
 #include "emulator/device.h"
 #else
 
-#include <cuda_fp16.h>
-
 #include <cstdint>
+
+// Nothing of CUDA's headers, so that NVRTC needs none; it has no math.h either.
+#ifdef __CUDACC_RTC__
+#define INFINITY __int_as_float(0x7f800000)
+#endif
 
 namespace leankv::cuda {
 
@@ -119,7 +122,11 @@ __device__ __forceinline__ const int* in_register(const int* p) {
     return p;
 }
 
-__device__ __forceinline__ float half_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
+__device__ __forceinline__ float half_float(uint16_t h) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+}
 
 __device__ __forceinline__ uint32_t float_bits(float f) { return __float_as_uint(f); }
 
@@ -143,7 +150,11 @@ __device__ __forceinline__ uint64_t double_bits(double x) { return (uint64_t)__d
 
 __device__ __forceinline__ double bits_double(uint64_t u) { return __longlong_as_double((long long)u); }
 
-__device__ __forceinline__ uint16_t nearest_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
+__device__ __forceinline__ uint16_t nearest_half(float x) {
+    uint16_t h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+    return h;
+}
 
 // Of a launch that may begin before the one before it has ended: waits for that, and lets the next one begin, whose
 // blocks then take up room as ours leave it.

@@ -107,6 +107,12 @@ struct Finish {
         });
     }
 
+    // Of all that a query reads.
+    __device__ __forceinline__ int splits_of(int query) const {
+        const int before = (int)ldg(a.tiles + 5 * ldg(a.token_tile + query) + 3);
+        return before > S::split_pages ? (before + S::split_pages - 1) / S::split_pages : 1;
+    }
+
     // All that `fold` has merged, of so many splits.
     __device__ __forceinline__ void write_folded(int splits) const { write(folded(splits), false); }
 
@@ -159,11 +165,6 @@ struct Finish {
   private:
     // Peaks and sums of what the first so many splits have come to.
     __device__ __forceinline__ char* folded(int splits) const { return sums + (1 + (splits & 1)) * 8 * S::rows; }
-
-    __device__ __forceinline__ int splits_of(int query) const {
-        const int before = (int)ldg(a.tiles + 5 * ldg(a.token_tile + query) + 3);
-        return before > S::split_pages ? (before + S::split_pages - 1) / S::split_pages : 1;
-    }
 
     // Normalized, rotated back, and written: all rows, or those that the block was the last of.
     __device__ __forceinline__ void write(const char* from, bool flagged) const {
