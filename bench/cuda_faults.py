@@ -116,6 +116,14 @@ FAULTS = (
         "const bool begins = false && ",
         OPEN,
     ),
+    Fault(
+        "values as keys",
+        "states.cuh",
+        "second ? a.value + token * a.value_token",
+        "second ? a.key + token * a.key_token",
+        "tokens_are_written",
+    ),
+    Fault("outputs cut off", "numbers.cuh", "0x7FFF + (bits >> 16 & 1)", "0", "rounded_as_torch"),
     Fault("an empty state counts", "states.cuh", "peak == -INFINITY ? 0.0f : peak", "peak", MERGE),
     Fault(
         "raw pages in order", "tiers.cuh", "a.rows + ldg(a.at + blockIdx.y), index", "a.rows + blockIdx.y, index", TIERS

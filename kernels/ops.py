@@ -40,7 +40,15 @@ class AttendCommitted(Protocol):
 class MergeStates(Protocol):
     """Merge of two partial attentions; see ``reference.attention.merge_states``."""
 
-    def __call__(self, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]: ...
+    def __call__(
+        self, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class WriteTokens(Protocol):
+    """A forward's tokens into its tiles' pages; see ``RawPages.write``."""
+
+    def __call__(self, raw: RawPages, plan: Plan, key: Tensor, value: Tensor, /) -> None: ...
 
 
 class CommitPages(Protocol):
@@ -84,6 +92,7 @@ class Ops(NamedTuple):
     merge_states: MergeStates
     commit_pages: CommitPages
     tier_pages: TierPages = tier_pages
+    write_tokens: WriteTokens = RawPages.write
     free_pages: FreePages = RecordStore.free
     cut_pages: CutPages = RecordStore.cut
     count_blocks: CountBlocks = RecordStore.level_blocks
@@ -116,6 +125,7 @@ def _cpu(device: torch.device) -> Ops:
         cpu.merge_states,
         cpu.commit_pages,
         tier_pages,
+        RawPages.write,
         cpu.free_pages,
         cpu.cut_pages,
         cpu.count_blocks,
@@ -159,6 +169,7 @@ def _launched_by(launcher: Launcher, name: str, variant: str = "") -> Ops:
         partial(cuda.merge_states, launcher),
         partial(cuda.commit_pages, launcher),
         partial(cuda.tier_pages, launcher),
+        partial(cuda.write_tokens, launcher),
         partial(cuda.free_pages, launcher),
         partial(cuda.cut_pages, launcher),
         partial(cuda.count_blocks, launcher),

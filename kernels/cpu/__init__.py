@@ -100,14 +100,16 @@ def attend_committed(
     return out, lse
 
 
-def merge_states(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """See ``reference.attention.merge_states``; float32."""
+def merge_states(
+    out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """See ``reference.attention.merge_states``; worked out in float32."""
     out_a, lse_a, out_b, lse_b = (x.to(torch.float32).contiguous() for x in (out_a, lse_a, out_b, lse_b))
     out, lse = torch.empty_like(out_a), torch.empty_like(lse_a)
     _cpu.merge_states(
         out_a=out_a, lse_a=lse_a, out_b=out_b, lse_b=lse_b, out=out, lse=lse, threads=torch.get_num_threads()
     )
-    return out, lse
+    return out if dtype is None else out.to(dtype), lse
 
 
 def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, tiers: Tensor, rotation: str) -> None:

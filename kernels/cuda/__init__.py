@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from leankv_kernels.cuda.attend import attend_committed
 from leankv_kernels.cuda.commit import commit_pages, tier_pages
-from leankv_kernels.cuda.open import attend_open, merge_states
+from leankv_kernels.cuda.open import attend_open, merge_states, write_tokens
 from leankv_kernels.cuda.shrink import count_blocks, cut_pages, free_pages
 from leankv_kernels.cuda.unit import Launcher
 
@@ -23,4 +23,5 @@ __all__ = [
     "free_pages",
     "merge_states",
     "tier_pages",
+    "write_tokens",
 ]

@@ -1,8 +1,8 @@
-"""Units to cubins by nvcc, which needs no GPU: at build time for shipped shapes, at first use for others."""
+"""Units to cubins by nvcc, else by NVRTC, without a GPU: at build time for shipped shapes, at first use for others."""
 
 from __future__ import annotations
 
-import importlib.util
+import ctypes
 import os
 import re
 import shutil
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from leankv_kernels.cuda.nvrtc import NVRTC_ENV, NvrtcError, compile_source, find_nvrtc, toolkits
 from leankv_kernels.cuda.unit import INCLUDES, Unit
 
 CAPABILITIES = ("80", "86", "89", "90a", "100a", "120a")
@@ -19,7 +20,9 @@ CAPABILITIES = ("80", "86", "89", "90a", "100a", "120a")
 SHARED_BYTES = {"80": 166912, "86": 101376, "89": 101376, "90a": 232448, "100a": 232448, "120a": 101376}
 """The most dynamic shared memory that a block may have there."""
 NVCC_ENV = "LEANKV_NVCC"
-_FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v")
+_NVCC_FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v")
+# It optimizes anyway. Functions that are not marked, constexpr ones say, are the device's.
+_NVRTC_FLAGS = ("--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v")
 
 
 @dataclass(frozen=True)
@@ -41,31 +44,39 @@ def find_nvcc() -> str | None:
     """nvcc: what ``LEANKV_NVCC`` names, of PyPI's package nvidia-cuda-nvcc, of CUDA_HOME, or on the path."""
     if named := os.environ.get(NVCC_ENV):
         return named
-    package = importlib.util.find_spec("nvidia")
-    homes = [Path(folder) / "cu13" for folder in (package.submodule_search_locations or [] if package else [])]
-    homes += [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
-    found = next((str(home / "bin" / "nvcc") for home in homes if (home / "bin" / "nvcc").exists()), None)
+    found = next((str(home / "bin" / "nvcc") for home in toolkits() if (home / "bin" / "nvcc").exists()), None)
     return found or shutil.which("nvcc")
+
+
+def has_compiler() -> bool:
+    """Whether units can be compiled here."""
+    return find_nvcc() is not None or find_nvrtc() is not None
 
 
 def compile_unit(unit: Unit, capability: str, ptx: bool = False) -> tuple[bytes, list[Report]]:
     """The cubin of a unit for a compute capability such as ``90a``, or its PTX; and what the assembler reports.
 
     Raises:
-        CompileError: without nvcc, or where it fails.
+        CompileError: without nvcc and NVRTC, or where the compiler fails.
     """
-    nvcc = find_nvcc()
-    if nvcc is None:
-        raise CompileError(
-            f"the cuda kernels of {unit.name} are not shipped for compute capability {capability} and there is no nvcc "
-            f"to compile them: pip install nvidia-cuda-nvcc, set {NVCC_ENV} or CUDA_HOME, or use another backend"
-        )
+    options = [*INCLUDES, f"-DLEANKV_SHARED_BYTES={SHARED_BYTES[capability]}"]
+    if nvcc := find_nvcc():
+        return _by_nvcc(nvcc, unit, capability, options, ptx)
+    if library := find_nvrtc():
+        return _by_nvrtc(library, unit, capability, options, ptx)
+    raise CompileError(
+        f"the cuda kernels of {unit.name} are not shipped for compute capability {capability} and there is neither "
+        f"nvcc nor NVRTC to compile them: pip install nvidia-cuda-nvrtc, set {NVCC_ENV}, {NVRTC_ENV} or CUDA_HOME, "
+        "or use another backend"
+    )
+
+
+def _by_nvcc(nvcc: str, unit: Unit, capability: str, options: list[str], ptx: bool) -> tuple[bytes, list[Report]]:
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "source.cu", Path(folder) / "image"
         source.write_text(unit.text("unit.cu"))
-        shared = f"-DLEANKV_SHARED_BYTES={SHARED_BYTES[capability]}"
         target = [f"-arch=compute_{capability}", "-ptx"] if ptx else [f"-arch=sm_{capability}", "-cubin"]
-        command = [nvcc, *_FLAGS, *INCLUDES, shared, *target, str(source), "-o", str(out)]
+        command = [nvcc, *_NVCC_FLAGS, *options, *target, str(source), "-o", str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = [line for line in (done.stderr + done.stdout).splitlines() if "error" in line or "fatal" in line]
@@ -73,6 +84,19 @@ def compile_unit(unit: Unit, capability: str, ptx: bool = False) -> tuple[bytes,
                 f"nvcc ({nvcc}) does not compile the cuda kernels of {unit.name}: {(lines or ['no message'])[0]}"
             )
         return out.read_bytes(), parse_reports(done.stderr + done.stdout)
+
+
+def _by_nvrtc(
+    library: ctypes.CDLL, unit: Unit, capability: str, options: list[str], ptx: bool
+) -> tuple[bytes, list[Report]]:
+    target = f"--gpu-architecture={'compute' if ptx else 'sm'}_{capability}"
+    try:
+        image, log = compile_source(library, unit.text("unit.cu"), [*_NVRTC_FLAGS, *options, target], ptx)
+    except NvrtcError as error:
+        raise CompileError(
+            f"NVRTC ({library._name}) does not compile the cuda kernels of {unit.name}: {error}"
+        ) from error
+    return image, parse_reports(log)
 
 
 def parse_reports(text: str) -> list[Report]:

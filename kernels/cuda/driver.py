@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from leankv_kernels.cuda.attend import attend_shape
-from leankv_kernels.cuda.compiler import CAPABILITIES, capability_of, compile_unit, find_nvcc
+from leankv_kernels.cuda.compiler import CAPABILITIES, capability_of, compile_unit, has_compiler
 from leankv_kernels.cuda.facts import Facts, facts_of
 from leankv_kernels.cuda.unit import Unit, cache_folder, check_arguments, digest
 from leankv_kernels.layout import RecordLayout
@@ -181,7 +181,7 @@ def can_run(device: torch.device, layout: RecordLayout | None = None) -> bool:
             return False
         # Which group it will be is not known yet.
         name = f"attend-{dim}-*-{'-'.join(str(int(x)) for x in rest)}"
-    if find_nvcc():
+    if has_compiler():
         return True
     capability = capability_of(major, minor)
     folder, suffix = capability or CAPABILITIES[0], "cubin" if capability else "ptx"

@@ -1,4 +1,4 @@
-"""Attention inside raw open pages, and the merge of two states: how the kernels are called."""
+"""Attention inside raw open pages; tokens into them, and the merge of two states: how the kernels are called."""
 
 from __future__ import annotations
 
@@ -95,16 +95,55 @@ class StatesArgs(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("out_a", "lse_a", "out_b", "lse_b", "out", "lse")),
         ("rows", ctypes.c_longlong),
         ("dim", ctypes.c_int),
+        ("out_dtype", ctypes.c_int),
     )
 
 
+class WriteArgs(ctypes.Structure):
+    """``WriteArgs`` in csrc/states.cuh."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("key", "value", "raw_key", "raw_value", "at", "tile", "pos")),
+        *((name, ctypes.c_longlong) for name in ("key_token", "value_token", "tokens")),
+        *((name, ctypes.c_int) for name in ("bytes", "page")),
+    )
+
+
+def _by_token(x: Tensor) -> Tensor:
+    """Tokens ``[T, H, D]`` that lie each in one piece, at multiples of 16 bytes."""
+    size, (_, _, dim) = x.element_size(), x.shape
+    whole = x.stride()[1:] == (dim, 1) and x.stride(0) * size % 16 == 0 and x.data_ptr() % 16 == 0
+    return x if whole else x.clone(memory_format=torch.contiguous_format)
+
+
+def write_tokens(launcher: Launcher, raw: RawPages, plan: Plan, key: Tensor, value: Tensor) -> None:
+    """See ``RawPages.write``. One launch.
+
+    Raises:
+        ValueError: for pages that do not lie in one piece, or tokens of another dtype or odd sizes.
+    """
+    _, page, heads, dim = raw.key.shape
+    size = raw.key.element_size()
+    if not raw.key.is_contiguous() or not raw.value.is_contiguous() or heads * dim * size % 16:
+        raise ValueError("the cuda kernels write pages [R, P, H, D] in one piece, tokens of multiples of 16 bytes")
+    if {key.dtype, value.dtype, raw.value.dtype} != {raw.key.dtype}:
+        raise ValueError(f"tokens in {key.dtype} and {value.dtype} do not go into pages in {raw.key.dtype}")
+    key, value = _by_token(key), _by_token(value)
+    tensors = (key, value, raw.key, raw.value, raw.at, plan.token_tile, plan.token_pos)
+    strides = key.stride(0) * size, value.stride(0) * size
+    args = WriteArgs(*(x.data_ptr() for x in tensors), *strides, len(key), heads * dim * size, page)
+    grid = (-(-(2 * len(key) * heads * dim * size // 16) // STATE_THREADS), 1, 1)
+    launcher.launch(Unit("states"), "write_tokens", grid, args, key.device)
+
+
 def merge_states(
-    launcher: Launcher, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor
+    launcher: Launcher, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """See ``reference.attention.merge_states``; float32. One launch."""
+    """See ``reference.attention.merge_states``; worked out in float32. One launch."""
     states = [x.to(torch.float32).contiguous() for x in (out_a, lse_a, out_b, lse_b)]
-    out, lse = torch.empty_like(states[0]), torch.empty_like(states[1])
-    args = StatesArgs(*(x.data_ptr() for x in (*states, out, lse)), lse.numel(), out.shape[-1])
+    inside = dtype if dtype in DTYPES else torch.float32
+    out, lse = torch.empty_like(states[0], dtype=inside), torch.empty_like(states[1])
+    args = StatesArgs(*(x.data_ptr() for x in (*states, out, lse)), lse.numel(), out.shape[-1], DTYPES[inside])
     grid = (-(-out.numel() // STATE_THREADS), 1, 1)
     launcher.launch(Unit("states"), "merge_states", grid, args, out.device)
-    return out, lse
+    return out if dtype is None else out.to(dtype), lse

@@ -157,12 +157,15 @@ def _attend_views(q: Tensor, views: list[View]) -> tuple[Tensor, Tensor]:
     return out, lse.unflatten(1, (queries, group)).permute(1, 0, 2).flatten(1, 2)
 
 
-def merge_states(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Merge two partial attentions over disjoint keys: out ``[T, Hq, D]``, LSE ``[T, Hq]`` (-inf where empty)."""
+def merge_states(
+    out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Merge two partial attentions over disjoint keys: out ``[T, Hq, D]``, rounded to ``dtype`` if one is given, and
+    LSE ``[T, Hq]`` (-inf where empty)."""
     peak = torch.maximum(lse_a, lse_b)
     safe = torch.where(peak.isinf(), torch.zeros_like(peak), peak)
     weight_a, weight_b = (lse_a - safe).exp(), (lse_b - safe).exp()
     total = weight_a + weight_b
     norm = torch.where(total > 0, total, torch.ones_like(total))
     out = out_a * (weight_a / norm)[..., None] + out_b * (weight_b / norm)[..., None]
-    return out, torch.where(total > 0, safe + total.log(), peak)
+    return out if dtype is None else out.to(dtype), torch.where(total > 0, safe + total.log(), peak)

@@ -35,12 +35,14 @@ def merge_rows(out_a, lse_a, out_b, lse_b, out, lse, rows, DIM: tl.constexpr, PA
     tl.store(lse + row, peak + tl.where(total > 0.0, tl.log2(safe) * _LN2, 0.0), mask=inside)
 
 
-def merge_states(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """See ``reference.attention.merge_states``; float32."""
+def merge_states(
+    out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """See ``reference.attention.merge_states``; worked out in float32."""
     states = [x.to(torch.float32).contiguous() for x in (out_a, lse_a, out_b, lse_b)]
     out, lse = torch.empty_like(states[0]), torch.empty_like(states[1])
     rows, dim = lse.numel(), out.shape[-1]
     if rows:
         args = (*states, out, lse, rows, dim, triton.next_power_of_2(dim), ROWS.rows)
         launch(merge_rows, (triton.cdiv(rows, ROWS.rows),), args, ROWS.options)
-    return out, lse
+    return out if dtype is None else out.to(dtype), lse

@@ -128,8 +128,8 @@ class LeanKVBackend(AttentionBackend):
         if not mode.is_decode():
             self.filled, self.thresholds = filled, thresholds
         elif len(filled):
-            there = (x.index_select(0, plan.full) for x in (plan.own_pages, plan.rows))
-            self.pool.commit_later(FilledPages(*there, plan.full_index, thresholds), filled)
+            ids, owners_there = plan.own_pages.index_select(0, plan.full), plan.rows.index_select(0, plan.full)
+            self.pool.commit_later(FilledPages(ids, owners_there, plan.full_index, thresholds), filled)
 
     def _begin(self, rows: Rows, prefix: Sequence[int], extend: Sequence[int]) -> Pages:
         """Note on the host what a forward writes; the ids of the pages that it reads."""
@@ -226,11 +226,11 @@ class LeanKVBackend(AttentionBackend):
         values = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)[:n]
         raw = pool.open_pages.raw(index, plan, keys, values)
         commits = len(self.filled) > 0
-        merged = self.compressor.forward(index, plan, queries, raw, layer.scaling, self.thresholds, commits)
+        merged = self.compressor.forward(index, plan, queries, raw, layer.scaling, self.thresholds, commits, q.dtype)
         pool.open_pages.keep(index, plan, raw)
         if commits and index == pool.layer_num - 1:
             pool.note_commits(plan, self.filled)
-        out = merged.flatten(1).to(q.dtype)
+        out = merged.flatten(1)
         padded = q.numel() // (layer.tp_q_head_num * layer.qk_head_dim)
         return out if padded == n else torch.cat([out, out.new_zeros(padded - n, out.shape[1])])
 

@@ -49,7 +49,7 @@ def pages_near(
         request: of each tile.
         near_pages: pages before the own that are read near.
     """
-    own, start = np.asarray(own, np.int64), np.asarray(indptr, np.int64)[np.asarray(request, np.int64)]
+    before, start = np.asarray(own, np.int64), np.asarray(indptr, np.int64)[np.asarray(request, np.int64)]
     back = np.arange(1, near_pages + 1)
-    at = (start + own)[:, None] - back
-    return pages[at[back <= own[:, None]]]
+    at = (start + before)[:, None] - back
+    return pages[at[back <= before[:, None]]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from leankv_kernels import LOW, MID, Ops, Plan, RawPages, RecordStore, TierRule
@@ -40,6 +41,7 @@ class Compressor:
         scale: float,
         alphas: Tensor | None = None,
         commits: bool = True,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Attend, and commit.
 
@@ -52,9 +54,10 @@ class Compressor:
             alphas: float64 ``[layers, f, 3, H]`` for the pages in ``plan.full``; None where all have the compressor's.
             commits: whether pages in ``plan.full`` are committed; otherwise the caller does it with :meth:`commit`
                 before any later forward.
+            dtype: of the output.
 
         Returns:
-            out ``[T, Hq, D]``, float32 or more.
+            out ``[T, Hq, D]``; float32 or more where no dtype is asked for.
         """
         own, own_lse = self.ops.attend_open(q, raw, plan, scale)
         if commits and plan.full.numel():
@@ -62,7 +65,7 @@ class Compressor:
             chosen = None if alphas is None else alphas[layer : layer + 1]
             self.commit(layer, pages, raw.of(plan.full), plan.full_index, chosen)
         past, past_lse = self.ops.attend_committed(q, self.store, layer, plan, scale, self.rotation)
-        out, _ = self.ops.merge_states(own, own_lse, past, past_lse)
+        out, _ = self.ops.merge_states(own, own_lse, past, past_lse, dtype)
         return out
 
     def commit(

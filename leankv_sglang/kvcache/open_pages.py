@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from leankv_kernels import Plan, RawPages
+from leankv_kernels.ops import WriteTokens
 from leankv_sglang.errors import LeanKVError
 
 
@@ -22,6 +23,7 @@ class OpenPages:
         query_heads: of a layer; each has column scores of its own.
         dtype: of raw keys and values.
         device: where they live.
+        write: how tokens get there.
     """
 
     def __init__(
@@ -34,8 +36,9 @@ class OpenPages:
         query_heads: int,
         dtype: torch.dtype,
         device: torch.device | str,
+        write: WriteTokens = RawPages.write,
     ) -> None:
-        self.page_size = page_size
+        self.page_size, self._write = page_size, write
         shape = (layers, rows, page_size, kv_heads, head_dim)
         self.key = torch.zeros(shape, dtype=dtype, device=device)
         self.value = torch.zeros(shape, dtype=dtype, device=device)
@@ -63,7 +66,7 @@ class OpenPages:
         if not plan.one_tile_per_row:
             rows = plan.rows
             raw = RawPages(raw.key[rows], raw.value[rows], raw.scores[rows], plan.tile_range)
-        raw.write(plan, key.to(self.dtype), value.to(self.dtype))
+        self._write(raw, plan, key.to(self.dtype), value.to(self.dtype))
         return raw
 
     def of_rows(self, rows: Tensor) -> RawPages:

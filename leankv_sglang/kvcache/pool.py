@@ -109,9 +109,8 @@ class LeanKVPool(MHATokenToKVPool):
     def attach_rows(self, num_rows: int, num_query_heads: int) -> None:
         """Allocate one raw open page per request row (row 0 is SGLang's padding row)."""
         heads = (self.head_num, self.head_dim, num_query_heads)
-        self.open_pages = OpenPages(
-            self.layer_num, num_rows, self.page_size, *heads, self.model_dtype, torch.device(self.device)
-        )
+        how = self.model_dtype, torch.device(self.device), self.ops.write_tokens
+        self.open_pages = OpenPages(self.layer_num, num_rows, self.page_size, *heads, *how)
         logger.info("LeanKV: %d open pages, %.1f MiB", num_rows, self.open_pages.nbytes() / 2**20)
 
     def mirror_rows(self, req_to_token_pool: Any) -> PageRows:

@@ -67,7 +67,7 @@ class LeanCache(Cache[LeanState]):
         how = (config.rotation, strategy, alphas.to(device), config.keep_first)
         self.compressor = Compressor(self.ops, self.store, *how)
         heads = (shape.kv_heads, shape.head_dim, shape.query_heads)
-        self.open_pages = OpenPages(shape.layers, rows, page_size, *heads, dtype, device)
+        self.open_pages = OpenPages(shape.layers, rows, page_size, *heads, dtype, device, self.ops.write_tokens)
         self.table = torch.zeros(rows, 0, dtype=torch.int32, device=device)
         self.rows = list(range(rows))
         self.holders = [0] * (pages + 1)

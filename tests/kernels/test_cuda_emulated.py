@@ -298,3 +298,36 @@ def test_pages_without_records_are_passed_over(cuda: Ops, ops: Ops) -> None:
 def test_a_shape_that_is_not_written_is_refused(layout: RecordLayout, group: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         attend_shape(layout, group)
+
+
+@pytest.mark.parametrize("dtype", MODEL_DTYPES)
+def test_merged_states_are_rounded_as_torch_does(cuda: Ops, dtype: torch.dtype) -> None:
+    g = generator(3)
+    outs = [torch.randn(4, 2, 64, generator=g) * 10.0 ** torch.randint(-9, 9, (4, 2, 64), generator=g) for _ in "ab"]
+    lses = [torch.randn(4, 2, generator=g) for _ in "ab"]
+    exact, lse = cuda.merge_states(outs[0], lses[0], outs[1], lses[1])
+    rounded, same = cuda.merge_states(outs[0], lses[0], outs[1], lses[1], dtype)
+    assert rounded.dtype == dtype
+    assert torch.equal(rounded, exact.to(dtype))
+    assert torch.equal(lse, same)
+
+
+@few(10)
+@given(rng=dice)
+def test_tokens_are_written_to_their_pages(cuda: Ops, rng: Random) -> None:
+    """Of decode and of prompts, from rows of a larger tensor or of their own."""
+    page, heads, dim, dtype = 64, rng.randint(1, 3), rng.choice((64, 80)), rng.choice(MODEL_DTYPES)
+    lengths, steps = [rng.randint(0, 2 * page) for _ in "abc"], [rng.choice((1, rng.randint(1, 100))) for _ in "abc"]
+    slots = torch.arange(4 * 6 * page, dtype=torch.int32).view(4, -1)
+    plan = build_plan(torch.tensor([3, 1, 2]), lengths, steps, slots, page, 1)
+    rows, g = plan.num_tiles + 2, generator(rng.getrandbits(32))
+    both = torch.randn(plan.num_tokens, (2 + rng.randint(0, 1)) * heads, dim, generator=g).to(dtype)
+    key, value = both[:, :heads], both[:, heads : 2 * heads]
+    at = torch.tensor(rng.sample(range(rows), plan.num_tiles))
+    ours, theirs = (
+        RawPages(*torch.zeros(2, rows, page, heads, dim, dtype=dtype), torch.zeros(rows, heads, page), at) for _ in "ab"
+    )
+    cuda.write_tokens(ours, plan, key, value)
+    theirs.write(plan, key, value)
+    assert torch.equal(ours.key, theirs.key)
+    assert torch.equal(ours.value, theirs.value)

@@ -75,16 +75,19 @@ class Witness:
         check_state(out, lse, want_out, want_lse, value * (OUT_EPS + 2 * off), off)
         return out, lse
 
-    def merge_states(self, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    def merge_states(
+        self, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Outputs and LSE."""
         self._count("merge_states")
+        assert dtype is None
         out, lse = self.ops.merge_states(out_a, lse_a, out_b, lse_b)
-        want = self.reference.merge_states(*(x.double() for x in (out_a, lse_a, out_b, lse_b)))
+        want_out, want_lse = self.reference.merge_states(out_a.double(), lse_a.double(), out_b.double(), lse_b.double())
         largest = max(x.abs().max().item() for x in (out_a, out_b))
         # An LSE in float32 is off by 2^-24 of its size, and the weights by as much of the difference.
         sizes = [x[x.isfinite()].abs().max().item() for x in (lse_a, lse_b) if x.isfinite().any()]
         off = SCORE_EPS * (1 + max(sizes, default=0.0))
-        check_state(out, lse, *want, largest * off * 2, off)
+        check_state(out, lse, want_out, want_lse, largest * off * 2, off)
         return out, lse
 
     def commit_pages(

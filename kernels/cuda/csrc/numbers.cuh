@@ -11,6 +11,13 @@ __device__ __forceinline__ float number_of(uint32_t bits, int dtype) {
     return dtype == kBfloat16 ? bits_float(bits << 16) : half_float((uint16_t)bits);
 }
 
+// Rounded to the nearest, to even; what is no number stays none.
+__device__ __forceinline__ uint16_t nearest_bfloat(float x) {
+    const uint32_t bits = float_bits(x);
+    if ((bits & 0x7FFFFFFF) > 0x7F800000) return 0x7FC0;
+    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
 __device__ __forceinline__ float number_at(const void* p, long long at, int dtype) {
     if (dtype == kFloat32) return ((const float*)p)[at];
     return number_of(((const uint16_t*)p)[at], dtype);

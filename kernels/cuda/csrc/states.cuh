@@ -1,7 +1,7 @@
-// Merge of two partial attentions over disjoint keys.
+// What begins and ends a layer: tokens to their open pages; merge of two partial attentions over disjoint keys.
 #pragma once
 
-#include "device.cuh"
+#include "numbers.cuh"
 
 namespace leankv::cuda {
 
@@ -11,10 +11,32 @@ struct StatesShape {
 
 struct StatesArgs {
     const float *out_a, *lse_a, *out_b, *lse_b;  // [rows, dim], [rows]
-    float *out, *lse;
+    void* out;
+    float* lse;
     long long rows;
-    int dim;
+    int dim, out_dtype;
 };
+
+struct WriteArgs {
+    const char *key, *value;      // [T] tokens, `token` bytes from one to the next
+    char *raw_key, *raw_value;    // [R, page] tokens
+    const long long *at;          // [U]: which of the R
+    const long long *tile, *pos;  // [T]
+    long long key_token, value_token, tokens;
+    int bytes, page;  // of a token, a multiple of 16; tokens of a page
+};
+
+// Grid: as many blocks as cover two times 16 bytes of all tokens.
+template <class S>
+__device__ __forceinline__ void write_tokens(const WriteArgs& a) {
+    const int parts = a.bytes / 16;
+    const long long i = (long long)blockIdx.x * S::threads + threadIdx.x, token = i / 2 / parts;
+    if (token >= a.tokens) return;
+    const bool second = i / parts & 1;
+    const long long to = (ldg(a.at + ldg(a.tile + token)) * a.page + ldg(a.pos + token)) * a.bytes + i % parts * 16;
+    const char* from = second ? a.value + token * a.value_token : a.key + token * a.key_token;
+    *(uint4*)((second ? a.raw_value : a.raw_key) + to) = ldg((const uint4*)(from + i % parts * 16));
+}
 
 // Grid: as many blocks as cover rows * dim.
 template <class S>
@@ -25,7 +47,11 @@ __device__ __forceinline__ void merge_states(const StatesArgs& a) {
     const float base = peak == -INFINITY ? 0.0f : peak;
     const float up = ex2((x - base) * 1.44269504f), down = ex2((y - base) * 1.44269504f), total = up + down;
     const float safe = total > 0 ? total : 1.0f;
-    a.out[at] = fma_(ldg(a.out_a + at), up / safe, ldg(a.out_b + at) * (down / safe));
+    const float out = fma_(ldg(a.out_a + at), up / safe, ldg(a.out_b + at) * (down / safe));
+    if (a.out_dtype == kFloat32)
+        ((float*)a.out)[at] = out;
+    else
+        ((uint16_t*)a.out)[at] = a.out_dtype == kBfloat16 ? nearest_bfloat(out) : nearest_half(out);
     if (at % a.dim == 0) a.lse[row] = total > 0 ? fma_(lg2(safe), 0.69314718f, base) : peak;
 }
 
@@ -33,5 +59,6 @@ __device__ __forceinline__ void merge_states(const StatesArgs& a) {
 
 #ifdef LEANKV_KERNEL
 using S = leankv::cuda::StatesShape;
+LEANKV_KERNEL(write_tokens, WriteArgs, S::threads, 1, 0)
 LEANKV_KERNEL(merge_states, StatesArgs, S::threads, 1, 0)
 #endif
