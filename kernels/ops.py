@@ -98,6 +98,9 @@ class Ops(NamedTuple):
     count_blocks: CountBlocks = RecordStore.level_blocks
     variant: str = ""
     """What of the backend is in use, such as an instruction set."""
+    takes_bounds: bool = False
+    """Whether it reads lengths on the device alone where ``Plan.bounds`` says that the host's are bounds, as a captured
+    graph needs it."""
 
     def describe(self) -> str:
         """Name and variant."""
@@ -130,6 +133,7 @@ def _cpu(device: torch.device) -> Ops:
         cpu.cut_pages,
         cpu.count_blocks,
         cpu.isa(),
+        takes_bounds=True,
     )
 
 
@@ -174,6 +178,7 @@ def _launched_by(launcher: Launcher, name: str, variant: str = "") -> Ops:
         partial(cuda.cut_pages, launcher),
         partial(cuda.count_blocks, launcher),
         variant,
+        takes_bounds=True,
     )
 
 
@@ -203,6 +208,21 @@ def available_backends() -> list[str]:
     return sorted(_BACKENDS)
 
 
+def backend_name(device: torch.device | str, name: str | None = None, layout: RecordLayout | None = None) -> str:
+    """Which backend :func:`get_ops` takes; loads nothing.
+
+    Raises:
+        ValueError: for one that does not exist.
+    """
+    if name in (None, "auto"):
+        name = os.environ.get(BACKEND_ENV) or "auto"
+    if name == "auto":
+        name = _best(torch.device(device), layout)
+    if name not in _BACKENDS:
+        raise ValueError(f"kernel backend {name!r} does not exist: choose one of auto, {', '.join(_BACKENDS)}")
+    return name
+
+
 def get_ops(device: torch.device | str, name: str | None = None, layout: RecordLayout | None = None) -> Ops:
     """The ops for a device.
 
@@ -215,11 +235,5 @@ def get_ops(device: torch.device | str, name: str | None = None, layout: RecordL
         ValueError: for a backend that does not exist or cannot work on the device; a choice never falls back to
             another.
     """
-    if name in (None, "auto"):
-        name = os.environ.get(BACKEND_ENV) or "auto"
     device = torch.device(device)
-    if name == "auto":
-        name = _best(device, layout)
-    if name not in _BACKENDS:
-        raise ValueError(f"kernel backend {name!r} does not exist: choose one of auto, {', '.join(_BACKENDS)}")
-    return _BACKENDS[name](device)
+    return _BACKENDS[backend_name(device, name, layout)](device)

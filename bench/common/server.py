@@ -144,7 +144,12 @@ def start_module(module: str, args: list[str], output: IO[bytes], env: dict[str,
 
 @contextmanager
 def serve(
-    *args: str, stock: bool = False, env: dict[str, str] | None = None, start: Start = start_module
+    *args: str,
+    stock: bool = False,
+    env: dict[str, str] | None = None,
+    start: Start = start_module,
+    log_file: Path | None = None,
+    timeout: float = READY_TIMEOUT,
 ) -> Iterator[Server]:
     """Run a server for the duration of the block.
 
@@ -153,6 +158,8 @@ def serve(
         stock: SGLang's own launcher instead of ours, from the same environment.
         env: additional environment.
         start: how its process begins.
+        log_file: what it prints goes there and stays; without one it is gone when the server is.
+        timeout: seconds in which it has to become ready.
 
     Raises:
         RuntimeError: when it does not become ready, with the end of its log.
@@ -165,16 +172,24 @@ def serve(
     if "--model-path" not in args:
         flags += ["--model-path", str(ensure_model(quiet=True))]
     module = "sglang.launch_server" if stock else "leankv_sglang.launch_server"
-    with tempfile.NamedTemporaryFile("wb", suffix=".log", delete=False) as log:
+    path = log_file or _temporary()
+    with path.open("wb") as log:
         begin = time.monotonic()
-        process = start(module, flags, log.file, env or {})
-        server = Server(f"http://127.0.0.1:{port}", process, Path(log.name), 0.0)
+        process = start(module, flags, log, env or {})
+        server = Server(f"http://127.0.0.1:{port}", process, path, 0.0)
         try:
-            _wait_ready(server, begin)
+            _wait_ready(server, begin, timeout)
             yield server
         finally:
             stop(process)
-            os.unlink(log.name)
+            if log_file is None:
+                path.unlink()
+
+
+def _temporary() -> Path:
+    descriptor, name = tempfile.mkstemp(suffix=".log")
+    os.close(descriptor)
+    return Path(name)
 
 
 def stop(process: Process) -> None:
@@ -190,8 +205,8 @@ def stop(process: Process) -> None:
             continue
 
 
-def _wait_ready(server: Server, start: float) -> None:
-    while time.monotonic() - start < READY_TIMEOUT:
+def _wait_ready(server: Server, start: float, timeout: float) -> None:
+    while time.monotonic() - start < timeout:
         if (status := server.process.poll()) is not None:
             raise RuntimeError(f"the server ended with status {status}:\n{server.log_text()[-3000:]}")
         try:
@@ -202,4 +217,4 @@ def _wait_ready(server: Server, start: float) -> None:
         except requests.RequestException:
             pass
         time.sleep(0.3)
-    raise RuntimeError(f"the server was not ready in {READY_TIMEOUT:.0f} s:\n{server.log_text()[-3000:]}")
+    raise RuntimeError(f"the server was not ready in {timeout:.0f} s:\n{server.log_text()[-3000:]}")

@@ -26,11 +26,9 @@ from tqdm import tqdm
 
 from bench.common.server import Server, serve
 from bench.common.table import print_table, write_json
+from bench.serving.equal import units_for
 from bench.serving.plot import plot_serving
 from bench.serving.workloads import Job, conversations, shared_prefix, unique
-from leankv_sglang.compression.build import make_layout
-from leankv_sglang.config import DEFAULT_PAGE_SIZE
-from leankv_sglang.kvcache.sizing import tokens_for
 from leankv_sglang.models.shape import ModelShape, read_shape
 
 CLIENTS = 8
@@ -98,16 +96,12 @@ def loads(names: list[str], quick: bool) -> list[Load]:
 def flags(system: str, memory: int, clients: int) -> tuple[str, ...]:
     """Flags that give a system so many bytes in all."""
     from leankv_sglang.models import resolve_model_path
-    from leankv_sglang.server.args import config_from_args, split_args
 
-    shape = model_shape()
     extra = SYSTEMS.get(system, ())
     if system == STOCK:
         tokens = memory // bytes_per_token()
     else:
-        config, _ = config_from_args(split_args(extra)[0], resolve_model_path(None))
-        layout = make_layout(config, DEFAULT_PAGE_SIZE, shape.kv_heads, shape.head_dim)
-        tokens = tokens_for(memory, layout, shape.layers, shape.query_heads, clients)
+        tokens = units_for(memory, resolve_model_path(None), extra, clients)
     common = ("--max-total-tokens", str(tokens), "--max-running-requests", str(clients), "--enable-metrics")
     return (*common, *extra)
 

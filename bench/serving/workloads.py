@@ -16,11 +16,21 @@ class Job(NamedTuple):
     new_tokens: int
 
 
-def shared_prefix(groups: int, per_group: int, system: int, question: int, output: int, seed: int = 0) -> list[Job]:
+def shared_prefix(
+    groups: int,
+    per_group: int,
+    system: int,
+    question: int,
+    output: int,
+    seed: int = 0,
+    ids: list[int] | None = None,
+) -> list[Job]:
     """The shape of SGLang's ``generated-shared-prefix`` dataset: a system prompt for each group, a question for each
-    request, shuffled. Real text instead of random tokens, since what is important in a page depends on it.
+    request, shuffled. Real text instead of random tokens, since what is important in a page depends on it: ``ids``,
+    by default WikiText's for the default model.
     """
-    rng, ids = random.Random(seed), default_tokens()
+    rng = random.Random(seed)
+    ids = default_tokens() if ids is None else ids
 
     def passage(length: int) -> list[int]:
         start = rng.randrange(len(ids) - length)

@@ -143,7 +143,16 @@ class LeanKVBackend(AttentionBackend):
     # ---- CUDA graphs of decode steps ----
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
-        """Allocate what graphs of up to ``max_bs`` requests read, at addresses that stay."""
+        """Allocate what graphs of up to ``max_bs`` requests read, at addresses that stay.
+
+        Raises:
+            LeanKVError: for kernels that cannot be captured.
+        """
+        if not self.pool.ops.takes_bounds:
+            raise LeanKVError(
+                f"LeanKV's {self.pool.ops.name} kernels cannot be captured in CUDA graphs; add --disable-cuda-graph or "
+                "choose --leankv-kernels cuda."
+            )
         pages = -(-self.req_to_token_pool.req_to_token.shape[1] // self.pool.page_size)
         self.graph_plan = StaticPlan(max_bs, pages, self.pool.page_size, self.near_pages, self.pool.device)
 

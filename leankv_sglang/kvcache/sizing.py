@@ -7,6 +7,7 @@ from typing import Any
 from leankv_kernels import RecordLayout
 from leankv_sglang.compression.build import make_layout
 from leankv_sglang.config import required_config
+from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.ledger import LOGICAL_FACTOR
 
 DEFAULT_CPU_BYTES = 2 << 30
@@ -31,6 +32,37 @@ def bytes_per_token(kvc: Any, num_layers: int) -> int:
     heads = model.get_num_kv_heads(get_parallel().attn_tp_size)
     layout = make_layout(required_config(), page_size, heads, model.head_dim)
     return -(-page_bytes(layout, num_layers) // page_size)
+
+
+def memory_for_pages(kvc: Any, budget: int) -> int:
+    """What of a memory budget in bytes is left for pages, once all request rows have their open pages.
+
+    Args:
+        kvc: SGLang's KVCacheConfigurator.
+        budget: what ``--mem-fraction-static`` leaves beside the weights.
+
+    Raises:
+        LeanKVError: where nothing is left.
+    """
+    from sglang.srt.runtime_context import get_parallel, get_schedule
+
+    model, page_size, ranks = kvc.model_config, get_schedule().page_size, get_parallel().attn_tp_size
+    layout = make_layout(required_config(), page_size, model.get_num_kv_heads(ranks), model.head_dim)
+    layers = kvc.layer_info.num_effective_layers
+    row = open_page_bytes(layout, layers, model.get_num_attention_heads(ranks), model.dtype.itemsize)
+    requests = get_schedule().max_running_requests
+    if requests is None:
+        requests = kvc.resolve_max_num_reqs(budget // bytes_per_token(kvc, layers))
+    else:
+        requests = max(1, requests // kvc.attn_dp_size)
+    rows = requests + 1
+    if rows * row >= budget:
+        raise LeanKVError(
+            f"LeanKV cannot start: the open pages of {requests} requests take {rows * row / 2**30:.2f} GiB, and "
+            f"{max(budget, 0) / 2**30:.2f} GiB are left beside the weights; lower --max-running-requests or raise "
+            "--mem-fraction-static."
+        )
+    return budget - rows * row
 
 
 def default_max_total_tokens(model: Any, page_size: int, tp_size: int, dp_size: int) -> int:

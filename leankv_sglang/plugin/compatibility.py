@@ -68,6 +68,10 @@ def check_environment() -> None:
 
     if envs.SGLANG_RUST_SERVER.get():
         raise LeanKVError("LeanKV cannot start: the Rust server is not supported; unset SGLANG_RUST_SERVER.")
+    if envs.SGLANG_ENABLE_METADATA_GLUE_GRAPH.get():
+        raise LeanKVError(
+            "LeanKV cannot start: it plans forwards on the host; unset SGLANG_ENABLE_METADATA_GLUE_GRAPH."
+        )
     if os.environ.get(APP_PATH_ENV, APP_PATH) != APP_PATH:
         raise LeanKVError(f"LeanKV cannot start: its HTTP app is its own; unset {APP_PATH_ENV}.")
 

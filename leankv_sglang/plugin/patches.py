@@ -14,6 +14,7 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
         invariant_ops,
         kv_release,
         output_streamer,
+        pool_budget,
         private_pages,
         replay_rows,
         row_alloc,
@@ -21,12 +22,13 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
         single_row,
     )
     from leankv_sglang.attention.row_thresholds import assign_rows
-    from leankv_sglang.kvcache.sizing import bytes_per_token
+    from leankv_sglang.kvcache.sizing import bytes_per_token, memory_for_pages
     from leankv_sglang.observability.pool_stats import server_info
     from leankv_sglang.observability.request_stats import note_release, reporting_streamer
 
     return [
         (cell_size, (bytes_per_token,)),
+        (pool_budget, (memory_for_pages,)),
         (internal_state, (server_info,)),
         (single_row, ()),
         (invariant_ops, ()),

@@ -72,20 +72,18 @@ def _create_cache(ctx: Any) -> Any:
 def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
     """Refuse models we cannot serve, before anything is loaded, and settle what depends on the model's shape."""
     from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolving_view
-    from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
 
     from leankv_sglang.kvcache.sizing import default_max_total_tokens
     from leankv_sglang.plugin.compatibility import check_model
+    from leankv_sglang.plugin.graphs import settle_graphs
 
     previous(server_args)
     cfg = resolving_view(server_args)
     if cfg.attention_backend != NAME:
         return
-    for phase in (Phase.DECODE, Phase.PREFILL):
-        graphs = with_phase(cfg.cuda_graph_config, phase, backend=Backend.DISABLED)
-        declare_resolution(server_args, NAME, cuda_graph_config=graphs)
     model = model_config_of(server_args)
     check_model(model)
+    settle_graphs(server_args, cfg, model)
     # The record keeps what the user gave; the view already holds SGLang's own default fraction of the machine.
     if cfg.device == "cpu" and server_args.max_total_tokens is None and server_args.mem_fraction_static is None:
         tokens = default_max_total_tokens(model, cfg.page_size, cfg.tp_size, cfg.dp_size)

@@ -9,10 +9,19 @@ import pytest
 import sglang
 import torch
 from sglang.srt.managers.scheduler_components.invariant_checker import SchedulerInvariantChecker as Checker
+from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
 from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator
 from sglang.srt.plugins.hook_registry import HookRegistry
 
-from leankv_patches import SGLANG_VERSION, cell_size, cpu_imports, internal_state, private_pages, single_row
+from leankv_patches import (
+    SGLANG_VERSION,
+    cell_size,
+    cpu_imports,
+    internal_state,
+    pool_budget,
+    private_pages,
+    single_row,
+)
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.plugin import selfcheck
 
@@ -53,6 +62,17 @@ def test_a_token_is_priced_by_us(hooks: None, monkeypatch: pytest.MonkeyPatch) -
     HookRegistry.apply_hooks()
     assert cell_size.problem() is None
     assert DefaultPoolConfigurator._compute_cell_size(SimpleNamespace(), SimpleNamespace(price=7), 3) == 21
+
+
+def test_the_pool_gets_what_is_left(hooks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def upstream(self: object, budget_bytes: int, *, cap_tokens: int | None = None) -> tuple[int, int | None]:
+        return budget_bytes, cap_tokens
+
+    monkeypatch.setattr(KVCacheConfigurator, "config_from_budget", upstream)
+    pool_budget.install(lambda kvc, budget: budget - kvc.fixed)
+    HookRegistry.apply_hooks()
+    assert pool_budget.problem() is None
+    assert KVCacheConfigurator.config_from_budget(SimpleNamespace(fixed=3), 10, cap_tokens=2) == (7, 2)
 
 
 def test_a_target_with_other_arguments_is_a_problem(hooks: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,16 +25,19 @@ PYTHON = "3.12"
 KERNEL = "sglang-kernel==0.4.6"
 """The newest whose library loads in torch 2.11; SGLang's own pin is built for a later torch. All it is asked for there
 has the signatures that sglang 0.5.23 calls."""
-LACKING = frozenset(
-    """sglang annotated-types apache-tvm-ffi asttokens cffi compressed-tensors dill distro executing fastapi gguf ipython
-    ipython_pygments_lexers jedi jiter jsonschema jsonschema-specifications loguru matplotlib-inline msgspec openai
-    opentelemetry-api orjson parso partial-json-parser pexpect prompt_toolkit ptyprocess pure_eval pybase64 pycparser
-    pydantic pydantic_core python-multipart pyzmq referencing rpds-py setproctitle sniffio soundfile stack-data starlette
-    traitlets typing-inspection uvicorn wcwidth xgrammar""".split()
+LACKING = (
+    *("sglang", "annotated-types", "apache-tvm-ffi", "asttokens", "cffi", "compressed-tensors", "dill", "distro"),
+    *("executing", "fastapi", "gguf", "ipython", "ipython_pygments_lexers", "jedi", "jiter", "jsonschema"),
+    *("jsonschema-specifications", "loguru", "matplotlib-inline", "msgspec", "openai", "opentelemetry-api", "orjson"),
+    *("parso", "partial-json-parser", "pexpect", "prompt_toolkit", "ptyprocess", "pure_eval", "pybase64", "pycparser"),
+    *("pydantic", "pydantic_core", "python-multipart", "pyzmq", "referencing", "rpds-py", "setproctitle", "sniffio"),
+    *("soundfile", "stack-data", "starlette", "traitlets", "typing-inspection", "uvicorn", "wcwidth", "xgrammar"),
 )
 """Of the lock file; the machine has the rest."""
 DROPPED = (
-    *("sglang/multimodal_gen/", "sglang/test/", "sglang/benchmark/", "sglang/srt/rust_extensions/"),
+    *("sglang/multimodal_gen/", "sglang/test/", "sglang/benchmark/"),
+    # Their Python beside them is asked for the versions of torch that the tree's library goes with.
+    *(f"sglang/srt/rust_extensions/{library}." for library in ("_bench", "_grpc", "_multimodal", "_server")),
     *("sgl_kernel/sm100/", "sgl_kernel/flash_ops", "sgl_kernel/infllm_ops", "sgl_kernel/flashmla_ops"),
     *("jedi/third_party/", "triton_kernels/"),
 )
@@ -63,7 +66,7 @@ def download(pins: Sequence[str], folder: Path, python: str) -> list[Path]:
         subprocess.CalledProcessError: where pip finds one not.
     """
     platforms = [word for name in _PLATFORMS for word in ("--platform", f"manylinux{name}_x86_64")]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", python, *platforms]
     subprocess.run([*command, "--dest", str(folder), *pins], check=True)
     return sorted(folder.glob("*.whl"))

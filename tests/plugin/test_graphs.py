@@ -1,0 +1,53 @@
+"""Which CUDA graphs are left on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sglang.srt.arg_groups import overrides
+from sglang.srt.model_executor.cuda_graph_config import Backend, CudaGraphConfig, PhaseConfig
+
+from leankv_kernels import ops
+from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
+from leankv_sglang.errors import LeanKVError
+from leankv_sglang.plugin.graphs import settle_graphs
+
+MODEL = SimpleNamespace(get_num_kv_heads=lambda ranks: 8 // ranks, head_dim=128)
+STOCK = (Backend.FULL, Backend.BREAKABLE)
+
+
+def settled(monkeypatch: pytest.MonkeyPatch, device: str, kernels: str, asked: tuple[str, str] = STOCK) -> Any:
+    """Backends of decode and prefill, as left."""
+    monkeypatch.setenv(CONFIG_ENV, LeanKVConfig(kernels=kernels).to_json())
+    decode, prefill = (PhaseConfig(backend=name) for name in asked)
+    cfg = SimpleNamespace(
+        device=device, page_size=128, tp_size=2, cuda_graph_config=CudaGraphConfig(decode=decode, prefill=prefill)
+    )
+    found = [cfg.cuda_graph_config]
+    monkeypatch.setattr(
+        overrides, "declare_resolution", lambda _args, _name, cuda_graph_config: found.append(cuda_graph_config)
+    )
+    settle_graphs(None, cfg, MODEL)
+    return found[-1].decode.backend, found[-1].prefill.backend
+
+
+def test_on_a_gpu_decode_and_breakable_prefill_graphs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settled(monkeypatch, "cuda", "cuda") == STOCK
+    monkeypatch.setattr(ops, "_best", lambda device, layout: "cuda")
+    monkeypatch.delenv(ops.BACKEND_ENV, raising=False)
+    assert settled(monkeypatch, "cuda", "auto") == STOCK
+
+
+def test_kernels_that_cannot_be_captured_decode_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settled(monkeypatch, "cuda", "triton") == (Backend.DISABLED, Backend.BREAKABLE)
+
+
+def test_a_cpu_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settled(monkeypatch, "cpu", "auto") == (Backend.DISABLED, Backend.DISABLED)
+
+
+def test_graphs_of_whole_prefills_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LeanKVError, match="full CUDA graphs of prefills are not supported"):
+        settled(monkeypatch, "cuda", "cuda", (Backend.FULL, Backend.FULL))
