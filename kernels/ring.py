@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -63,9 +65,14 @@ class BlockRing:
 
     def free_ids(self) -> Tensor:
         """The ids now free, in order (asks the device how many: for audits only)."""
+        return torch.cat([self.ids[:0], *self.free_pieces(self.num_blocks)])
+
+    def free_pieces(self, size: int) -> Iterator[Tensor]:
+        """The same, up to ``size`` of them at a time."""
         count = int(self.free_blocks)
-        at = (self.head + torch.arange(count, device=self.ids.device)) % self.num_blocks
-        return self.ids[at]
+        for start in range(0, count, max(size, 1)):
+            place = torch.arange(start, min(start + size, count), device=self.ids.device)
+            yield self.ids[(self.head + place) % self.num_blocks]
 
     def nbytes(self) -> int:
         """Bytes the ring occupies."""

@@ -30,6 +30,22 @@ class Usage(NamedTuple):
     pruned_tokens: int
 
 
+_AUDIT_PIECE = 1 << 16
+"""Records that an audit looks at together, and a sixteenth of the free blocks: memory beside a full pool is short."""
+_AUDITED = (
+    "records name another page than the page table",
+    "records name another layer than the page table",
+    "records are not records",
+    "records have another length than their counts say",
+)
+
+
+def _count(seen: Tensor, ids: Tensor) -> None:
+    """Add one at each id; ids that are none of the pool's are left for the lists' own check."""
+    ids = ids.long().clamp(0, len(seen) - 1)
+    seen.index_put_((ids,), torch.ones_like(ids, dtype=torch.uint8), accumulate=True)
+
+
 class RecordStore:
     """Blocks, page table and free ring. All methods but the audit and those of usage leave the host unasked.
 
@@ -203,32 +219,44 @@ class RecordStore:
         """Check blocks against records: every block is free, or listed by exactly one record found in the table, and
         the running usage equals what the headers say. Returns one sentence per violation; asks the device.
         """
-        lay, problems = self.layout, []
-        layers, pages = self.page_table.nonzero(as_tuple=True)
-        heads = self.page_table[layers, pages].long()
-        header = self._headers(heads)
-        for what, said, true in (("page", header.page, pages), ("layer", header.layer, layers)):
-            if bad := int((said != true).sum()):
-                problems.append(f"{bad} records name another {what} than the page table")
-        if bad := int((self.blocks.view(torch.int32)[heads, L.W_MAGIC] != L.MAGIC).sum()):
-            problems.append(f"{bad} records are not records")
-        expected = lay.level_bytes(header.counts, header.level.long())
-        if bad := int((expected != header.nbytes).sum()):
-            problems.append(f"{bad} records have another length than their counts say")
-        listed = self._lists(heads)
-        used = listed[listed != 0].long()
-        if int(header.blocks.sum()) != used.numel():
+        device, bad = self.blocks.device, dict.fromkeys(_AUDITED, 0)
+        # How often each block is free or held; a byte a block, and the rest a layer or a piece at a time.
+        seen = torch.zeros(self.num_blocks + 1, dtype=torch.uint8, device=device)
+        measured, listed, said = torch.zeros_like(self.usage_counts), 0, 0
+        for layer, heads in enumerate(self.page_table):
+            for pages in heads.nonzero()[:, 0].split(_AUDIT_PIECE):
+                used, blocks, measure = self._audit_records(layer, pages, bad)
+                measured += measure
+                listed, said = listed + used.numel(), said + blocks
+                _count(seen, used)
+        for free in self.ring.free_pieces(16 * _AUDIT_PIECE):
+            _count(seen, free)
+        problems = [f"{count} {what}" for what, count in bad.items() if count]
+        if listed != said:
             problems.append("block lists and block counts disagree")
-        free = self.ring.free_ids().long()
-        seen = torch.bincount(torch.cat([used, free]), minlength=self.num_blocks + 1)[1:]
-        if lost := int((seen == 0).sum()):
+        if lost := int((seen[1:] == 0).sum()):
             problems.append(f"{lost} blocks are lost: neither free nor held by a record")
-        if twice := int((seen > 1).sum()):
+        if twice := int((seen[1:] > 1).sum()):
             problems.append(f"{twice} blocks are both free and held, or held twice")
-        running, counted = self.usage(), Usage(*self._measure(header).tolist())
+        running, counted = self.usage(), Usage(*measured.tolist())
         if running != counted:
             problems.append(f"running usage {running} differs from the headers' {counted}")
         return problems
+
+    def _audit_records(self, layer: int, pages: Tensor, bad: dict[str, int]) -> tuple[Tensor, int, Tensor]:
+        """Blocks that the records of a layer's pages list, how many they say they have, and what they hold."""
+        lay, heads = self.layout, self.page_table[layer, pages].long()
+        header = self._headers(heads)
+        wrong = (
+            header.page != pages,
+            header.layer != layer,
+            self.blocks.view(torch.int32)[heads, L.W_MAGIC] != L.MAGIC,
+            lay.level_bytes(header.counts, header.level.long()) != header.nbytes,
+        )
+        for what, which in zip(_AUDITED, wrong, strict=True):
+            bad[what] += int(which.sum())
+        used = self._lists(heads)
+        return used[used != 0], int(header.blocks.sum()), self._measure(header)
 
     def _lists(self, heads: Tensor) -> Tensor:
         start = self.layout.list_word

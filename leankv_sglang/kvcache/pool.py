@@ -111,7 +111,15 @@ class LeanKVPool(MHATokenToKVPool):
         heads = (self.head_num, self.head_dim, num_query_heads)
         how = self.model_dtype, torch.device(self.device), self.ops.write_tokens
         self.open_pages = OpenPages(self.layer_num, num_rows, self.page_size, *heads, *how)
-        logger.info("LeanKV: %d open pages, %.1f MiB", num_rows, self.open_pages.nbytes() / 2**20)
+        store, raw = self.store, self.open_pages.nbytes()
+        table, ring = store.page_table.nbytes, store.ring.nbytes()
+        sizes = [f"{n / 2**20:,.1f}" for n in (store.blocks.nbytes, table, ring, raw)]
+        logger.info(
+            "LeanKV memory in MiB: blocks %s, page table %s, free list %s, %d open pages %s",
+            *sizes[:3],
+            num_rows,
+            sizes[3],
+        )
 
     def mirror_rows(self, req_to_token_pool: Any) -> PageRows:
         """The host's mirror of SGLang's request rows; a pool serves one ``ReqToTokenPool``."""
