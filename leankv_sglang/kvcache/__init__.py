@@ -6,8 +6,8 @@ The life of a logical page, what does each step, and what it may assume:
    blocks of its commit are there whatever it turns out to need. Its tokens are raw, in the open page of its request's
    row.
 2. **commit** (``attention.read_rule`` -> ``commit_pages``; ``commit_log``): the prefill that wrote its last token, or
-   the forward behind the decode step that did (``LeanKVPool.drain``), packs one record a layer. From here on the records are what every reader sees; their blocks are counted on the
-   device.
+   the forward behind the decode step that did (``LeanKVPool.drain``), packs one record a layer. From here on the
+   records are what every reader sees; their blocks are counted on the device.
 3. **settle** (``CommitLog.settle`` -> ``Ledger.settle``): the counts have arrived, at once on a CPU and one forward
    later from a GPU; the page is trued up to what it really takes. Only a settled page may be cut or swapped.
 4. **cut** (``tree.shrink`` -> ``LeanKVPool.cut``): its tail goes, first the near part (trim), then the refinement
