@@ -74,7 +74,7 @@ kernels-cuda check-kernels-cuda: setup $(NVCC)/.installed
 
 # The emulator on many more random cases than the suite has, shapes included; FUZZ times as many.
 fuzz-cuda: setup
-	LEANKV_FUZZ=$(or $(FUZZ),20) $(PY) -m pytest tests/kernels/test_cuda_emulated.py tests/kernels/test_shrink.py -k "cuda or any or bytes" $(ARGS)
+	LEANKV_FUZZ=$(or $(FUZZ),20) $(PY) -m pytest tests/kernels/test_cuda_emulated.py tests/kernels/test_cuda_layers.py tests/kernels/test_shrink.py -k "cuda or any or bytes or tiers or tokens" $(ARGS)
 
 # Other systems' compressed caches, in an environment of their own.
 rivals: $(RIVALS)/.installed model

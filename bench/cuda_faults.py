@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from bench.common.table import print_table, write_json
 from leankv_kernels.cuda.unit import SOURCE
 
-TESTS = tuple(f"tests/kernels/test_{name}.py" for name in ("cuda_emulated", "cuda_work", "shrink"))
+TESTS = tuple(f"tests/kernels/test_{name}.py" for name in ("cuda_emulated", "cuda_layers", "cuda_work", "shrink"))
 READ = "any_pages_read and not slow or ugly or bits"
 TOGETHER = "no_bit_shows"
 OPEN = "sequences and 64"

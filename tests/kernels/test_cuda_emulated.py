@@ -13,15 +13,12 @@ from hypothesis import given
 from torch import Tensor
 
 from leankv_kernels import (
-    LOW,
-    MID,
     TIERS,
     Ops,
     Plan,
     RawPages,
     RecordLayout,
     RecordStore,
-    TierRule,
     build_plan,
     get_ops,
 )
@@ -30,9 +27,6 @@ from leankv_kernels.cuda import commit
 from leankv_kernels.cuda.attend import HEAD_DIMS, PAGES, attend_shape
 from leankv_kernels.cuda.compiler import SHARED_BYTES
 from leankv_kernels.cuda.emulated import EMULATOR
-from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
-from leankv_kernels.reference.tiers import NEVER, WEIGHT_STEPS, num_features
-from leankv_kernels.tier_rule import SCORES
 from tests.kernels.cases import MODEL_DTYPES, Case, store_with
 from tests.kernels.draws import (
     PAIRS,
@@ -192,31 +186,6 @@ def test_any_pages_are_committed_to_the_bytes_of_the_specification(
             witness.commit_pages(store, first, pages, raw, tiers, rng.choice(("hadamard", "none")))
 
 
-@few(12)
-@given(rng=dice)
-def test_tiers_are_those_of_the_specification(cuda: Ops, ops: Ops, rng: Random) -> None:
-    """Of every score, over several layers and pages in any places, with thresholds of their own or of all."""
-    dim, page = rng.choice(((64, 64), (64, 64), (80, 256)))
-    heads, group, layers, n = rng.randint(1, 3), rng.choice((1, 3, 8, 40)), rng.randint(1, 3), rng.randint(1, 4)
-    rows, first, g = n + rng.randint(0, 3), rng.randint(0, 2), generator(rng.getrandbits(32))
-    shape, dtype = (layers, rows, page, heads, dim), rng.choice(MODEL_DTYPES)
-    key, value = ((torch.randn(shape, generator=g) * rng.choice((0, 1e-3, 1, 50))).to(dtype) for _ in "kv")
-    scores = torch.randint(0, 3 * COLUMN_SCORE_ONE, (layers, rows, heads * group, page), generator=g).int()
-    raw = RawPages(key, value, scores, torch.tensor(rng.sample(range(rows), n)))
-    name, weights = rng.choice(SCORES), None
-    if name == "predictor":
-        weights = torch.randn(first + layers, heads, num_features(dim), generator=g) * 0.1 * WEIGHT_STEPS
-        weights = weights.round().long()
-    rule = TierRule(name, weights, rng.randint(0, 2), rng.choice((LOW, MID)))
-    pages = [n] if rng.random() < 0.5 else []
-    alphas = torch.rand(layers, *pages, 3, heads, generator=g, dtype=torch.float64).sort(-2, descending=True)[0] * 3
-    alphas[..., rng.randrange(heads)] = rng.choice((0.5, NEVER, 0.0, -1.0))
-    index = torch.tensor([rng.randint(0, 3) for _ in range(n)])
-    got, want = (one.tier_pages(raw, first, rule, alphas, index) for one in (cuda, ops))
-    assert got.shape == want.shape == (layers, n, heads, page)
-    assert torch.equal(got, want)
-
-
 @pytest.mark.parametrize("pattern", TIER_MAPS)
 def test_ugly_pages(cuda: Ops, ops: Ops, pattern: str) -> None:
     kernel = KERNELS[0]
@@ -298,36 +267,3 @@ def test_pages_without_records_are_passed_over(cuda: Ops, ops: Ops) -> None:
 def test_a_shape_that_is_not_written_is_refused(layout: RecordLayout, group: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         attend_shape(layout, group)
-
-
-@pytest.mark.parametrize("dtype", MODEL_DTYPES)
-def test_merged_states_are_rounded_as_torch_does(cuda: Ops, dtype: torch.dtype) -> None:
-    g = generator(3)
-    outs = [torch.randn(4, 2, 64, generator=g) * 10.0 ** torch.randint(-9, 9, (4, 2, 64), generator=g) for _ in "ab"]
-    lses = [torch.randn(4, 2, generator=g) for _ in "ab"]
-    exact, lse = cuda.merge_states(outs[0], lses[0], outs[1], lses[1])
-    rounded, same = cuda.merge_states(outs[0], lses[0], outs[1], lses[1], dtype)
-    assert rounded.dtype == dtype
-    assert torch.equal(rounded, exact.to(dtype))
-    assert torch.equal(lse, same)
-
-
-@few(10)
-@given(rng=dice)
-def test_tokens_are_written_to_their_pages(cuda: Ops, rng: Random) -> None:
-    """Of decode and of prompts, from rows of a larger tensor or of their own."""
-    page, heads, dim, dtype = 64, rng.randint(1, 3), rng.choice((64, 80)), rng.choice(MODEL_DTYPES)
-    lengths, steps = [rng.randint(0, 2 * page) for _ in "abc"], [rng.choice((1, rng.randint(1, 100))) for _ in "abc"]
-    slots = torch.arange(4 * 6 * page, dtype=torch.int32).view(4, -1)
-    plan = build_plan(torch.tensor([3, 1, 2]), lengths, steps, slots, page, 1)
-    rows, g = plan.num_tiles + 2, generator(rng.getrandbits(32))
-    both = torch.randn(plan.num_tokens, (2 + rng.randint(0, 1)) * heads, dim, generator=g).to(dtype)
-    key, value = both[:, :heads], both[:, heads : 2 * heads]
-    at = torch.tensor(rng.sample(range(rows), plan.num_tiles))
-    ours, theirs = (
-        RawPages(*torch.zeros(2, rows, page, heads, dim, dtype=dtype), torch.zeros(rows, heads, page), at) for _ in "ab"
-    )
-    cuda.write_tokens(ours, plan, key, value)
-    theirs.write(plan, key, value)
-    assert torch.equal(ours.key, theirs.key)
-    assert torch.equal(ours.value, theirs.value)
