@@ -127,12 +127,10 @@ def _cpu(device: torch.device) -> Ops:
         cpu.attend_committed,
         cpu.merge_states,
         cpu.commit_pages,
-        tier_pages,
-        RawPages.write,
-        cpu.free_pages,
-        cpu.cut_pages,
-        cpu.count_blocks,
-        cpu.isa(),
+        free_pages=cpu.free_pages,
+        cut_pages=cpu.cut_pages,
+        count_blocks=cpu.count_blocks,
+        variant=cpu.isa(),
         takes_bounds=True,
     )
 

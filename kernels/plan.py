@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
@@ -48,10 +48,6 @@ class Plan:
     members: Tensor  # int64 [M] the tiles of each group
     host_pages: NDArray[np.int64] | None = None  # int64 [sum] ``pages``, where the host knows them
     bounds: bool = False  # whether ``page_index`` on the host are bounds of what ``tiles`` say, as in a captured graph
-
-    def without_commits(self) -> Plan:
-        """The same, of which nothing is committed."""
-        return replace(self, full=self.full[:0], full_index=self.full_index[:0])
 
     @cached_property
     def memo(self) -> dict[object, object]:

@@ -65,7 +65,7 @@ class StaticPlan:
             )
         return self._plans[requests]
 
-    def fill(self, rows: Numbers, lengths: Numbers, pages: Numbers, own_pages: Numbers) -> None:
+    def fill(self, rows: Numbers, lengths: Numbers, pages: Numbers, own_pages: Numbers) -> Numbers:
         """Write a step's numbers; requests behind those given are padding: row 0, page 0, one token.
 
         What was written before is overwritten, :meth:`full` too.
@@ -75,6 +75,9 @@ class StaticPlan:
             lengths: ``[R]``, tokens of each request, that of the step included.
             pages: ``[sum]``, logical ids of the pages before each request's own, in order.
             own_pages: ``[R]``, of the page that each request's token lies in.
+
+        Returns:
+            int64 ``[f]``, the requests whose page the step fills.
 
         Raises:
             ValueError: for more requests or pages than there is room for.
@@ -99,6 +102,7 @@ class StaticPlan:
         tiles[:count, 1], tiles[:count, 3], tiles[:count, 4] = offset, before, np.cumsum(before) - before
         host[fixed:] = pages
         self._buffer[: len(flat)].copy_(flat, non_blocking=True)
+        return filled
 
     def full(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of the pages that the step fills, ``count`` of them by order of requests: logical ids, request rows, and how

@@ -19,6 +19,7 @@ from leankv_kernels import layout as L
 from tests.kernels.cases import ALPHAS, MODEL_DTYPES, Case, store_with
 from tests.kernels.draws import calm_rows, generator, random_tier_maps, wild_rows
 from tests.kernels.driver import Method
+from tests.kernels.layers import LayerShape, compare_tiers, compare_written
 from tests.kernels.witness import Witness, assert_same_store, run_beside
 
 ROTATIONS = ("hadamard", "hadamard", "none")
@@ -130,6 +131,13 @@ def _own(bench: Bench, shape: Shape, rng: Random, many: bool) -> None:
     witness.merge_states(*own, other.masked_fill(nothing[..., None], 0.0), lse.masked_fill(nothing, float("-inf")))
 
 
+def _begin_and_tier(bench: Bench, shape: Shape, rng: Random, many: bool) -> None:
+    """Tokens to their pages, and the tiers of full ones."""
+    layer = LayerShape(shape.page, shape.heads, shape.head_dim, shape.group, bench.device)
+    compare_written(bench.ops, layer, rng)
+    compare_tiers(bench.ops, bench.reference, layer, rng)
+
+
 def _commit(bench: Bench, shape: Shape, rng: Random, many: bool) -> None:
     """Committing, cutting, counting and freeing in any order: blocks, table, ring and usage, byte for byte."""
     layout, device, most = shape.layout(), bench.device, bench.sizes.pages
@@ -137,12 +145,13 @@ def _commit(bench: Bench, shape: Shape, rng: Random, many: bool) -> None:
     both = tuple(zip((bench.ops, bench.reference), stores, strict=True))
     held: list[set[int]] = [set(), set()]
     for _ in range(6 if many else 3):
-        layer = rng.randrange(2)
-        room = [page for page in range(1, most + 1) if page not in held[layer]]
+        layers = rng.choice((range(1), range(1, 2), range(2)))
+        room = [page for page in range(1, most + 1) if not any(page in held[layer] for layer in layers)]
         if room:
             pages = rng.sample(room, rng.randint(1, len(room)))
-            _commit_some(both, layout, layer, pages, rng, device)
-            held[layer].update(pages)
+            _commit_some(both, layout, layers, pages, rng, device)
+            for layer in layers:
+                held[layer].update(pages)
         some = torch.tensor(rng.sample(range(most + 1), rng.randint(1, most)), device=device)
         levels = torch.tensor([rng.randint(L.LEVEL_BASE, L.LEVEL_NEAR) for _ in some], device=device)
         counts = [ops.count_blocks(store, some) for ops, store in both]
@@ -157,15 +166,17 @@ def _commit(bench: Bench, shape: Shape, rng: Random, many: bool) -> None:
         held = [pages - set(gone) for pages in held]
 
 
-def _commit_some(both: tuple, layout: RecordLayout, layer: int, pages: list[int], rng: Random, device: str) -> None:
-    shape = (len(pages), layout.page_size, layout.num_kv_heads, layout.head_dim)
+def _commit_some(both: tuple, layout: RecordLayout, layers: range, pages: list[int], rng: Random, device: str) -> None:
+    shape = (len(layers), len(pages) + rng.randint(0, 1), layout.page_size, layout.num_kv_heads, layout.head_dim)
     rows, dtype, rotation = rng.choice((calm_rows, wild_rows)), rng.choice(MODEL_DTYPES), rng.choice(ROTATIONS)
     key, value = (rows(shape, rng.getrandbits(32)).to(device, dtype) for _ in "kv")
     if rng.random() < 0.3:
-        key[0, rng.randrange(layout.page_size)] = 0
-    tiers = random_tier_maps(rng, layout, len(pages)).to(device)
+        key[:, 0, rng.randrange(layout.page_size)] = 0
+    scores = torch.zeros(*shape[:2], 0, layout.page_size, dtype=torch.int32, device=device)
+    raw = RawPages(key, value, scores, torch.tensor(rng.sample(range(shape[1]), len(pages)), device=device))
+    tiers = torch.stack([random_tier_maps(rng, layout, len(pages)) for _ in layers]).to(device)
     for ops, store in both:
-        ops.commit_pages(store, layer, torch.tensor(pages, device=device), RawPages.whole(key, value), tiers, rotation)
+        ops.commit_pages(store, layers[0], torch.tensor(pages, device=device), raw, tiers, rotation)
     assert_same_store(*(store for _, store in both))
 
 
@@ -200,8 +211,9 @@ def attend_jobs(bench: Bench) -> Iterator[Job]:
 
 
 def own_jobs(bench: Bench) -> Iterator[Job]:
-    """Attention inside open pages and the merge."""
-    return drawn(bench, "own", partial(_own, bench))
+    """Attention inside open pages and the merge; what is written to them, and the tiers of full ones."""
+    yield from drawn(bench, "own", partial(_own, bench))
+    yield from drawn(bench, "tiers", partial(_begin_and_tier, bench))
 
 
 def commit_jobs(bench: Bench) -> Iterator[Job]:

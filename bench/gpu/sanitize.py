@@ -13,7 +13,7 @@ from bench.gpu.runner import Runner, Stage
 TOOLS = ("memcheck", "racecheck")
 STAGES = {
     "attend": ("attend_committed",),
-    "own": ("attend_open", "begin_pages", "merge_states"),
+    "own": ("attend_open", "begin_pages", "merge_states", "write_tokens", "tier_pages"),
     "commit": ("commit", "pages", "count_blocks"),
 }
 """With parts of their kernels' names, so that torch's own are left alone."""

@@ -102,7 +102,7 @@ def tier_pages(
         *(None if x is None else x.data_ptr() for x in (*tensors, *others)),
         *(*steps, *least, n, rows, rule.keep_first),
         *(heads, raw.scores.shape[2] // heads, SCORES.index(rule.score), DTYPES[raw.key.dtype]),
-        *(rule.least, reference.SINK_TOKENS, int(alphas.dim() == 4)),
+        *(rule.least, reference.SINK_TOKENS, int(alphas.shape[1] > 1)),
     )
     launcher.launch(Unit("commit", (dim, page)), "tier_pages", (heads, n, layers), args, raw.key.device)
     return tiers

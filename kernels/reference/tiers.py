@@ -142,7 +142,7 @@ def tier_pages(raw: RawPages, layer: int, rule: TierRule, alphas: Tensor, page_i
         raw: the n pages, of one layer or of several.
         layer: index of the first.
         rule: what to do.
-        alphas: float64 ``[L, 3, H]``, or ``[L, n, 3, H]`` where pages differ; thresholds of these layers.
+        alphas: float64 ``[L, n, 3, H]``, thresholds in these layers; ``[L, 1, 3, H]`` where all pages have the same.
         page_index: int64 ``[n]``, pages of its sequence before each page.
 
     Returns:
@@ -151,5 +151,4 @@ def tier_pages(raw: RawPages, layer: int, rule: TierRule, alphas: Tensor, page_i
     pages = raw.full_pages()
     weights = None if rule.weights is None else rule.weights[layer : layer + len(pages.key)]
     significance = significance_of(rule.score, weights, pages)
-    chosen = alphas if alphas.dim() == 4 else alphas[:, None]
-    return choose_tiers(significance, chosen, page_index, rule.keep_first, rule.least)
+    return choose_tiers(significance, alphas, page_index, rule.keep_first, rule.least)

@@ -122,7 +122,7 @@ class LeanKVBackend(AttentionBackend):
         self._check_near(pages, plan.page_index, plan.page_indptr, plan.request)
         filled, owners = pages_filled(self.page_rows, rows, plan)
         if not filled.all():  # page 0, of a batch made up to warm up or to capture
-            filled, plan = filled[:0], plan.without_commits()
+            filled = filled[:0]
         self.forward_metadata = plan
         thresholds = self.row_thresholds.of_rows(owners.tolist()) if len(filled) else None
         if not mode.is_decode():
@@ -173,9 +173,7 @@ class LeanKVBackend(AttentionBackend):
         indptr = np.concatenate([[0], np.cumsum(before)]).tolist()
         self._check_near(pages, before.tolist(), indptr, range(count))
         own = self.page_rows.read(rows, before)
-        plan.fill(rows, lengths, pages, own)
-        full = np.flatnonzero(lengths % self.pool.page_size == 0)
-        if len(full):
+        if len(full := plan.fill(rows, lengths, pages, own)):
             thresholds = self.row_thresholds.of_rows(rows[full].tolist())
             self.pool.commit_later(FilledPages(*plan.full(len(full)), thresholds), own[full])
 

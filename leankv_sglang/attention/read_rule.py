@@ -80,14 +80,12 @@ class Compressor:
             page_index: int64 ``[n]``, pages of its sequence before each.
             alphas: float64 ``[L, n, 3, H]``, their thresholds in these layers; None where all have the compressor's.
         """
-        layers = slice(layer, layer + (raw.key.shape[0] if raw.key.dim() == 5 else 1))
-        chosen = self.alphas[layers] if alphas is None else alphas
+        layers = slice(layer, layer + len(raw.by_layer().key))
+        chosen = self.alphas[layers, None] if alphas is None else alphas
         strategy, least = self.significance, LOW if self.store.layout.mid is None else MID
         if strategy.score is not None:
             rule = TierRule(strategy.score, strategy.weights, self.keep_first, least)
             tiers = self.ops.tier_pages(raw, layer, rule, chosen, page_index)
         else:
-            if chosen.dim() == 3:
-                chosen = chosen[:, None]
             tiers = choose_tiers(strategy(layers, raw.full_pages()), chosen, page_index, self.keep_first, least)
         self.ops.commit_pages(self.store, layer, pages, raw, tiers, self.rotation)

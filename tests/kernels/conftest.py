@@ -64,3 +64,9 @@ def any_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 def page(request: pytest.FixtureRequest) -> Committed:
     """See ``every_sample``."""
     return sample(*request.param)
+
+
+@pytest.fixture(scope="session")
+def cuda() -> Ops:
+    """The emulated CUDA kernels."""
+    return get_ops("cpu", "cuda-emulated")

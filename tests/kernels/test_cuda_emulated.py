@@ -20,7 +20,6 @@ from leankv_kernels import (
     RecordLayout,
     RecordStore,
     build_plan,
-    get_ops,
 )
 from leankv_kernels import layout as L
 from leankv_kernels.cuda import commit
@@ -80,12 +79,6 @@ def layout_of(kernel: Kernel) -> RecordLayout:
         head_dim=kernel.head_dim,
         near=kernel.near,
     )
-
-
-@pytest.fixture(scope="module")
-def cuda() -> Ops:
-    """The emulated kernels."""
-    return get_ops("cpu", "cuda-emulated")
 
 
 def queries(rng: Random, count: int, heads: int, dim: int) -> Tensor:

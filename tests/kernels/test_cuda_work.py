@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from leankv_kernels import Ops, Plan, get_ops
+from leankv_kernels import Ops, Plan
 from leankv_kernels.cuda import attend_committed, work
 from leankv_kernels.cuda.attend import attend_shape
 from leankv_kernels.cuda.emulated import EMULATOR
@@ -27,12 +27,6 @@ from tests.kernels.witness import Witness
 
 SPLIT = 4  # pages
 PART_BYTES = 1000
-
-
-@pytest.fixture(scope="module")
-def cuda() -> Ops:
-    """The emulated kernels."""
-    return get_ops("cpu", "cuda-emulated")
 
 
 def lists_of(plan: Plan, together: int, heads: int = 2) -> WorkLists:

@@ -119,8 +119,8 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
     std::memset(refine, 0, size_t(sizes.refine));
     std::memset(near, 0, size_t(sizes.near));
 
-    find_centre(a, a.source(n), h, s.centre_halves, s.centre);
     const int64_t source = a.source(n);
+    find_centre(a, source, h, s.centre_halves, s.centre);
     auto read = [&](int first, int tokens) {
         for (int i = 0; i < tokens; i++) {
             const size_t row = ((size_t(source) * page + s.order[first + i]) * heads + h) * dim;

@@ -7,8 +7,8 @@
 
 namespace leankv::cuda {
 
-// Lengths, blocks and usage; records are numbered through all layers. Grid: blocks that share the counting of tiers, the
-// last of which to end goes on alone.
+// Lengths, blocks and usage; records are numbered through all layers. Grid: blocks that share the counting of tiers,
+// the last of which to end goes on alone.
 template <class S>
 __device__ __forceinline__ void plan_commit(const CommitArgs& a) {
     char* shared = shared_memory();

@@ -20,7 +20,7 @@ struct StatesArgs {
 struct WriteArgs {
     const char *key, *value;      // [T] tokens, `token` bytes from one to the next
     char *raw_key, *raw_value;    // [R, page] tokens
-    const long long *at;          // [U]: which of the R
+    const long long* at;          // [U]: which of the R
     const long long *tile, *pos;  // [T]
     long long key_token, value_token, tokens;
     int bytes, page;  // of a token, a multiple of 16; tokens of a page

@@ -83,10 +83,7 @@ __device__ __forceinline__ void tier_pages(const TierArgs& a) {
             const long long row = ((raw * S::page + t) * a.heads + head) * S::dim;
             significance = predicted_cost<S>(a, row, significance, weights, lane);
         }
-        int tier = significance > high  ? kHigh
-                   : significance > mid ? kMid
-                   : significance >= low ? kLow
-                                         : kPruned;
+        int tier = significance > high ? kHigh : significance > mid ? kMid : significance >= low ? kLow : kPruned;
         if (tier <= kLow && tier < kept) tier = kept;
         if (index == 0 && t < a.sinks) tier = kHigh;
         if (lane == 0) a.tiers[(record * a.heads + head) * S::page + t] = (uint8_t)tier;

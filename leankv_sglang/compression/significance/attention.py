@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
-from leankv_kernels.reference.tiers import mean_attention
-from leankv_sglang.compression.significance.base import FullPages, Significance
+from leankv_sglang.compression.significance.base import Significance
 
 
 class Attention(Significance):
@@ -20,7 +17,3 @@ class Attention(Significance):
     name: ClassVar[str] = "attention"
     uses_thresholds: ClassVar[bool] = True
     score: ClassVar[str | None] = "attention"
-
-    def __call__(self, layer: int | slice, pages: FullPages) -> Tensor:
-        """See :class:`Significance`."""
-        return mean_attention(pages.column_scores, pages.num_kv_heads)

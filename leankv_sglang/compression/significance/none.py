@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
-from leankv_kernels.reference.tiers import significance_of
-from leankv_sglang.compression.significance.base import FullPages, Significance
+from leankv_sglang.compression.significance.base import Significance
 
 
 class NoSignificance(Significance):
@@ -16,7 +13,3 @@ class NoSignificance(Significance):
     name: ClassVar[str] = "none"
     uses_thresholds: ClassVar[bool] = False
     score: ClassVar[str | None] = "none"
-
-    def __call__(self, layer: int | slice, pages: FullPages) -> Tensor:
-        """See :class:`Significance`."""
-        return significance_of("none", None, pages)

@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from leankv_kernels.reference.tiers import WEIGHT_STEPS, predicted_cost
-from leankv_sglang.compression.significance.base import FullPages, Significance
+from leankv_kernels.reference.tiers import WEIGHT_STEPS
+from leankv_sglang.compression.significance.base import Significance
 
 
 class Predictor(Significance):
@@ -29,7 +29,3 @@ class Predictor(Significance):
 
     def __init__(self, weights: Tensor) -> None:
         self.weights: Tensor = (weights.to(torch.float64) * WEIGHT_STEPS).round().to(torch.int64)
-
-    def __call__(self, layer: int | slice, pages: FullPages) -> Tensor:
-        """See :class:`Significance`."""
-        return predicted_cost(self.weights[layer], pages)
