@@ -18,7 +18,7 @@ from bench.launches.server import LAYERS, PAGE, TinyServer
 from leankv_sglang.config import LeanKVConfig
 
 BATCH = 8
-LENGTH = 3 * PAGE + 5
+LENGTH = 4 * PAGE - 8
 """Tokens of a prompt."""
 
 

@@ -84,6 +84,8 @@ class Zygote:
             output.seek(0)
             return code, output.read().decode()
 
-    def serve(self, *args: str, env: dict[str, str] | None = None) -> AbstractContextManager[Server]:
+    def serve(
+        self, *args: str, env: dict[str, str] | None = None, stock: bool = False
+    ) -> AbstractContextManager[Server]:
         """``bench.common.server.serve``, forked."""
-        return serve(*args, env=env, start=self.start)
+        return serve(*args, env=env, stock=stock, start=self.start)
