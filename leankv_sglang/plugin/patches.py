@@ -10,9 +10,11 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
     """Every patch that a scheduler process needs, with what its ``install`` takes."""
     from leankv_patches import (
         cell_size,
+        greedy_rows,
         internal_state,
         invariant_ops,
         kv_release,
+        output_penalties,
         output_streamer,
         pool_budget,
         private_pages,
@@ -33,6 +35,8 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
         (single_row, ()),
         (invariant_ops, ()),
         (seeded_sampling, ()),
+        (greedy_rows, ()),
+        (output_penalties, ()),
         (row_alloc, (assign_rows,)),
         (replay_rows, ()),
         (kv_release, (note_release,)),

@@ -1,0 +1,118 @@
+"""Would matrix products of always the same number of rows keep AMX, on a CPU? ``python -m bench.rows`` measures it.
+
+A hit equals its miss where a row of a product has the same bits in any company. oneDNN's AMX kernels choose their sums
+by the number of rows, so servers run without AMX. Products cut into blocks of one size, the last padded, are the way to
+have both. For each instruction set and size of block: ``outputs_differ`` between a row's products in different company,
+and milliseconds of one layer's products by rows. Without AMX there is one instruction set to measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bench.common.table import print_table, write_json
+from leankv_sglang.environment import ROW_STABLE_ISA
+
+SETS = {"all": "DEFAULT", "below AMX": ROW_STABLE_ISA}
+BLOCKS = (0, 16, 32, 64)
+"""Rows of a product; 0 leaves them together."""
+ROWS = (1, 8, 64, 512)
+PRODUCTS = {"SmolLM2-135M": ((960, 576), (3072, 576)), "Qwen2.5-0.5B": ((1152, 896), (9728, 896))}
+"""Outputs and inputs: a layer's queries, keys and values; gate and up."""
+COMPANIES = ((0, 1), (0, 2), (5, 17), (0, 31), (7, 64), (100, 219))
+"""First row and how many."""
+
+
+def has_amx() -> bool:
+    """Whether this CPU has AMX for bfloat16."""
+    with open("/proc/cpuinfo") as lines:
+        return "amx_bf16" in lines.read()
+
+
+def product(x: Any, weight: Any, block: int) -> Any:
+    """``x @ weight.T`` in products of ``block`` rows, the last one padded with zeros; in one for 0."""
+    from torch import cat
+    from torch.nn.functional import linear, pad
+
+    if not block:
+        return linear(x, weight)
+    padded = pad(x, (0, 0, 0, -len(x) % block))
+    return cat([linear(part, weight) for part in padded.split(block)])[: len(x)]
+
+
+def _differ(block: int, outputs: int, inputs: int) -> int:
+    import torch
+
+    torch.manual_seed(0)
+    weight, x = (torch.randn(outputs, inputs) * 0.05).bfloat16(), torch.randn(320, inputs).bfloat16()
+    whole = product(x, weight, block)
+    parts = [(slice(first, first + count)) for first, count in COMPANIES]
+    return sum(int((product(x[rows], weight, block) != whole[rows]).sum()) for rows in parts)
+
+
+def _medians(jobs: dict[int, Callable[[], Any]], repeats: int) -> dict[int, float]:
+    took: dict[int, list[float]] = {name: [] for name in jobs}
+    for _ in range(repeats):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            took[name].append(time.perf_counter() - start)
+    return {name: 1e3 * statistics.median(times) for name, times in took.items()}
+
+
+def measure(model: str, repeats: int) -> list[dict[str, Any]]:
+    """A row for each size of block, under the instruction set of this process."""
+    import torch
+
+    shapes = PRODUCTS[model]
+    weights = [torch.randn(shape).bfloat16() for shape in shapes]
+    rows = [{"block": block or "none", "outputs_differ": sum(_differ(block, *s) for s in shapes)} for block in BLOCKS]
+    for count in ROWS:
+        x = torch.randn(count, shapes[0][1]).bfloat16()
+        jobs = {b: lambda b=b, x=x: [product(x, weight, b) for weight in weights] for b in BLOCKS}
+        for row, took in zip(rows, _medians(jobs, repeats).values(), strict=True):
+            row[f"ms_{count}_rows"] = round(took, 3)
+    return rows
+
+
+def _in_a_process(instructions: str, model: str, repeats: int) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "bench.rows", "--inside", "--models", model, "--repeats", str(repeats)]
+    env = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}
+    rows: list[dict[str, Any]] = json.loads(subprocess.check_output(command, env=env, text=True))
+    return rows
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=list(PRODUCTS), default=list(PRODUCTS))
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.inside:
+        json.dump(measure(args.models[0], args.repeats), sys.stdout)
+        return
+    rows = [
+        {"model": model, "instructions": name, **row}
+        for model in args.models
+        for name, value in SETS.items()
+        if has_amx() or name != "all"
+        for row in _in_a_process(value, model, args.repeats)
+    ]
+    if not has_amx():
+        print("This CPU has no AMX.", file=sys.stderr)
+    print_table(rows, "Products in blocks of rows")
+    write_json(args.json, rows)
+
+
+if __name__ == "__main__":
+    main()
