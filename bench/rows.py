@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from bench.common.table import print_table, write_json
@@ -48,6 +49,10 @@ def product(x: Any, weight: Any, block: int) -> Any:
     return cat([linear(part, weight) for part in padded.split(block)])[: len(x)]
 
 
+def _products(x: Any, weights: list[Any], block: int) -> list[Any]:
+    return [product(x, weight, block) for weight in weights]
+
+
 def _differ(block: int, outputs: int, inputs: int) -> int:
     import torch
 
@@ -74,10 +79,12 @@ def measure(model: str, repeats: int) -> list[dict[str, Any]]:
 
     shapes = PRODUCTS[model]
     weights = [torch.randn(shape).bfloat16() for shape in shapes]
-    rows = [{"block": block or "none", "outputs_differ": sum(_differ(block, *s) for s in shapes)} for block in BLOCKS]
+    rows: list[dict[str, Any]] = [
+        {"block": block or "none", "outputs_differ": sum(_differ(block, *s) for s in shapes)} for block in BLOCKS
+    ]
     for count in ROWS:
         x = torch.randn(count, shapes[0][1]).bfloat16()
-        jobs = {b: lambda b=b, x=x: [product(x, weight, b) for weight in weights] for b in BLOCKS}
+        jobs = {b: partial(_products, x, weights, b) for b in BLOCKS}
         for row, took in zip(rows, _medians(jobs, repeats).values(), strict=True):
             row[f"ms_{count}_rows"] = round(took, 3)
     return rows

@@ -82,7 +82,9 @@ def penalties_of(batch: Any, vocab_size: int, device: torch.device | str) -> Pen
         here = here.pin_memory() if torch.device(device).type == "cuda" else here
         return here.to(device, non_blocking=True)
 
-    return Penalties(put(np.array(rows)), pairs(outputs), pairs(stops), put(np.float32(strengths).T.copy()))
+    return Penalties(
+        put(np.array(rows)), pairs(outputs), pairs(stops), put(np.array(strengths, dtype=np.float32).T.copy())
+    )
 
 
 def _stops(req: Any, vocab_size: int) -> Iterator[int]:
