@@ -84,7 +84,7 @@ def measure(model: str, repeats: int) -> list[dict[str, Any]]:
     ]
     for count in ROWS:
         x = torch.randn(count, shapes[0][1]).bfloat16()
-        jobs = {b: partial(_products, x, weights, b) for b in BLOCKS}
+        jobs: dict[int, Callable[[], Any]] = {b: partial(_products, x, weights, b) for b in BLOCKS}
         for row, took in zip(rows, _medians(jobs, repeats).values(), strict=True):
             row[f"ms_{count}_rows"] = round(took, 3)
     return rows
