@@ -36,7 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "seed, filtered": {"temperature": 1.2, "top_p": 0.8, "top_k": 40, "min_p": 0.01, "sampling_seed": 8},
 }
 """Sampling parameters of what is asked for."""
-ACCURACIES: tuple[dict[str, Any], ...] = ({}, {"leankv": {"profile": "lossless"}})
+ACCURACIES: tuple[dict[str, Any], ...] = ({}, {"leankv": {"profile": "small"}})
 NEIGHBOURS: dict[str, dict[str, Any]] = {
     "sampling": {"temperature": 1.0},
     "filtered": {"temperature": 0.8, "top_p": 0.9, "top_k": 50, "min_p": 0.02},
@@ -122,7 +122,7 @@ def company(
         alone.append(ask(which))
     rows = []
     for kind in kinds or list(NEIGHBOURS):
-        before, start = _retractions(server), time.monotonic()
+        before, start = server.retractions(), time.monotonic()
         order = random.Random(kind).sample(range(len(asked)), len(asked))
         with neighbours(server, kind, prompts) as answered, ThreadPoolExecutor(3) as pool:
             there = list(tqdm(pool.map(ask, order), desc=kind, total=len(order), unit="answer", disable=quiet))
@@ -137,7 +137,7 @@ def company(
                 "bit_equal": sum(same),
                 "hits": sum(a.cached > 0 for a in there),
                 "neighbours_answered": answered[0],
-                "retractions": _retractions(server) - before,
+                "retractions": server.retractions() - before,
                 "seconds": round(time.monotonic() - start),
                 "parted": ", ".join(wrong),
             }
@@ -147,10 +147,6 @@ def company(
 
 def _name(asked: tuple[list[int], dict[str, Any], dict[str, Any]]) -> str:
     return next(name for name, sampling in KINDS.items() if sampling is asked[1])
-
-
-def _retractions(server: Server) -> int:
-    return server.log_text().count("KV cache pool is full. Retract")
 
 
 def main() -> None:

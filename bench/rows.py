@@ -14,8 +14,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -59,24 +57,18 @@ def _differ(block: int, outputs: int, inputs: int) -> int:
     torch.manual_seed(0)
     weight, x = (torch.randn(outputs, inputs) * 0.05).bfloat16(), torch.randn(320, inputs).bfloat16()
     whole = product(x, weight, block)
-    parts = [(slice(first, first + count)) for first, count in COMPANIES]
+    parts = [slice(first, first + count) for first, count in COMPANIES]
     return sum(int((product(x[rows], weight, block) != whole[rows]).sum()) for rows in parts)
 
 
-def _medians(jobs: dict[int, Callable[[], Any]], repeats: int) -> dict[int, float]:
-    took: dict[int, list[float]] = {name: [] for name in jobs}
-    for _ in range(repeats):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            took[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(times) for name, times in took.items()}
-
-
-def measure(model: str, repeats: int) -> list[dict[str, Any]]:
+def rows_of(model: str, repeats: int) -> list[dict[str, Any]]:
     """A row for each size of block, under the instruction set of this process."""
     import torch
 
+    from bench.kernels.timing import Contestant, Setup, measure
+    from leankv_kernels import get_ops
+
+    setup = Setup(torch.device("cpu"), get_ops("cpu"), repeats, 0)
     shapes = PRODUCTS[model]
     weights = [torch.randn(shape).bfloat16() for shape in shapes]
     rows: list[dict[str, Any]] = [
@@ -84,9 +76,9 @@ def measure(model: str, repeats: int) -> list[dict[str, Any]]:
     ]
     for count in ROWS:
         x = torch.randn(count, shapes[0][1]).bfloat16()
-        jobs: dict[int, Callable[[], Any]] = {b: partial(_products, x, weights, b) for b in BLOCKS}
-        for row, took in zip(rows, _medians(jobs, repeats).values(), strict=True):
-            row[f"ms_{count}_rows"] = round(took, 3)
+        contestants = [Contestant(str(block), [partial(_products, x, weights, block)]) for block in BLOCKS]
+        for row, took in zip(rows, measure(contestants, setup).values(), strict=True):
+            row[f"ms_{count}_rows"] = round(1e3 * statistics.median(took), 3)
     return rows
 
 
@@ -106,7 +98,7 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
-        json.dump(measure(args.models[0], args.repeats), sys.stdout)
+        json.dump(rows_of(args.models[0], args.repeats), sys.stdout)
         return
     rows = [
         {"model": model, "instructions": name, **row}

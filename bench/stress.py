@@ -95,7 +95,7 @@ def stress(
         "answered": outcomes.pop("answered", 0),
         "aborted": outcomes.pop("aborted", 0),
         "lost": ", ".join(f"{n} {what}" for what, n in outcomes.items()) or "none",
-        "retractions": log.count("KV cache pool is full. Retract"),
+        "retractions": server.retractions(),
         "leaks": sum(log.count(word) for word in ("leak detected", "[pool-bytes]", "Traceback")),
         "tokens_held_at_idle": held,
         "blocks_after_flush": figures["blocks_total"] - figures["blocks_free"],

@@ -21,7 +21,7 @@ _LOGPROBS = "sglang.srt.layers.logprob_processor"
 FORWARD, PREPROCESS, SAMPLE = (f"{_SAMPLER}.{name}" for name in ("forward", "_preprocess_logits", "_sample_from_probs"))
 COMPUTE = f"{_LOGPROBS}.OutputLogprobProcessor.compute_logprobs"
 RANK, RANK_CHUNK = (f"{_LOGPROBS}.get_top_logprobs_{name}" for name in ("raw", "chunk"))
-TARGETS = {
+TARGETS: dict[str, list[str] | None] = {
     FORWARD: [
         *("self", "logits_output", "sampling_info", "return_logprob", "top_logprobs_nums", "token_ids_logprobs"),
         *("positions", "logprob_logits"),
@@ -29,8 +29,10 @@ TARGETS = {
     PREPROCESS: ["self", "logits", "sampling_info"],
     SAMPLE: ["self", "probs", "sampling_info", "positions", "simple_sampling_case"],
     COMPUTE: ["self", "logprobs", "top_logprobs_nums", "token_ids_logprobs", "batch_next_token_ids"],
+    RANK: None,
+    RANK_CHUNK: None,
 }
-"""What is hooked, with its arguments."""
+"""What is hooked, with its arguments where they matter."""
 
 
 class _Greedy(NamedTuple):
@@ -115,6 +117,4 @@ def install() -> None:
 
 def problem() -> str | None:
     """A sentence if a hook did not take or a target changed its arguments, else None."""
-    targets = {**TARGETS, RANK: None, RANK_CHUNK: None}
-    found = (hook.problem(target, "greedy rows beside others", arguments) for target, arguments in targets.items())
-    return next((sentence for sentence in found if sentence), None)
+    return hook.first_problem(TARGETS, "greedy rows beside others")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -40,3 +40,9 @@ def problem(target: str, what: str, parameters: list[str] | None = None, name: s
         if found != parameters:
             return f"{name} takes {found} now"
     return None
+
+
+def first_problem(targets: Mapping[str, list[str] | None], what: str) -> str | None:
+    """The first :func:`problem` of several hooks that do one thing: functions' full names with their parameters."""
+    found = (problem(target, what, parameters) for target, parameters in targets.items())
+    return next((sentence for sentence in found if sentence), None)

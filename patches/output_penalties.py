@@ -152,5 +152,4 @@ def install() -> None:
 
 def problem() -> str | None:
     """A sentence if a hook did not take or a target changed its arguments, else None."""
-    found = (hook.problem(target, "penalties of a request's own output", args) for target, args in TARGETS.items())
-    return next((sentence for sentence in found if sentence), None)
+    return hook.first_problem(TARGETS, "penalties of a request's own output")

@@ -87,5 +87,4 @@ def install() -> None:
 
 def problem() -> str | None:
     """A sentence if a hook did not take or a target changed its arguments, else None."""
-    found = (hook.problem(target, "sampling by seed", arguments) for target, arguments in TARGETS.items())
-    return next((sentence for sentence in found if sentence), None)
+    return hook.first_problem(TARGETS, "sampling by seed")

@@ -124,6 +124,10 @@ class Server:
         state: dict[str, Any] = requests.get(self.url + "/get_server_info", timeout=60).json()["internal_states"][0]
         return state
 
+    def retractions(self) -> int:
+        """How many batches have had requests retracted so far, by what the server printed."""
+        return self.log_text().count("KV cache pool is full. Retract")
+
     def log_text(self) -> str:
         """What the server printed so far."""
         return self.log.read_text(errors="replace")

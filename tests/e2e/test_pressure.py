@@ -35,14 +35,11 @@ def _assert_retracted_requests_keep_their_accuracy(server: Server) -> None:
         length = {"ignore_eos": False, "min_new_tokens": 100}
         return server.generate(prompt, 100, fields={"leankv": accuracy, "cache_salt": salt}, **length)
 
-    def retractions() -> int:
-        return server.log_text().count("KV cache pool is full. Retract")
-
-    before = retractions()
+    before = server.retractions()
     with ThreadPoolExecutor(9) as pool:
         jobs = [pool.submit(ask, accuracy, str(i)) for i in range(3) for accuracy in accuracies]
         together = [job.result() for job in jobs]
-    assert retractions() > before
+    assert server.retractions() > before
     server.flush()
     for i, accuracy in enumerate(accuracies):
         alone = ask(accuracy, "")

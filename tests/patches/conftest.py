@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Callable[[Iterable[str]], N
         for target in targets:
             where, _, name = target.rpartition(".")
             holder = pkgutil.resolve_name(where)
-            original = holder.__dict__[name]
+            original = inspect.getattr_static(holder, name)
             monkeypatch.setattr(holder, name, original)
             for module in [m for m in sys.modules.values() if vars(m).get(name) is original and m is not holder]:
                 monkeypatch.setattr(module, name, original)

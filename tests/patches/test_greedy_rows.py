@@ -22,7 +22,7 @@ from sglang.srt.sampling.sampling_params import TOP_K_ALL
 from leankv_patches import greedy_rows, seeded_sampling
 
 VOCAB = 40
-TARGETS = [*greedy_rows.TARGETS, greedy_rows.RANK, greedy_rows.RANK_CHUNK, *seeded_sampling.TARGETS]
+TARGETS = [*greedy_rows.TARGETS, *seeded_sampling.TARGETS]
 
 
 def info(top_ks: list[int], temperatures: list[float], top_p: float = 1.0) -> SamplingBatchInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 
 import pytest
@@ -29,15 +30,8 @@ COUNT = "_get_total_uncached_sizes"
 
 
 @pytest.fixture
-def hooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hook registry of this test's own; what it patched is put back."""
-    monkeypatch.setattr(HookRegistry, "_hooks", HookRegistry._hooks.__class__(list))
-    monkeypatch.setattr(HookRegistry, "_patched", set())
-    monkeypatch.setattr(DefaultPoolConfigurator, "_compute_cell_size", DefaultPoolConfigurator._compute_cell_size)
-    from sglang.srt.managers.scheduler_components.internal_state import SchedulerInternalStateController as Controller
-
-    monkeypatch.setattr(Controller, "get_internal_state", Controller.get_internal_state)
-    monkeypatch.setattr(Checker, COUNT, getattr(Checker, COUNT))
+def hooks(own_registry: Callable[[Iterable[str]], None]) -> None:
+    own_registry(patch.TARGET for patch in (cell_size, internal_state, private_pages))
 
 
 def test_the_pinned_release_is_installed() -> None:

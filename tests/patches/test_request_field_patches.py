@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import pkgutil
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,17 +24,8 @@ TARGETS += [*openai_metadata.TARGETS, *row_alloc.TARGETS]
 
 
 @pytest.fixture
-def hooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hook registry of this test's own; what it patched is put back."""
-    monkeypatch.setattr(HookRegistry, "_hooks", HookRegistry._hooks.__class__(list))
-    monkeypatch.setattr(HookRegistry, "_patched", set())
-    from sglang.srt.managers.scheduler_components import batch_result_processor
-
-    monkeypatch.setattr(batch_result_processor, "release_kv_cache", batch_result_processor.release_kv_cache)
-    for target in TARGETS:
-        where, _, name = target.rpartition(".")
-        holder = pkgutil.resolve_name(where)
-        monkeypatch.setattr(holder, name, getattr(holder, name))
+def hooks(own_registry: Callable[[Iterable[str]], None]) -> None:
+    own_registry(TARGETS)
 
 
 @pytest.mark.parametrize("patch", [row_alloc, kv_release, output_streamer, meta_info, openai_metadata])

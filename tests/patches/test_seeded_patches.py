@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import pkgutil
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -19,14 +19,8 @@ PATCHES = [seeded_sampling, invariant_ops, choice_seeds]
 
 
 @pytest.fixture
-def hooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hook registry of this test's own; what it patched is put back."""
-    monkeypatch.setattr(HookRegistry, "_hooks", HookRegistry._hooks.__class__(list))
-    monkeypatch.setattr(HookRegistry, "_patched", set())
-    for target in TARGETS:
-        where, _, name = target.rpartition(".")
-        holder = pkgutil.resolve_name(where)
-        monkeypatch.setattr(holder, name, holder.__dict__[name])
+def hooks(own_registry: Callable[[Iterable[str]], None]) -> None:
+    own_registry(TARGETS)
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.__name__)
