@@ -41,26 +41,35 @@ class _Greedy(NamedTuple):
     logprobs: Tensor | None  # [rows, tokens], of every row
 
 
-def begin(sampler: Any, _logits: Any, info: Any, return_logprob: bool, *_: Any, logprob_logits: Any = None) -> None:
+def begin(
+    sampler: Any,
+    logits_output: Any,
+    sampling_info: Any,
+    return_logprob: bool,
+    *_: Any,
+    logprob_logits: Any = None,
+    **__: Any,
+) -> None:
     """Before a batch is sampled: whether some of its rows are greedy and others not."""
     # On-policy training wants the trainer's arithmetic, whatever is sampled.
+    info = sampling_info
     mixed = info.is_any_greedy and not info.is_all_greedy and sampler.rl_on_policy_target is None
     processor = sampler.output_logprob_processor
     processor.leankv_wants = (mixed, mixed and return_logprob and logprob_logits is None)
     processor.leankv_greedy = None
 
 
-def note(logits: Tensor, sampler: Any, _logits: Tensor, info: Any) -> Tensor:
+def note(preprocessed: Tensor, sampler: Any, logits: Tensor, sampling_info: Any) -> Tensor:
     """When logits are final: what each row would be, if it is greedy."""
     processor = sampler.output_logprob_processor
     mixed, logprobs = getattr(processor, "leankv_wants", (False, False))
     if mixed and processor.leankv_greedy is None:
-        found = torch.nn.functional.log_softmax(logits, dim=-1) if logprobs else None
-        processor.leankv_greedy = _Greedy(info.top_ks <= 1, logits.argmax(-1), found)
-    return logits
+        found = torch.nn.functional.log_softmax(preprocessed, dim=-1) if logprobs else None
+        processor.leankv_greedy = _Greedy(sampling_info.top_ks <= 1, preprocessed.argmax(-1), found)
+    return preprocessed
 
 
-def choose(result: tuple[Tensor, Any], sampler: Any, *_: Any) -> tuple[Tensor, Any]:
+def choose(result: tuple[Tensor, Any], sampler: Any, *_: Any, **__: Any) -> tuple[Tensor, Any]:
     """After tokens are drawn: greedy rows take theirs."""
     processor = sampler.output_logprob_processor
     greedy: _Greedy | None = getattr(processor, "leankv_greedy", None)
@@ -74,13 +83,15 @@ def choose(result: tuple[Tensor, Any], sampler: Any, *_: Any) -> tuple[Tensor, A
     return torch.where(greedy.rows, greedy.tokens.to(drawn.dtype), drawn), capture
 
 
-def with_own_logprobs(processor: Any, logprobs: Tensor, *rest: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def with_own_logprobs(
+    processor: Any, logprobs: Tensor, *rest: Any, **named: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Before log-probabilities are told: greedy rows have those of their logits."""
     greedy: _Greedy | None = getattr(processor, "leankv_greedy", None)
     processor.leankv_greedy = None
     if greedy is not None and greedy.logprobs is not None:
         logprobs = torch.where(greedy.rows[:, None], greedy.logprobs.to(logprobs.dtype), logprobs)
-    return (processor, logprobs, *rest), {}
+    return (processor, logprobs, *rest), named
 
 
 class Ranked:

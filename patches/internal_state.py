@@ -16,7 +16,7 @@ TARGET = "sglang.srt.managers.scheduler_components.internal_state.SchedulerInter
 def install(report: Callable[[Any], dict[str, Any]]) -> None:
     """Add ``report(scheduler)`` under ``leankv``. Call while sglang loads its plugins."""
 
-    def after(result: Any, controller: Any, *_args: Any) -> Any:
+    def after(result: Any, controller: Any, *_: Any, **__: Any) -> Any:
         result.internal_state["leankv"] = report(controller.scheduler)
         return result
 

@@ -20,7 +20,7 @@ TARGETS = (
 def install(key: str) -> None:
     """Add ``metadata[key]``: what each choice's ``meta_info`` has under it. Call before the HTTP server runs."""
 
-    def after(response: Any, _serving: Any, _request: Any, ret: list[dict[str, Any]], *_: Any) -> Any:
+    def after(response: Any, _serving: Any, request: Any, ret: list[dict[str, Any]], created: int) -> Any:
         found = [item["meta_info"].get(key) for item in ret]
         # An error is a plain response.
         if isinstance(getattr(response, "metadata", None), dict) and any(found):

@@ -123,7 +123,7 @@ def note_penalties(copy: Any, info: Any) -> Any:
     return copy
 
 
-def note_inputs(_runner: Any, _logits: Any, forward_batch: Any) -> None:
+def note_inputs(_runner: Any, logits_output: Any, forward_batch: Any) -> None:
     """Before logits are changed: each row's last input token."""
     info = forward_batch.sampling_info
     if getattr(info, "leankv_penalties", None) is None:

@@ -18,8 +18,8 @@ TARGET = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator.config_
 def install(for_pages: Callable[[Any, int], int]) -> None:
     """Have ``for_pages(configurator, budget_bytes)`` say what the pool may take. Call while sglang loads plugins."""
 
-    def around(original: Callable[..., Any], kvc: Any, budget_bytes: int, **rest: Any) -> Any:
-        return original(kvc, for_pages(kvc, budget_bytes), **rest)
+    def around(original: Callable[..., Any], kvc: Any, budget_bytes: int, *rest: Any, **named: Any) -> Any:
+        return original(kvc, for_pages(kvc, budget_bytes), *rest, **named)
 
     hook.register(TARGET, around, "AROUND")
 

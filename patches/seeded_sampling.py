@@ -29,7 +29,7 @@ TARGETS = {
 """What is hooked, with its arguments."""
 
 
-def note_seeds(info: Any, _cls: type, batch: Any, _vocab_size: int) -> None:
+def note_seeds(info: Any, _cls: type, batch: Any, vocab_size: int) -> None:
     """Have ``info.sampling_seed`` be int64 ``[rows, 2]``: the seed, and whether there is one; None if no row has any.
 
     SGLang selects and joins its rows as the batch changes.
@@ -53,9 +53,15 @@ def fill_seeds(info: Any, other: Any) -> None:
 
 
 def sample(
-    original: Callable[..., Any], sampler: Any, probs: Tensor, info: Any, positions: Tensor, simple: bool
+    original: Callable[..., Any],
+    sampler: Any,
+    probs: Tensor,
+    sampling_info: Any,
+    positions: Tensor,
+    simple_sampling_case: bool,
 ) -> tuple[Tensor, Any]:
     """``Sampler._sample_from_probs`` with the rows that have a seed drawn by it."""
+    info, simple = sampling_info, simple_sampling_case
     seeds = info.sampling_seed
     # Rows with seeds may have left since. To ask a GPU would mean to wait for it.
     if seeds is None or (seeds.device.type == "cpu" and not seeds[:, 1].any()):

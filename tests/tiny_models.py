@@ -85,7 +85,10 @@ def _tokenizer() -> Any:
         show_progress=False,
     )
     bpe.train([str(Path(__file__).parents[1] / "README.md")], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=special[0], eos_token=special[1])
+    template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant: "
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=special[0], eos_token=special[1], chat_template=template
+    )
 
 
 def _drawn(config: Any) -> Any:

@@ -20,6 +20,7 @@ FIELD = "leankv"
 BALANCED = "balanced"
 """What the server's own accuracy is called where it comes from no profile."""
 _MARK = "leankv:"
+_LONGEST_SPEC = 200
 _THRESHOLDS = tuple(f"alpha_{tier}" for tier in Alphas._fields)
 
 
@@ -100,6 +101,8 @@ def salted(accuracy: Accuracy, salt: Any) -> Any:
 def accuracy_of(salt: str | None, config: LeanKVConfig) -> Accuracy:
     """The accuracy that :func:`salted` put into a salt; the server's own where there is none, or none that can be."""
     spec = salt[len(_MARK) :].partition(";")[0] if salt and salt.startswith(_MARK) else ""
+    if len(spec) > _LONGEST_SPEC and spec not in named(config):
+        spec = ""  # not ours, and it would stay in the cache below
     return _from_spec(spec, config)
 
 
@@ -135,5 +138,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _say(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "something that nests too deeply"
     return text if len(text) <= 60 else text[:55] + "[...]"

@@ -18,10 +18,13 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
         output_streamer,
         pool_budget,
         private_pages,
+        prompt_room,
         replay_rows,
+        request_failure,
         row_alloc,
         seeded_sampling,
         single_row,
+        stop_regex,
     )
     from leankv_sglang.attention.row_thresholds import assign_rows
     from leankv_sglang.kvcache.sizing import bytes_per_token, memory_for_pages
@@ -42,4 +45,7 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
         (kv_release, (note_release,)),
         (output_streamer, (reporting_streamer,)),
         (private_pages, ()),
+        (prompt_room, ()),
+        (request_failure, ()),
+        (stop_regex, ()),
     ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from leankv_patches import choice_seeds, hook, meta_info, openai_metadata
+from leankv_patches import choice_seeds, hook, meta_info, openai_metadata, request_fields
 from leankv_sglang.compression.request_params import FIELD
 from leankv_sglang.plugin.selfcheck import stop_if
 from leankv_sglang.server.middleware import TAKING, RequestFieldMiddleware
 
 
 def install_tokenizer() -> None:
-    """What a tokenizer manager's process needs: native answers carry the ``leankv`` object, choices differ by seed.
+    """What a tokenizer manager's process needs: fields are checked, answers carry ``leankv``, choices differ by seed.
 
     Raises:
         LeanKVError: one sentence naming every seam that failed.
@@ -22,8 +22,9 @@ def install_tokenizer() -> None:
     if not hook.is_hooked(meta_info.TARGET):
         meta_info.install(FIELD)
         choice_seeds.install()
+        request_fields.install()
         HookRegistry.apply_hooks()
-    stop_if([problem for patch in (meta_info, choice_seeds) if (problem := patch.problem())])
+    stop_if([problem for patch in (meta_info, choice_seeds, request_fields) if (problem := patch.problem())])
 
 
 def install_http(app: Any) -> None:

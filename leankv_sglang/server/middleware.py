@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
-
-import orjson
 
 from leankv_sglang.compression.request_params import FIELD, resolve, salted
 from leankv_sglang.config import LeanKVConfig, required_config
@@ -18,7 +18,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-_NATIVE, _OPENAI, _NOWHERE = "native", "openai", "nowhere"
+_NATIVE, _OPENAI, _NOWHERE, _VERTEX = "native", "openai", "nowhere", "vertex"
 ROUTES = {
     "/generate": _NATIVE,
     "/v1/completions": _OPENAI,
@@ -27,15 +27,25 @@ ROUTES = {
     # These would drop the field without a word.
     "/v1/responses": _NOWHERE,
     "/v1/messages": _NOWHERE,
-    "/vertex_generate": _NOWHERE,
-    "/api/chat": _NOWHERE,
-    "/api/generate": _NOWHERE,
+    "/v1/score": _NOWHERE,
+    "/v1/decisions": _NOWHERE,
+    "/v1/systemone": _NOWHERE,
+    os.environ.get("SGLANG_OLLAMA_CHAT_ROUTE", "/api/chat"): _NOWHERE,
+    os.environ.get("SGLANG_OLLAMA_GENERATE_ROUTE", "/api/generate"): _NOWHERE,
+    os.environ.get("AIP_PREDICT_ROUTE", "/vertex_generate"): _VERTEX,
 }
 """Every route that generates: how it reports errors, and whether the field reaches anything there."""
-TAKING = [path for path, form in ROUTES.items() if form != _NOWHERE]
+TAKING = [path for path, form in ROUTES.items() if form in (_NATIVE, _OPENAI)]
 """The routes that take the field."""
-# The field's name as JSON may spell it: plain, or with a letter escaped.
-_WORDS = (FIELD.encode(), b"\\u006", b"\\u007")
+# The field's name as JSON may spell it: plain, or with a letter escaped; a zero is a letter in UTF-16 and UTF-32.
+_WORDS = (FIELD.encode(), b"\\u006", b"\\u007", b"\0")
+
+
+# How JSON begins that is no object; in two or four bytes a character it begins otherwise.
+_OTHER_JSON = b'[0123456789-"tfnNI'
+_PROMPTS = ("text", "input_ids", "input_embeds")
+
+_NOT_HERE = f"{FIELD} is not taken here; {', '.join(TAKING[:-1])} and {TAKING[-1]} take it."
 
 
 class RequestFieldMiddleware:
@@ -53,7 +63,7 @@ class RequestFieldMiddleware:
         if body is None:
             return await self.app(scope, _replay({"type": "http.disconnect"}, receive), send)
         try:
-            changed = apply_field(body, required_config(), takes=form != _NOWHERE)
+            changed = apply_field(body, required_config(), form)
         except LeanKVError as error:
             return await _refuse(str(error), form, send)
         if changed is not body:
@@ -62,36 +72,62 @@ class RequestFieldMiddleware:
         return await self.app(scope, _replay(message, receive), send)
 
 
-def apply_field(body: bytes, config: LeanKVConfig, takes: bool = True) -> bytes:
+def apply_field(body: bytes, config: LeanKVConfig, form: str = _NATIVE) -> bytes:
     """A request body with its accuracy in ``cache_salt``; the body itself where there is nothing to change.
 
     Args:
         body: JSON, or anything else, which SGLang will judge.
         config: the server's.
-        takes: whether the route takes the field at all.
+        form: of the route, from :data:`ROUTES`.
 
     Raises:
         LeanKVError: one sentence saying what is wrong with the field.
     """
-    if not any(word in body for word in _WORDS):
+    if (first := body.lstrip()[:1]) in _OTHER_JSON and first:
+        raise LeanKVError("The body of a request is a JSON object here.")
+    if form != _VERTEX and not any(word in body for word in _WORDS):
         return body
     try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        # The parser that comes after this: the field would be lost with what another one refuses, as NaN.
+        fields = json.loads(body)
+        if not isinstance(fields, dict):
+            return body
+        changed = _changed(fields, config, form)
+        return json.dumps(fields).encode() if changed else body
+    except RecursionError:
+        raise LeanKVError(f"This request nests too deeply for {FIELD} to be found in it.") from None
+    except ValueError:
         return body
-    if not isinstance(fields, dict):
-        return body
+
+
+def _changed(fields: dict[str, Any], config: LeanKVConfig, form: str) -> bool:
+    """Apply the field of a body to it; whether that changed it."""
+    if form == _VERTEX:
+        return _vertex(fields, config)
     named, field, salt = FIELD in fields, fields.pop(FIELD, None), fields.get("cache_salt")
-    if not takes:
+    if form == _NOWHERE:
         if field is not None:
-            raise LeanKVError(f"{FIELD} is not taken here; {', '.join(TAKING[:-1])} and {TAKING[-1]} take it.")
-        return body
-    new_salt = salted(resolve(field, config), salt)
-    if not named and new_salt == salt:
-        return body
+            raise LeanKVError(_NOT_HERE)
+        new_salt = salted(resolve(None, config), salt)
+    else:
+        new_salt = salted(resolve(field, config), salt)
     if new_salt is not None:
         fields["cache_salt"] = new_salt
-    return orjson.dumps(fields)
+    return named or new_salt != salt
+
+
+def _vertex(body: dict[str, Any], config: LeanKVConfig) -> bool:
+    """What is generated with are the fields of ``parameters``."""
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    parameters, instances = body.get("parameters"), body.get("instances")
+    known = {field.name for field in dataclasses.fields(GenerateReqInput)} - {*_PROMPTS, "image_data"}
+    if isinstance(parameters, dict) and (strange := [name for name in parameters if name not in {*known, FIELD}]):
+        raise LeanKVError(f"parameters of this route are fields of /generate but the prompt, which {strange[0]!a} is not.")
+    inner = [parameters, *(instances if isinstance(instances, list) else [])]
+    if any(isinstance(one, dict) and one.get(FIELD) is not None for one in [body, *inner]):
+        raise LeanKVError(_NOT_HERE)
+    return any([isinstance(one, dict) and _changed(one, config, _NOWHERE) for one in [body, *inner]])
 
 
 def _form(scope: Message) -> str | None:

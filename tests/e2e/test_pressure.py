@@ -32,8 +32,8 @@ def _assert_retracted_requests_keep_their_accuracy(server: Server) -> None:
     accuracies = [{"profile": "lossless"}, None, {"alpha_high": 1.5, "alpha_low": 0.5}]
 
     def ask(accuracy: dict[str, Any] | None, salt: str) -> Completion:
-        length = {"ignore_eos": False, "min_new_tokens": 100}
-        return server.generate(prompt, 100, fields={"leankv": accuracy, "cache_salt": salt}, **length)
+        length = {"ignore_eos": False, "min_new_tokens": 180}
+        return server.generate(prompt, 180, fields={"leankv": accuracy, "cache_salt": salt}, **length)
 
     before = server.retractions()
     with ThreadPoolExecutor(9) as pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -142,15 +143,59 @@ def test_where_it_would_be_lost_it_is_refused(path: str) -> None:
     status, answer, behind = call(path, [json.dumps({"leankv": SMALL}).encode()])
     assert (status, behind.bodies) == (400, [])
     assert "leankv is not taken here; /generate, /v1/completions" in answer["error"]["message"]
-    body = json.dumps({"messages": "leankv", "cache_salt": "leankv:x"}).encode()
-    assert call(path, [body])[2].bodies == [body]
+    body = {"messages": "leankv", "cache_salt": "me"}
+    assert reaches(path, body) == body
+    # Some of them hand a salt on.
+    assert reaches(path, {**body, "cache_salt": "leankv:x"}) == {**body, "cache_salt": "leankv:;leankv:x"}
+
+
+@pytest.mark.parametrize("where", ["parameters", "instances"])
+def test_vertex_has_its_fields_further_in(where: str) -> None:
+    def body(fields: dict[str, Any]) -> dict[str, Any]:
+        good = {"instances": [{"text": "a"}], "parameters": {}}
+        return {**good, where: fields if where == "parameters" else [{"text": "b"}, fields]}
+
+    status, answer, behind = call("/vertex_generate", [json.dumps(body({"leankv": SMALL})).encode()])
+    assert (status, behind.bodies) == (400, [])
+    assert "leankv is not taken here" in answer["error"]["message"]
+    assert reaches("/vertex_generate", body({"leankv": None, "rid": "a"})) == body({"rid": "a"})
+    assert reaches("/vertex_generate", body({"cache_salt": "leankv:small;"})) == body(
+        {"cache_salt": "leankv:;leankv:small;"}
+    )
+
+
+def test_neighbours_of_the_field_may_be_anything() -> None:
+    nested: Any = 0
+    for _ in range(300):
+        nested = [nested]
+    for value in (nested, math.inf, 10**30, "\ud800"):
+        assert reaches("/generate", {"text": "a", "x": value, "leankv": SMALL})["x"] == value
+    sent = json.dumps({"text": "a", "x": math.nan, "leankv": SMALL}).encode("utf-16")
+    _, _, behind = call("/generate", [sent])
+    assert json.loads(behind.bodies[0])["cache_salt"] == SALT
+
+
+@pytest.mark.parametrize("depth", [300, 980, 5000])
+@pytest.mark.parametrize("path", ["/generate", "/v1/score", "/vertex_generate"])
+def test_a_field_that_nests_deeply_is_refused(path: str, depth: int) -> None:
+    status, _, behind = call(path, [b'{"leankv": ' + b"[" * depth + b"]" * depth + b"}"])
+    assert (status, behind.bodies) == (400, [])
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        *(b"", b"{", b'{"leankv": {"profile": "tiny"}', b"leankv", b'["leankv"]', b'"leankv"', b"\xff leankv", b"5"),
-        *(b'{"leankv": NaN}', b'{"text": "\\ud800", "leankv": {"profile": "tiny"}}'),
+        *(
+            b"",
+            b"{",
+            b'{"leankv": {"profile": "tiny"}',
+            b"leankv",
+            b'["leankv"]',
+            b'"leankv"',
+            b"\xff leankv",
+            b"5",
+            b"\0\0\0",
+        ),
     ],
 )
 def test_what_is_no_json_object_is_left_to_sglang(body: bytes) -> None:
@@ -162,7 +207,7 @@ def test_bodies_are_parsed_only_where_the_word_occurs(monkeypatch: pytest.Monkey
     def fail(_: bytes) -> None:
         raise AssertionError("parsed")
 
-    monkeypatch.setattr(middleware.orjson, "loads", fail)
+    monkeypatch.setattr(middleware.json, "loads", fail)
     huge = b'{"text": "' + b"lean kv " * 4_000_000 + b'"}'
     half = len(huge) // 2
     for path in ("/generate", "/v1/chat/completions"):
