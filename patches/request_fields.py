@@ -9,15 +9,14 @@ request that does not pass is refused with one sentence.
 
 from __future__ import annotations
 
-import math
 import re
-from array import array
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 
 from leankv_patches import hook
+from leankv_patches.request_ranges import check_logprobs, check_sampling, check_tokens, reason, say
 
 _INPUTS = "sglang.srt.managers.io_struct"
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
@@ -37,18 +36,9 @@ TARGETS: dict[str, list[str] | None] = {
 
 MAX_CHOICES = 4096
 """Largest ``n``: each choice is a request of its own before anything else looks at it."""
-MAX_LOGPROBS = 1 << 22
-"""Most log-probabilities of one request; each is a few Python objects in two processes, some 200 bytes."""
 MAX_NAME = 4096
 """Longest name that a request brings (salt, id, session ...), in characters: the tree keeps them with its pages."""
-MAX_GRAMMAR, MAX_DEPTH = 1 << 20, 64
-"""Longest grammar in characters, and how deep its brackets may nest: compilers recurse."""
-BIASES = (-1e30, 1e4)
-"""Range of a logit bias: certain and forbidden in every dtype, and still a number after it is added."""
-
 _NAMES = ("rid", "cache_salt", "extra_key", "session_id", "routing_key", "lora_path", "conversation_id")
-_GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
-_INTERNAL = {"stop_strs", "stop_regex_strs", "stop_str_max_len", "stop_regex_max_len", "is_normalized"}
 # What Python raises where a value has another type or shape than the code that reads it thinks.
 _MISFITS = (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, re.error, msgspec.MsgspecError)
 
@@ -62,12 +52,12 @@ def normalize(original: Callable[[Any], None], obj: Any) -> None:
     params = obj.sampling_params
     for one in params if isinstance(params, list) else [params]:
         if one is not None and not isinstance(one, dict):
-            raise ValueError(f"sampling_params takes an object for each prompt, not {_say(one)}.")
-        n = (one or {}).get("n", 1)
-        if n is None:
+            raise ValueError(f"sampling_params takes an object for each prompt, not {say(one)}.")
+        n = 1 if one is None else one.get("n", 1)
+        if one and n is None:
             del one["n"]
         elif type(n) is not int or not 1 <= n <= MAX_CHOICES:
-            raise ValueError(f"n is a whole number from 1 to {MAX_CHOICES}, not {_say(n)}.")
+            raise ValueError(f"n is a whole number from 1 to {MAX_CHOICES}, not {say(n)}.")
     if params == []:
         raise ValueError("sampling_params takes an object for each prompt, not an empty list.")
     for name in _NAMES:
@@ -76,9 +66,11 @@ def normalize(original: Callable[[Any], None], obj: Any) -> None:
             if isinstance(one, str) and len(one) > MAX_NAME:
                 raise ValueError(f"{name} has {len(one)} characters; at most {MAX_NAME} are taken.")
     _check_embeds(getattr(obj, "positional_embed_overrides", None))
+    if getattr(obj, "custom_labels", None):
+        _check_labels(obj.custom_labels)
     _fit(original, obj)
     if obj.is_single and not isinstance(obj.rid, str):
-        raise ValueError(f"rid is a string for a single prompt, not {_say(obj.rid)}.")
+        raise ValueError(f"rid is a string for a single prompt, not {say(obj.rid)}.")
 
 
 def item(original: Callable[[Any, int], Any], obj: Any, i: int) -> Any:
@@ -99,7 +91,7 @@ async def tokenize(original: Callable[..., Awaitable[Any]], *args: Any, **named:
     try:
         return await original(*args, **named)
     except (TypeError, UnicodeError) as error:
-        raise ValueError(f"The prompt cannot be tokenized: {_say(error)}.") from error
+        raise ValueError(f"The prompt cannot be tokenized: {say(error)}.") from error
 
 
 def validate(original: Callable[..., None], manager: Any, obj: Any, input_ids: Any) -> None:
@@ -131,86 +123,6 @@ def create(original: Callable[..., Any], manager: Any, *args: Any, **named: Any)
     return request
 
 
-def check_tokens(tokens: Any, vocabulary: int, may_be_empty: bool = False) -> None:
-    """Whether a prompt is one: a list of tokens of the vocabulary, at least one.
-
-    Raises:
-        ValueError: one sentence.
-    """
-    try:
-        numbers = array("q", tokens)
-    except (TypeError, OverflowError):
-        raise ValueError(f"input_ids takes whole numbers from 0 to {vocabulary - 1}.") from None
-    if not numbers:
-        if may_be_empty:
-            return
-        raise ValueError("The prompt is empty: it has no tokens.")
-    for outside in (min(numbers), max(numbers)):
-        if not 0 <= outside < vocabulary:
-            raise ValueError(f"The prompt has token {outside}; the vocabulary goes from 0 to {vocabulary - 1}.")
-
-
-def check_sampling(params: Any, kind: type, vocabulary: int) -> None:
-    """Whether sampling parameters have the types that their class states, and can be sampled with.
-
-    Args:
-        params: as the client gave them.
-        kind: ``SamplingParams``, or what the server takes for it.
-        vocabulary: of the model, in tokens.
-
-    Raises:
-        ValueError: one sentence.
-    """
-    types = {field.name: field.type for field in msgspec.structs.fields(kind) if field.name not in _INTERNAL}
-    for name, value in (params or {}).items():
-        if name not in types:
-            raise ValueError(f"sampling_params has no {_say(name)}.")
-        if value is None or name == "watermark":
-            continue
-        try:
-            msgspec.convert(value, types[name])
-        except (msgspec.ValidationError, RecursionError) as error:
-            raise ValueError(f"sampling_params.{name} does not fit: {_reason(error)}.") from None
-    for name in _GRAMMARS:
-        _check_grammar(name, (params or {}).get(name))
-    for token, bias in ((params or {}).get("logit_bias") or {}).items():
-        if not str(token).isascii() or not str(token).isdigit() or not 0 <= int(token) < vocabulary:
-            raise ValueError(f"logit_bias names tokens from 0 to {vocabulary - 1}, not {_say(token)}.")
-        if not BIASES[0] <= bias <= BIASES[1] and bias != -math.inf:
-            raise ValueError(f"logit_bias takes numbers from {BIASES[0]:g} to {BIASES[1]:g}, not {_say(bias)}.")
-
-
-def check_logprobs(obj: Any, prompt: int, vocabulary: int, context: int) -> None:
-    """Whether the log-probabilities that a request asks for exist, and can be given.
-
-    Args:
-        obj: the request.
-        prompt: its tokens.
-        vocabulary: of the model, in tokens.
-        context: longest sequence.
-
-    Raises:
-        ValueError: one sentence.
-    """
-    most, start = obj.top_logprobs_num or 0, obj.logprob_start_len
-    if type(most) is not int or not 0 <= most <= vocabulary:
-        raise ValueError(f"top_logprobs_num is a whole number from 0 to {vocabulary}, not {_say(most)}.")
-    start = -1 if start is None else start
-    if type(start) is not int or not -1 <= start <= prompt:
-        raise ValueError(f"logprob_start_len is -1 or a position in a prompt of {prompt}, not {_say(start)}.")
-    if not obj.return_logprob:
-        return
-    wanted = (obj.sampling_params or {}).get("max_new_tokens", 128)
-    answer = max(0, context - prompt) if wanted is None else min(wanted, max(0, context - prompt))
-    positions = answer + (prompt - start if start >= 0 else 0)
-    values = positions * (most + len(obj.token_ids_logprob or ()))
-    if values > MAX_LOGPROBS:
-        raise ValueError(
-            f"This asks for {values} log-probabilities, at {positions} positions; a request gets {MAX_LOGPROBS} at most:"
-            " ask for fewer tokens (max_new_tokens), later ones (logprob_start_len) or fewer each (top_logprobs_num)."
-        )
-
-
 def check_wire(request: Any) -> None:
     """Whether the scheduler's decoder takes a tokenized request.
 
@@ -220,18 +132,18 @@ def check_wire(request: Any) -> None:
     from sglang.srt.managers import io_struct
 
     # Of these only SGLang itself is the author; the first is wrapped when it is sent.
-    plain = {name: None for name in ("time_stats", "mm_inputs", "positional_embed_overrides")}
+    plain = dict.fromkeys(("time_stats", "mm_inputs", "positional_embed_overrides"))
     try:
         io_struct.msgpack_decode(io_struct.msgpack_encode(msgspec.structs.replace(request, **plain)))
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{_field_of(request, error)} does not fit: {_reason(error)}.") from error
+        raise ValueError(f"{_field_of(request, error)} does not fit: {reason(error)}.") from error
 
 
 def _fit(original: Callable[..., Any], *args: Any, **named: Any) -> Any:
     try:
         return original(*args, **named)
     except _MISFITS as error:
-        raise ValueError(f"The request's fields do not fit together: {_reason(error)}.") from error
+        raise ValueError(f"The request's fields do not fit together: {reason(error)}.") from error
 
 
 def _check_embeds(given: Any) -> None:
@@ -242,17 +154,15 @@ def _check_embeds(given: Any) -> None:
             raise ValueError("positional_embed_overrides takes tensors, which only the engine's Python interface has.")
 
 
-def _check_grammar(name: str, text: Any) -> None:
-    if not isinstance(text, str):
-        return
-    if len(text) > MAX_GRAMMAR:
-        raise ValueError(f"{name} has {len(text)} characters; at most {MAX_GRAMMAR} are taken.")
-    depth = deepest = 0
-    for bracket in re.findall(r"[\[({\])}]", text):
-        depth += 1 if bracket in "[({" else -1
-        deepest = max(deepest, depth)
-    if deepest > MAX_DEPTH:
-        raise ValueError(f"{name} nests {deepest} brackets; at most {MAX_DEPTH} are taken.")
+def _check_labels(labels: Any) -> None:
+    from sglang.srt.runtime_context import get_observability
+
+    known = get_observability().tokenizer_metrics_allowed_custom_labels or ()
+    if strange := [name for name in labels if name not in known]:
+        raise ValueError(
+            f"custom_labels names {say(strange[0])}, which is not among this server's: "
+            f"{', '.join(known) or 'it has none (--tokenizer-metrics-allowed-custom-labels)'}."
+        )
 
 
 def _positions(obj: Any) -> Any:
@@ -262,7 +172,7 @@ def _positions(obj: Any) -> Any:
 def _check_positions(name: str, positions: Any, prompt: int) -> None:
     for one in positions or ():
         if type(one) is not int or not 0 <= one < prompt:
-            raise ValueError(f"{name} takes positions in a prompt of {prompt} tokens, not {_say(one)}.")
+            raise ValueError(f"{name} takes positions in a prompt of {prompt} tokens, not {say(one)}.")
 
 
 def _field_of(request: Any, error: Exception) -> str:
@@ -271,15 +181,6 @@ def _field_of(request: Any, error: Exception) -> str:
     if where is None:
         return "A field of the request"
     return msgspec.structs.fields(type(request))[int(where[1]) - 1].name
-
-
-def _reason(error: BaseException) -> str:
-    return _say(str(error).partition(" - at `$")[0].rstrip(".") or type(error).__name__)
-
-
-def _say(value: Any) -> str:
-    text = value if isinstance(value, str) and " " in value else ascii(value)
-    return text if len(text) <= 160 else text[:150] + "[...]"
 
 
 def install() -> None:

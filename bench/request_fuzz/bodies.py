@@ -10,6 +10,7 @@ import enum
 import types
 import typing
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
@@ -46,7 +47,9 @@ _NUMBERS = [0, 1, -1, 2, 3, 7, 255, 10**6, 2**31 - 1, 2**31, 2**63 - 1, 2**63, -
 _FLOATS = [0.0, -0.0, 0.5, 1.0, -1.0, 2.0, 1e-300, 1e38, 1e308, -1e308, float("nan"), float("inf"), float("-inf")]
 _TEXTS = ["", "a", "Hello", "\x00", "\ud800", "é" * 50, "x" * 20000, "HEALTH_CHECK_1", "leankv:small;", "-1", "{", "[["]
 _GRAMMARS = ["(a+)+$", "a{1000}", "(" * 300 + ")" * 300, "[", '{"type": "object"}', '{"type": 7}', 'root ::= "a"', "\\"]
-_EDGES = st.sampled_from([None, True, False, [], {}, [[]], [None], {"": None}, [0] * 1000, {"type": "object"}])
+_EDGES: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, False, [], {}, [[]], [None], {"": None}, [0] * 1000, {"type": "object"}]
+)
 
 
 def _nested(depth: int) -> Any:
@@ -91,7 +94,7 @@ def of_type(kind: Any, depth: int = 0) -> st.SearchStrategy[Any]:
         return st.sampled_from([one.value for one in kind])
     fields = fields_of(kind)
     if fields:
-        some = {name: st.deferred(lambda t=t: of_type(t, depth + 1)) for name, t in fields.items()}
+        some = {name: st.deferred(partial(of_type, t, depth + 1)) for name, t in fields.items()}
         return st.fixed_dictionaries({}, optional=some)
     return anything
 

@@ -38,7 +38,8 @@ ROUTES = {
 TAKING = [path for path, form in ROUTES.items() if form in (_NATIVE, _OPENAI)]
 """The routes that take the field."""
 # The field's name as JSON may spell it: plain, or with a letter escaped; a zero is a letter in UTF-16 and UTF-32.
-_WORDS = (FIELD.encode(), b"\\u006", b"\\u007", b"\0")
+_HEALTH = "HEALTH_CHECK"
+_WORDS = (FIELD.encode(), _HEALTH.encode(), b"\\u006", b"\\u007", b"\0")
 
 
 # How JSON begins that is no object; in two or four bytes a character it begins otherwise.
@@ -92,12 +93,19 @@ def apply_field(body: bytes, config: LeanKVConfig, form: str = _NATIVE) -> bytes
         fields = json.loads(body)
         if not isinstance(fields, dict):
             return body
+        _check_rid(fields.get("rid"))
         changed = _changed(fields, config, form)
         return json.dumps(fields).encode() if changed else body
     except RecursionError:
         raise LeanKVError(f"This request nests too deeply for {FIELD} to be found in it.") from None
     except ValueError:
         return body
+
+
+def _check_rid(rid: Any) -> None:
+    """Requests with such an id are the server's own, which it leaves unanswered while it is busy."""
+    if any(isinstance(one, str) and one.startswith(_HEALTH) for one in (rid if isinstance(rid, list) else [rid])):
+        raise LeanKVError(f"rid may not begin with {_HEALTH}.")
 
 
 def _changed(fields: dict[str, Any], config: LeanKVConfig, form: str) -> bool:
@@ -123,11 +131,13 @@ def _vertex(body: dict[str, Any], config: LeanKVConfig) -> bool:
     parameters, instances = body.get("parameters"), body.get("instances")
     known = {field.name for field in dataclasses.fields(GenerateReqInput)} - {*_PROMPTS, "image_data"}
     if isinstance(parameters, dict) and (strange := [name for name in parameters if name not in {*known, FIELD}]):
-        raise LeanKVError(f"parameters of this route are fields of /generate but the prompt, which {strange[0]!a} is not.")
+        raise LeanKVError(
+            f"parameters of this route are fields of /generate but the prompt, which {strange[0]!a} is not."
+        )
     inner = [parameters, *(instances if isinstance(instances, list) else [])]
     if any(isinstance(one, dict) and one.get(FIELD) is not None for one in [body, *inner]):
         raise LeanKVError(_NOT_HERE)
-    return any([isinstance(one, dict) and _changed(one, config, _NOWHERE) for one in [body, *inner]])
+    return any(isinstance(one, dict) and _changed(one, config, _NOWHERE) for one in [body, *inner])
 
 
 def _form(scope: Message) -> str | None:

@@ -42,7 +42,7 @@ def test_hooks_take_what_their_targets_take(registered: list[tuple[str, Callable
         rest = names[len(own) :]
         takes = inspect.signature(hook)
         try:
-            takes.bind(*leading, *own, *[n for n in rest if n not in by_name], **{n: None for n in by_name})
-            takes.bind(*leading, *own, **{name: None for name in rest})
+            takes.bind(*leading, *own, *[n for n in rest if n not in by_name], **dict.fromkeys(by_name))
+            takes.bind(*leading, *own, **dict.fromkeys(rest))
         except TypeError as error:
             pytest.fail(f"{target}: {error}")

@@ -190,10 +190,7 @@ def test_a_field_that_nests_deeply_is_refused(path: str, depth: int) -> None:
             b"{",
             b'{"leankv": {"profile": "tiny"}',
             b"leankv",
-            b'["leankv"]',
-            b'"leankv"',
             b"\xff leankv",
-            b"5",
             b"\0\0\0",
         ),
     ],
@@ -201,6 +198,28 @@ def test_a_field_that_nests_deeply_is_refused(path: str, depth: int) -> None:
 def test_what_is_no_json_object_is_left_to_sglang(body: bytes) -> None:
     status, _, behind = call("/generate", [body])
     assert (status, behind.bodies) == (200, [body])
+
+
+@pytest.mark.parametrize("body", [b' ["leankv"]', b'"a"', b"5", b"-1", b"null", b"true", b"NaN"])
+def test_json_that_is_no_object_is_refused(body: bytes) -> None:
+    status, answer, behind = call("/v1/chat/completions", [body])
+    assert (status, answer["message"], behind.bodies) == (400, "The body of a request is a JSON object here.", [])
+
+
+def test_ids_of_the_servers_own_requests_are_refused() -> None:
+    for rid in ("HEALTH_CHECK_1", ["a", "HEALTH_CHECK"]):
+        status, answer, behind = call("/generate", [json.dumps({"text": "a", "rid": rid}).encode()])
+        assert (status, behind.bodies) == (400, [])
+        assert answer["error"]["message"] == "rid may not begin with HEALTH_CHECK."
+    body = {"text": "HEALTH_CHECK", "rid": "my HEALTH_CHECK"}
+    assert reaches("/generate", body) == body
+
+
+def test_vertex_parameters_that_are_no_fields_are_refused() -> None:
+    body = {"instances": [{"text": "a"}], "parameters": {"regex": "a"}}
+    status, answer, _ = call("/vertex_generate", [json.dumps(body).encode()])
+    assert status == 400
+    assert "fields of /generate but the prompt, which 'regex' is not" in answer["error"]["message"]
 
 
 def test_bodies_are_parsed_only_where_the_word_occurs(monkeypatch: pytest.MonkeyPatch) -> None:

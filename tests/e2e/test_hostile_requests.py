@@ -1,0 +1,105 @@
+"""Requests that ended a server, each refused with a sentence; after each of them it answers as before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from bench.common.server import Server
+from bench.request_fuzz.fuzz import fuzz
+from tests.e2e.forked import Zygote
+
+POOL, PAGE = 2048, 128
+PROMPT = [5, 9, 2, 11]
+
+
+@pytest.fixture(scope="module")
+def hostile(tiny: Path, zygote: Zygote) -> Iterator[Server]:
+    """With metrics, which count what clients name."""
+    flags = ("--max-total-tokens", str(POOL), "--enable-metrics", "--leankv-profile", "none")
+    with zygote.serve("--model-path", str(tiny), *flags) as running:
+        yield running
+
+
+def ask(server: Server, fields: dict[str, Any], route: str = "/generate") -> requests.Response:
+    """With a prompt and parameters, unless the fields say otherwise."""
+    sampling = {"max_new_tokens": 4, **fields.get("sampling_params", {})}
+    body = {"input_ids": PROMPT, **fields, "sampling_params": sampling}
+    return requests.post(server.url + route, json={k: v for k, v in body.items() if v is not None}, timeout=60)
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("empty text", {"text": "", "input_ids": None}, "The prompt is empty"),
+    ("no text in a batch", {"text": ["a", ""], "input_ids": None}, "The prompt is empty"),
+    ("token beyond", {"input_ids": [1, 5_000_000]}, "has token 5000000; the vocabulary goes from 0 to 511"),
+    ("negative token", {"input_ids": [-1]}, "has token -1"),
+    ("many log-probabilities", {"return_logprob": True, "top_logprobs_num": 10**6}, "from 0 to 512, not 1000000"),
+    ("embeddings", {"positional_embed_overrides": [1, 2]}, "positional_embed_overrides takes tensors"),
+    ("top-k beyond int32", {"sampling_params": {"top_k": 2**40}}, "top_k goes from -1"),
+    ("labels", {"custom_labels": {"a": "b"}}, "custom_labels names 'a'"),
+    ("choices", {"sampling_params": {"n": 10**9}}, "n is a whole number"),
+    ("positions beyond", {"token_indices_to_pool": [900]}, "positions in a prompt of 4 tokens, not 900"),
+    ("long salt", {"cache_salt": "x" * 10**6}, "cache_salt has 1000000 characters"),
+    (
+        "deep schema",
+        {"sampling_params": {"json_schema": '{"items": ' * 5000 + "{}" + "}" * 5000}},
+        "nests 5001 brackets",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "said"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+def test_what_ended_a_server_is_refused(hostile: Server, fields: dict[str, Any], said: str) -> None:
+    answer = ask(hostile, fields)
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
+    assert ask(hostile, {}).ok
+
+
+def test_a_pattern_without_end_ends_its_request_alone(hostile: Server) -> None:
+    sampling = {"stop_regex": r"(?s)((.|.)+)+[\ue000\ue001]", "max_new_tokens": 200, "ignore_eos": True}
+    answer = ask(hostile, {"sampling_params": sampling})
+    assert answer.status_code == 400
+    assert "searching takes longer than 1 s" in answer.text
+    assert ask(hostile, {}).ok
+
+
+def test_a_grammar_that_leaves_no_token_ends_its_request_alone(hostile: Server) -> None:
+    assert ask(hostile, {"sampling_params": {"regex": "a", "min_new_tokens": 4}}).status_code == 500
+    assert ask(hostile, {}).ok
+
+
+def test_a_prompt_near_the_pools_end_is_answered_or_refused(hostile: Server) -> None:
+    longest = POOL - 2 * PAGE
+    for length in (longest + 1, POOL - PAGE, POOL - 6, POOL):
+        answer = ask(hostile, {"input_ids": [5] * length})
+        assert answer.status_code == 400
+        assert str(longest) in answer.json()["error"]["message"] or "exceeds" in answer.json()["error"]["message"]
+    assert ask(hostile, {"input_ids": [5] * longest}).json()["meta_info"]["completion_tokens"] == 4
+
+
+def test_salts_of_other_routes_stay_what_they_are(hostile: Server) -> None:
+    """A client of /vertex_generate or /v1/responses cannot write what the field writes, nor fill memory with salts."""
+    held = {"instances": [{"input_ids": PROMPT * 100}]}
+    for salt in ("leankv:small;", "leankv:" + "x" * 4000):
+        parameters = {"cache_salt": salt, "sampling_params": {"max_new_tokens": 2}}
+        answer = requests.post(hostile.url + "/vertex_generate", json={**held, "parameters": parameters}, timeout=60)
+        (prediction,) = answer.json()["predictions"]
+        assert prediction["meta_info"]["leankv"]["profile"] == "balanced"
+    refused = requests.post(hostile.url + "/v1/score", json={"leankv": {"profile": "small"}}, timeout=60)
+    assert refused.status_code == 400
+
+
+def test_random_requests(hostile: Server) -> None:
+    outcome = fuzz(hostile, 100, quiet=True)
+    assert sum(outcome.answers.values()) >= 100
+    assert not outcome.failures, json.dumps(outcome.failures, indent=1)
+    hostile.flush()
+    figures = hostile.info()["leankv"]
+    assert figures["blocks_free"] == figures["blocks_total"]
+    assert not any(word in hostile.log_text() for word in ("leak detected", "[pool-bytes]"))
