@@ -1,7 +1,7 @@
 """Target: ``Scheduler.init_req_max_new_tokens`` of sglang 0.5.23.
 
 Reason: of a prompt that ends within two pages of what the pool holds, SGLang cuts the answer to nothing, and reports
-success: HTTP 200 without a token. Whoever asked for tokens gets at least one, or HTTP 400 with how long a prompt may be.
+success: HTTP 200 without a token. Whoever asked for tokens gets one, or HTTP 400 with how long a prompt may be.
 """
 
 from __future__ import annotations

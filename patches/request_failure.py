@@ -1,7 +1,7 @@
 """Targets: ``Scheduler.handle_generate_request`` and ``Scheduler.handle_embedding_request`` of sglang 0.5.23.
 
-Reason: an exception while one request is taken in ends the scheduler, and with it everybody's requests. Nothing has been
-computed for that request yet, so it alone is given up, with HTTP 500 and the exception in the log.
+Reason: an exception while one request is taken in ends the scheduler, and with it everybody's requests. Nothing has
+been computed for that request yet, so it alone is given up, with HTTP 500 and the exception in the log.
 """
 
 from __future__ import annotations

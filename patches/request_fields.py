@@ -1,9 +1,9 @@
 """Targets: ``normalize_batch_and_arguments`` and ``__getitem__`` of ``GenerateReqInput`` and ``EmbeddingReqInput``;
-``_tokenize_texts``, ``_validate_one_request`` and ``_create_tokenized_object`` of ``TokenizerManager``, of sglang 0.5.23.
+``_tokenize_texts``, ``_validate_one_request`` and ``_create_tokenized_object`` of ``TokenizerManager``; sglang 0.5.23.
 
-Reason: fields that no route checks reach the scheduler, where an empty prompt, a token outside the vocabulary or a value
-of another type ends the process, and with it everybody's requests. Here, where all routes meet, each field is held
-against what the scheduler takes: against its type by the scheduler's own decoder, against its range by this table. A
+Reason: fields that no route checks reach the scheduler, where an empty prompt, a token outside the vocabulary or a
+value of another type ends the process, and with it everybody's requests. Here, where all routes meet, each field is
+held against what the scheduler takes: its type by the scheduler's own decoder, its range by ``request_ranges``. A
 request that does not pass is refused with one sentence.
 """
 

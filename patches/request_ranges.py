@@ -109,7 +109,7 @@ def check_logprobs(obj: Any, prompt: int, vocabulary: int, context: int) -> None
     values = positions * (most + len(obj.token_ids_logprob or ()))
     if values > MAX_LOGPROBS:
         raise ValueError(
-            f"This asks for {values} log-probabilities, at {positions} positions; a request gets {MAX_LOGPROBS} at most:"
+            f"This asks for {values} log-probabilities, at {positions} positions; a request gets {MAX_LOGPROBS}:"
             " ask for fewer tokens (max_new_tokens), later ones (logprob_start_len) or fewer each (top_logprobs_num)."
         )
 

@@ -1,7 +1,7 @@
 """Target: ``Req._check_str_based_finish`` of sglang 0.5.23, and the ``re`` that its module searches with.
 
 Reason: a client's ``stop_regex`` is searched in every step, in the scheduler, by an engine that goes back over what it
-tried: 30 characters and a pattern of eight are enough for hours. Here a search that takes too long ends its own request.
+tried: 30 characters and a pattern of eight are enough for hours. Here a search that takes too long ends its request.
 """
 
 from __future__ import annotations

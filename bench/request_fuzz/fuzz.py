@@ -49,7 +49,7 @@ def fuzz(
         quiet: no progress bar.
 
     Raises:
-        RuntimeError: when the server ends, or no longer gives the answer that it gave before, with the request at fault.
+        RuntimeError: when the server ends or no longer answers as it did, with the request at fault.
     """
     outcome, expected = Outcome(), _known_answer(server)
     progress = tqdm(total=count, unit="request", disable=quiet)
