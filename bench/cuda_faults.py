@@ -184,6 +184,13 @@ FAULTS = (
         "change.add(header.usage(a.shape, held, had), 1);",
         SHRINK,
     ),
+    Fault(
+        "tokens told of another tier",
+        "shrink.cuh",
+        "counts[3] += tokens.high, counts[4] += tokens.mid, counts[5] += tokens.low;",
+        "counts[3] += tokens.high, counts[4] += tokens.low, counts[5] += tokens.mid;",
+        SHRINK,
+    ),
 )
 
 

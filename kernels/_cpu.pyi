@@ -89,7 +89,7 @@ def cut_pages(
     pages: Tensor,
     level: Tensor,
 ) -> None: ...
-def count_blocks(
+def count_pages(
     *,
     shape: RecordShape,
     blocks: Tensor,

@@ -77,8 +77,8 @@ class CutPages(Protocol):
     def __call__(self, store: RecordStore, pages: Tensor, level: Tensor, /) -> None: ...
 
 
-class CountBlocks(Protocol):
-    """Blocks of pages at each level; see ``RecordStore.level_blocks``."""
+class CountPages(Protocol):
+    """Blocks of pages at each level and tokens of each tier; see ``RecordStore.count_pages``."""
 
     def __call__(self, store: RecordStore, pages: Tensor, /) -> Tensor: ...
 
@@ -95,7 +95,7 @@ class Ops(NamedTuple):
     write_tokens: WriteTokens = RawPages.write
     free_pages: FreePages = RecordStore.free
     cut_pages: CutPages = RecordStore.cut
-    count_blocks: CountBlocks = RecordStore.level_blocks
+    count_pages: CountPages = RecordStore.count_pages
     variant: str = ""
     """What of the backend is in use, such as an instruction set."""
     takes_bounds: bool = False
@@ -129,7 +129,7 @@ def _cpu(device: torch.device) -> Ops:
         cpu.commit_pages,
         free_pages=cpu.free_pages,
         cut_pages=cpu.cut_pages,
-        count_blocks=cpu.count_blocks,
+        count_pages=cpu.count_pages,
         variant=cpu.isa(),
         takes_bounds=True,
     )
@@ -174,7 +174,7 @@ def _launched_by(launcher: Launcher, name: str, variant: str = "") -> Ops:
         partial(cuda.write_tokens, launcher),
         partial(cuda.free_pages, launcher),
         partial(cuda.cut_pages, launcher),
-        partial(cuda.count_blocks, launcher),
+        partial(cuda.count_pages, launcher),
         variant,
         takes_bounds=True,
     )

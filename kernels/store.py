@@ -157,6 +157,17 @@ class RecordStore:
         blocks = [self._length_at(header, header.level.long().clamp(max=level))[1] for level in levels]
         return torch.stack(blocks, -1).view(self.num_layers, -1, 3).sum(0, dtype=torch.int32)
 
+    def count_pages(self, pages: Tensor) -> Tensor:
+        """What ``pages`` int64 ``[n]`` take and hold over all layers: int32 ``[n, 6]``.
+
+        First their blocks if cut to each level, see :meth:`level_blocks`; then tokens of all heads that are high, mid
+        and low, whatever the level. The rest of a page's tokens are pruned.
+        """
+        header = self._headers(self.page_table[:, pages].long().flatten())
+        tokens = torch.stack([count.sum(1) for count in header.counts], -1) * (header.blocks > 0)[:, None]
+        tokens = tokens.view(self.num_layers, -1, 3).sum(0, dtype=torch.int32)
+        return torch.cat([self.level_blocks(pages), tokens], 1)
+
     def clear(self) -> None:
         """Forget every record."""
         self.page_table.zero_()

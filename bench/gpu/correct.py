@@ -154,7 +154,7 @@ def _commit(bench: Bench, shape: Shape, rng: Random, many: bool) -> None:
                 held[layer].update(pages)
         some = torch.tensor(rng.sample(range(most + 1), rng.randint(1, most)), device=device)
         levels = torch.tensor([rng.randint(L.LEVEL_BASE, L.LEVEL_NEAR) for _ in some], device=device)
-        counts = [ops.count_blocks(store, some) for ops, store in both]
+        counts = [ops.count_pages(store, some) for ops, store in both]
         assert torch.equal(*counts), "counts of blocks differ"
         for ops, store in both:
             ops.cut_pages(store, some, levels)

@@ -14,7 +14,7 @@ TOOLS = ("memcheck", "racecheck")
 STAGES = {
     "attend": ("attend_committed",),
     "own": ("attend_open", "begin_pages", "merge_states", "write_tokens", "tier_pages"),
-    "commit": ("commit", "pages", "count_blocks"),
+    "commit": ("commit", "pages", "count_pages"),
 }
 """With parts of their kernels' names, so that torch's own are left alone."""
 STALL_SECONDS = 120.0

@@ -138,10 +138,10 @@ def cut_pages(store: RecordStore, pages: Tensor, level: Tensor) -> None:
     _cpu.cut_pages(**_pool(store), pages=pages, level=level)
 
 
-def count_blocks(store: RecordStore, pages: Tensor) -> Tensor:
-    """See ``RecordStore.level_blocks``."""
-    counts = torch.zeros(len(pages), 3, dtype=torch.int32)
-    _cpu.count_blocks(**_pool(store), pages=pages.contiguous(), counts=counts)
+def count_pages(store: RecordStore, pages: Tensor) -> Tensor:
+    """See ``RecordStore.count_pages``."""
+    counts = torch.zeros(len(pages), 6, dtype=torch.int32)
+    _cpu.count_pages(**_pool(store), pages=pages.contiguous(), counts=counts)
     return counts
 
 

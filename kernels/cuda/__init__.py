@@ -10,7 +10,7 @@ from __future__ import annotations
 from leankv_kernels.cuda.attend import attend_committed
 from leankv_kernels.cuda.commit import commit_pages, tier_pages
 from leankv_kernels.cuda.open import attend_open, merge_states, write_tokens
-from leankv_kernels.cuda.shrink import count_blocks, cut_pages, free_pages
+from leankv_kernels.cuda.shrink import count_pages, cut_pages, free_pages
 from leankv_kernels.cuda.unit import Launcher
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "attend_committed",
     "attend_open",
     "commit_pages",
-    "count_blocks",
+    "count_pages",
     "cut_pages",
     "free_pages",
     "merge_states",

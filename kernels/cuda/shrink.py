@@ -1,4 +1,4 @@
-"""Freeing and cutting the records of pages, and counting their blocks: how the kernels are called."""
+"""Freeing and cutting the records of pages, and counting what they hold: how the kernels are called."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def cut_pages(launcher: Launcher, store: RecordStore, pages: Tensor, level: Tens
         _launch(launcher, "cut_pages", store, pages, level.to(torch.int64).contiguous())
 
 
-def count_blocks(launcher: Launcher, store: RecordStore, pages: Tensor) -> Tensor:
-    """See ``RecordStore.level_blocks``. One launch."""
-    counts = torch.empty(len(pages), 3, dtype=torch.int32, device=pages.device)
+def count_pages(launcher: Launcher, store: RecordStore, pages: Tensor) -> Tensor:
+    """See ``RecordStore.count_pages``. One launch."""
+    counts = torch.empty(len(pages), 6, dtype=torch.int32, device=pages.device)
     if pages.numel():
-        _launch(launcher, "count_blocks", store, pages, counts=counts, blocks=-(-len(pages) // THREADS))
+        _launch(launcher, "count_pages", store, pages, counts=counts, blocks=-(-len(pages) // THREADS))
     return counts

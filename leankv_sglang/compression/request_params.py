@@ -77,6 +77,12 @@ def resolve(field: Any, config: LeanKVConfig) -> Accuracy:
     for name, value in field.items():
         if not _is_number(value):
             raise LeanKVError(f"{FIELD}.{name} is a number of at least 0, not {_say(value)}.")
+    if config.significance != "attention":
+        raise LeanKVError(
+            f"{FIELD} takes thresholds where tokens are scored by attention, which this server does by "
+            f'{config.significance}: name an accuracy instead, as in {{"profile": "{next(iter(named(config)))}"}}; '
+            f"there are {names}."
+        )
     # Adding 0 makes -0 and 0 one.
     given = {name.removeprefix("alpha_"): float(value) + 0.0 for name, value in field.items()}
     if "mid" in given and not config.mid:

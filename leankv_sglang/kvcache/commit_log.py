@@ -38,9 +38,9 @@ class _Commit:
         return self.message
 
     @property
-    def blocks(self) -> Tensor:
-        """int32 ``[n, 3]``."""
-        return self.arrival.values[_USAGE_WORDS:].view(-1, 3)
+    def counts(self) -> Tensor:
+        """int32 ``[n, 6]``, see ``RecordStore.count_pages``."""
+        return self.arrival.values[_USAGE_WORDS:].view(-1, 6)
 
 
 class CommitLog:
@@ -76,20 +76,20 @@ class CommitLog:
             ids: the same on the host.
         """
         self.announce(ids)
-        self.send(self.ops.count_blocks(self.store, pages))
+        self.send(self.ops.count_pages(self.store, pages))
 
     def announce(self, ids: Pages) -> None:
         """Note pages, by their ids on the host, that will be committed; :meth:`send` has to follow before the next."""
         assert self._all_sent, "pages were announced twice"
         ids = np.array(ids)  # may change its mind, see swap
         epochs = self.ledger.epoch[ids]
-        self.ledger.note_blocks(ids, epochs, self.ledger.worst_blocks)
+        self.ledger.expect(ids)
         self._waiting.append(_Commit(ids, epochs))
 
-    def send(self, blocks: Tensor) -> None:
-        """Have the counts of what was announced sent, int32 ``[n, 3]`` on the device."""
+    def send(self, counts: Tensor) -> None:
+        """Have the counts of what was announced sent, int32 ``[n, 6]`` on the device."""
         assert not self._all_sent, "counts of no pages"
-        self._waiting[-1].message = self._send(torch.cat([self._usage_words(), blocks.flatten()]))
+        self._waiting[-1].message = self._send(torch.cat([self._usage_words(), counts.flatten()]))
 
     @property
     def _all_sent(self) -> bool:
@@ -115,18 +115,19 @@ class CommitLog:
             commit, sent = self._waiting.popleft(), sent - 1
             commit.arrival.wait()
             self._note(commit)
+            blocks = commit.counts[:, :3].contiguous()
             if self.group is not None:
-                torch.distributed.all_reduce(commit.blocks, torch.distributed.ReduceOp.MAX, group=self.group)
-            self.ledger.settle(commit.pages, commit.epochs, commit.blocks.numpy())
+                torch.distributed.all_reduce(blocks, torch.distributed.ReduceOp.MAX, group=self.group)
+            self.ledger.settle(commit.pages, commit.epochs, blocks.numpy())
 
     def note_arrived(self) -> None:
-        """Have the ledger know the blocks of pages whose counts are here, settled or not; does not wait."""
+        """Have the ledger know what pages hold whose counts are here, settled or not; does not wait."""
         for commit in self._waiting:
             if commit.message is not None and commit.message.here():
                 self._note(commit)
 
     def _note(self, commit: _Commit) -> None:
-        self.ledger.note_blocks(commit.pages, commit.epochs, commit.blocks.numpy())
+        self.ledger.note_counts(commit.pages, commit.epochs, commit.counts.numpy())
 
     def usage(self) -> Usage:
         """The store's usage: now on a CPU, as it last arrived from a GPU; does not wait."""

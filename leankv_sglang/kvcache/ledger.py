@@ -56,6 +56,7 @@ class Ledger:
         """Counts how often a page was opened, so that what was said of an earlier life is not taken for this one."""
         self._cost = np.full((n, LEVEL_NEAR + 1), self.page_size, np.int64)
         self._blocks = np.zeros((n, LEVEL_NEAR + 1), np.int32)
+        self._tokens = np.full((n, 3), -1, np.int32)  # high, mid, low; -1 while they are not known
         self._mean = np.full(LEVEL_NEAR + 1, float(self.page_size))
 
     def units_of(self, blocks: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -75,6 +76,7 @@ class Ledger:
         self.epoch[pages] += 1
         self._cost[pages, 1:] = self.page_size
         self._blocks[pages] = 0
+        self._tokens[pages] = -1
         self.free_units -= len(pages) * self.page_size
         assert self.free_units >= 0, "more pages were handed out than the pool has units for"
 
@@ -102,19 +104,30 @@ class Ledger:
             keep = (1 - 1 / MEAN_PAGES) ** len(pages)
             self._mean[1:] = keep * self._mean[1:] + (1 - keep) * costs.mean(0)
 
-    def note_blocks(self, pages: Pages, epochs: Pages, blocks: NDArray[np.integer] | int) -> None:
-        """Take note of the blocks that records of committed pages take on this rank, for reports; prices are of all.
+    def expect(self, pages: Pages) -> None:
+        """Take note that pages are being committed: they are reported at their worst until their counts are here."""
+        self._blocks[pages, 1:] = self.worst_blocks
+
+    def note_counts(self, pages: Pages, epochs: Pages, counts: NDArray[np.integer]) -> None:
+        """Take note of what records of committed pages hold on this rank, for reports; prices are of all ranks.
 
         Args:
             pages, epochs: as for :meth:`settle`.
-            blocks: ``[n, 3]``, in all layers at levels base, far and near; or one number for them all.
+            counts: ``[n, 6]``, see ``RecordStore.count_pages``.
         """
         alive = self.epoch[pages] == epochs
-        self._blocks[pages[alive], 1:] = blocks if isinstance(blocks, int) else blocks[alive]
+        self._blocks[pages[alive], 1:] = counts[alive, :3]
+        self._tokens[pages[alive]] = counts[alive, 3:]
 
     def blocks_held(self, pages: Pages) -> NDArray[np.int64]:
         """Blocks that pages hold in all layers at their present level, 0 for those that were not committed."""
         return self._blocks[pages, self.level[pages]].astype(np.int64)
+
+    def tokens_held(self, pages: Pages) -> tuple[int, NDArray[np.int64]]:
+        """How many of these pages have known counts, and their tokens of all layers and heads: high, mid and low."""
+        tokens = self._tokens[pages]
+        known = tokens[:, 0] >= 0
+        return int(known.sum()), tokens[known].sum(0, dtype=np.int64)
 
     def lock_near(self, pages: Pages) -> None:
         """Note that one running request more reads these pages near, none of them twice."""
@@ -142,7 +155,7 @@ class Ledger:
     def swap(self, a: Pages, b: Pages) -> None:
         """Note that committed pages ``a`` and ``b`` exchange what they hold; what is not settled keeps its worst price
         until it is, under its new id."""
-        for column in (self.level, self._cost, self._blocks, self.settled):
+        for column in (self.level, self._cost, self._blocks, self._tokens, self.settled):
             column[a], column[b] = column[b], column[a].copy()
         self._reprice(np.concatenate([a, b]))
 

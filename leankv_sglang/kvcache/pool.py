@@ -184,17 +184,17 @@ class LeanKVPool(MHATokenToKVPool):
     def drain(self) -> None:
         """Commit what the last forward has filled, then carry out what was ordered since: at the start of a forward,
         and at idle times."""
-        filled, self._filled, blocks = self._filled, None, None
+        filled, self._filled, counts = self._filled, None, None
         if filled is not None:
             assert self.committer is not None
             self.committer(filled)
-            blocks = self.ops.count_blocks(self.store, filled.pages)
+            counts = self.ops.count_pages(self.store, filled.pages)
         moved = self.deferred.run()
-        if blocks is not None:
-            self.commits.send(blocks)
+        if counts is not None:
+            self.commits.send(counts)
         elif moved:
             self.commits.note_usage()
-        self.version += moved or blocks is not None
+        self.version += moved or counts is not None
 
     @property
     def was_cut(self) -> bool:
@@ -225,6 +225,17 @@ class LeanKVPool(MHATokenToKVPool):
         blocks = self.ledger.blocks_held(pages)
         records = int(np.count_nonzero(blocks)) * self.layer_num
         return int(blocks.sum()) * self.layout.block_bytes + records * PAGE_TABLE_ENTRY
+
+    def tier_shares(self, pages: Pages) -> dict[str, float]:
+        """Shares of the tiers in committed pages, over all layers and heads of this rank, by what the ledger was told;
+        nothing where it was told nothing yet."""
+        self.commits.note_arrived()
+        known, tokens = self.ledger.tokens_held(pages)
+        if not known:
+            return {}
+        high, mid, low = (tokens / (known * self.page_size * self.layer_num * self.head_num)).tolist()
+        shares = {"high": high, **({"mid": mid} if self.config.mid else {}), "low": low}
+        return {**shares, "pruned": 1.0 - high - mid - low}
 
     def usage(self) -> Usage:
         """What the records hold: now on a CPU, a forward ago on a GPU, which is not waited for."""

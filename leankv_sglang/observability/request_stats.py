@@ -1,4 +1,4 @@
-"""What a finished request is told about its own KV: its accuracy, its bytes, its ratio, in ``meta_info["leankv"]``."""
+"""What a finished request is told about its own KV: its accuracy, bytes, ratio and tiers, in ``meta_info["leankv"]``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def _figures(pool: LeanKVPool, req: Any, rows: PageRows) -> dict[str, Any]:
     held = pool.bytes_of_pages(pages) + (pool.open_pages.row_nbytes() if tokens % page else 0)
     raw = tokens * model_dtype_bytes_per_token(pool.layout, pool.layer_num, pool.model_dtype.itemsize)
     accuracy = accuracy_of(req.cache_salt, pool.config)
-    return {**accuracy.describe(), "bytes": held, "ratio": raw / held if held else 0.0}
+    shares = {tier: round(share, 4) for tier, share in pool.tier_shares(pages).items()}
+    tiers = {"tiers": shares} if shares else {}
+    return {**accuracy.describe(), "bytes": held, "ratio": raw / held if held else 0.0, **tiers}
 
 
 def reporting_streamer(base: type) -> type:

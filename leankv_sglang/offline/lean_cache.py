@@ -131,7 +131,7 @@ class LeanCache(Cache[LeanState]):
         far = pages[: max(len(pages) - self.near_pages, 0)]
         if len(far):
             self.ops.cut_pages(self.store, far, torch.full_like(far, LEVEL_FAR))
-        blocks = int(self.ops.count_blocks(self.store, pages)[:, -1].sum()) if len(pages) else 0
+        blocks = int(self.ops.count_pages(self.store, pages)[:, 2].sum()) if len(pages) else 0
         table = PAGE_TABLE_ENTRY * self.shape.layers * len(pages)
         return blocks * self.layout.block_bytes + table + self.open_pages.row_nbytes()
 

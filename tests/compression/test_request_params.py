@@ -18,6 +18,7 @@ CONFIG = LeanKVConfig(alpha_high=1.0, alpha_low=0.1)
 NAMED = tuple(named(CONFIG))
 PER_HEAD = LeanKVConfig(alpha_high=((1.0, 2.0),), alpha_low=((0.0, 0.5),))
 NONE = LeanKVConfig(significance="none")
+PREDICTED = LeanKVConfig(significance="predictor", predictor="weights")
 POINTS = {
     "lossless": Alphas(0.5, 0.2),
     "balanced": Alphas(((1.0, 2.0),), 0.5),
@@ -67,9 +68,15 @@ def test_a_bad_field_is_refused_with_one_sentence(field: Any, says: str) -> None
     assert len(text) < 300
 
 
-def test_pruning_needs_significance() -> None:
-    with pytest.raises(LeanKVError, match=r"leankv\.alpha_low prunes by significance"):
-        resolve({"alpha_low": 0.5}, NONE)
+@pytest.mark.parametrize("config", [NONE, PREDICTED], ids=["none", "predictor"])
+@pytest.mark.parametrize("field", [{"alpha_high": 2, "alpha_low": 0.1}, {"alpha_high": 0}, {"alpha_low": 0.5}])
+def test_thresholds_are_multiples_of_uniform_attention_or_refused(config: LeanKVConfig, field: Any) -> None:
+    """On a predictor's scale 2 and 0.1 would prune nine tokens of ten."""
+    with pytest.raises(LeanKVError, match="takes thresholds where tokens are scored by attention") as raised:
+        resolve(field, config)
+    assert is_one_sentence(str(raised.value))
+    assert config.significance in str(raised.value)
+    assert '{"profile": "lossless"}' in str(raised.value)
 
 
 def test_the_named_ones() -> None:
@@ -105,8 +112,7 @@ def test_equal_thresholds_are_one_accuracy() -> None:
 
 
 def test_without_significance_thresholds_tell_nothing_apart() -> None:
-    for field in ({"profile": "small"}, {"alpha_high": 3}, {"alpha_high": 0}):
-        assert resolve(field, NONE).is_own
+    assert resolve({"profile": "small"}, NONE).is_own
     assert not resolve({"profile": "lossless"}, NONE).is_own
 
 

@@ -47,6 +47,7 @@ def test_an_accuracy_decides_tiers_and_is_told_back(plain: Server, prompt: list[
         kv = answers[name].kv
         open_page = figures["bytes_open_pages"] // (32 + 1)
         assert kv["bytes"] == figures["bytes_total"] + open_page
+        assert tuple(kv["tiers"].values()) == pytest.approx(shares[name], abs=1e-4)
         assert kv["ratio"] == pytest.approx((LENGTH + 8 - 1) * TOKEN_BYTES / kv["bytes"], rel=0.01)
     assert shares["lossless"] == (1.0, 0.0, 0.0)
     assert 0.1 < shares["absent"][0] < 0.9
@@ -54,7 +55,9 @@ def test_an_accuracy_decides_tiers_and_is_told_back(plain: Server, prompt: list[
     # Four sinks of 384 tokens.
     assert shares["small"] == pytest.approx((4 / 384, 380 / 384, 0.0))
     assert shares["thresholds"][2] > 0.02
-    told = {name: {k: v for k, v in a.kv.items() if k not in ("bytes", "ratio")} for name, a in answers.items()}
+    told = {
+        name: {k: v for k, v in a.kv.items() if k not in ("bytes", "ratio", "tiers")} for name, a in answers.items()
+    }
     assert told == {**FIELDS, "absent": {"profile": "balanced"}}
     assert len({tuple(a.logprobs) for a in answers.values()}) == len(FIELDS)
 

@@ -65,7 +65,7 @@ def test_the_same_as_the_reference(
         for _ in range(data.draw(st.integers(1, 4))):
             pages = torch.tensor(data.draw(some))
             levels = torch.tensor([data.draw(st.integers(LEVEL_BASE, LEVEL_NEAR)) for _ in pages])
-            counts = [o.count_blocks(s, pages) for o, s in zip(ops, (fast, slow), strict=True)]
+            counts = [o.count_pages(s, pages) for o, s in zip(ops, (fast, slow), strict=True)]
             assert torch.equal(*counts)
             for o, s in zip(ops, (fast, slow), strict=True):
                 o.cut_pages(s, pages, levels)
@@ -82,5 +82,5 @@ def test_nothing_named_is_nothing_done() -> None:
     ops = get_ops("cpu", "cpu")
     ops.free_pages(fast, none)
     ops.cut_pages(fast, none, none)
-    assert ops.count_blocks(fast, none).shape == (0, 3)
+    assert ops.count_pages(fast, none).shape == (0, 6)
     assert_same(fast, slow)

@@ -98,16 +98,19 @@ class StoreModel(RuleBasedStateMachine):
     def cut(self, pages: list[int], data: st.DataObject) -> None:
         """Every layer of a page; those that hold less already stay as they are."""
         levels = [data.draw(st.integers(L.LEVEL_BASE, L.LEVEL_NEAR)) for _ in pages]
-        told = self.store.level_blocks(torch.tensor(pages, dtype=torch.int64))
+        told = self.store.count_pages(torch.tensor(pages, dtype=torch.int64))
         self.store.cut(torch.tensor(pages, dtype=torch.int64), torch.tensor(levels, dtype=torch.int64))
-        for page, level, blocks in zip(pages, levels, told.tolist(), strict=True):
+        for page, level, counts in zip(pages, levels, told.tolist(), strict=True):
             held = [key for key in self.records if key[1] == page]
             for key in held:
                 self.records[key] = cut(self.records[key][None], self.layout, level)[0]
                 header = read_header(self.records[key][None], self.layout)
                 tiers = read_tiers(self.records[key][None], self.layout)[0]
                 self.counted[key] = count_by_hand(self.layout, tiers, int(header.level), int(header.nbytes))
-            assert blocks[level - 1] == sum(self.counted[key].blocks for key in held)
+            mine = [self.counted[key] for key in held]
+            assert counts[level - 1] == sum(one.blocks for one in mine)
+            tokens = [(one.high_tokens, one.mid_tokens, one.low_tokens) for one in mine]
+            assert counts[3:] == [sum(tier) for tier in zip(*tokens, strict=True)] or not mine
 
     @rule(pages=st.lists(st.integers(1, PAGES), unique=True, min_size=2, max_size=4))
     def swap(self, pages: list[int]) -> None:

@@ -57,6 +57,25 @@ def test_reports_take_the_worst_until_counts_are_here() -> None:
     assert books.ledger.blocks_held(np.array([2])) == books.true_blocks(2)
 
 
+def test_tiers_are_told_of_pages_whose_counts_are_here() -> None:
+    books, both = Books(), np.array([1, 2, 3])
+    books.commit(1, high=8)
+    books.commit(2, high=PAGE)
+    assert books.ledger.tokens_held(both)[0] == 0
+    books.late.events[0].passed = True
+    books.log.note_arrived()
+    known, tokens = books.ledger.tokens_held(both)
+    assert (known, tokens.tolist()) == (1, [8, 0, PAGE - 8])
+    books.log.settle(all_of_them=True)
+    known, tokens = books.ledger.tokens_held(both)
+    assert (known, tokens.tolist()) == (2, [8 + PAGE, 0, PAGE - 8])
+    books.ledger.swap(np.array([1]), np.array([2]))
+    assert books.ledger.tokens_held(np.array([1]))[1].tolist() == [PAGE, 0, 0]
+    books.ledger.close(np.array([1]))
+    books.ledger.open(np.array([1]))
+    assert books.ledger.tokens_held(np.array([1]))[0] == 0
+
+
 def test_counts_follow_records_that_are_exchanged() -> None:
     """A request's page, just committed, makes a cut page of the tree whole and takes its shorter record."""
     books = Books()

@@ -159,7 +159,7 @@ def test_bytes_are_those_of_trimmed_records(model: PackedModel, name: str, near_
     state = cache.new(600)
     model.prefill(cache, [(state, tokens(5 * PAGE + 9, 8))])
     pages = torch.tensor(state.pages[:5], device=model.device)
-    expected = cache.ops.count_blocks(cache.store, pages)
+    expected = cache.ops.count_pages(cache.store, pages)
     blocks = int(expected[: 5 - near_pages, LEVEL_FAR - 1].sum() + expected[5 - near_pages :, 2].sum())
     held = cache.context_bytes(state)
     assert cache.store.usage().blocks == blocks

@@ -66,7 +66,10 @@ struct CommitArgs {
     int64_t source(int64_t record) const { return record / n * rows + at[record % n]; }
 };
 
-// For free_pages, cut_pages and count_blocks: pages in all layers.
+// Counts of a page: its blocks at each level, tokens of each tier.
+constexpr int kPageCounts = 6;
+
+// For free_pages, cut_pages and count_pages: pages in all layers.
 struct ShrinkArgs {
     RecordShape shape;
     uint8_t* blocks;
@@ -75,7 +78,7 @@ struct ShrinkArgs {
     int64_t *ring_head, *ring_free, *usage;
     int64_t num_blocks;
     const int64_t *pages, *level;  // [n], no two pages alike; levels only to cut
-    int32_t* counts;               // [n, 3], zero at first, only to count
+    int32_t* counts;               // [n, kPageCounts], zero at first, only to count
     int64_t n, layers, table_stride;
 };
 
@@ -111,7 +114,7 @@ struct Kernels {
     void (*commit_pages)(const CommitArgs&);
     void (*free_pages)(const ShrinkArgs&);
     void (*cut_pages)(const ShrinkArgs&);
-    void (*count_blocks)(const ShrinkArgs&);
+    void (*count_pages)(const ShrinkArgs&);
     void (*dense_decode)(const DenseArgs&);
     void (*read_bandwidth)(const ReadArgs&);
 };

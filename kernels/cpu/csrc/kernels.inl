@@ -52,7 +52,7 @@ const Kernels kernels = {
     .commit_pages = commit_pages,
     .free_pages = free_pages,
     .cut_pages = cut_pages,
-    .count_blocks = count_blocks,
+    .count_pages = count_pages,
     .dense_decode = dense::decode,
     .read_bandwidth = dense::read_bandwidth,
 };

@@ -173,7 +173,7 @@ void commit_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& 
     });
 }
 
-// What free_pages, cut_pages and count_blocks have in common; the caller adds levels or counts.
+// What free_pages, cut_pages and count_pages have in common; the caller adds levels or counts.
 leankv::ShrinkArgs shrink_args(const RecordShape& shape, const Pool& pool, const Tensor& pages) {
     return {
         .shape = shape,
@@ -206,12 +206,12 @@ void cut_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& pag
     kernels().cut_pages(args);
 }
 
-void count_blocks(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, const Tensor& ring,
-                  const Tensor& ring_head, const Tensor& ring_free, const Tensor& usage, const Tensor& pages,
-                  const Tensor& counts) {
+void count_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, const Tensor& ring,
+                 const Tensor& ring_head, const Tensor& ring_free, const Tensor& usage, const Tensor& pages,
+                 const Tensor& counts) {
     auto args = shrink_args(shape, {blocks, page_table, ring, ring_head, ring_free, usage}, pages);
-    args.counts = counts.numbers<int32_t>("counts", {args.n, leankv::kLevelNear});
-    kernels().count_blocks(args);
+    args.counts = counts.numbers<int32_t>("counts", {args.n, leankv::kPageCounts});
+    kernels().count_pages(args);
 }
 
 void dense_decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, float scale, int threads,
@@ -283,7 +283,7 @@ NB_MODULE(_cpu, m) {
           "ring_free"_a, "usage"_a, "pages"_a, release());
     m.def("cut_pages", cut_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a,
           "ring_free"_a, "usage"_a, "pages"_a, "level"_a, release());
-    m.def("count_blocks", count_blocks, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a,
+    m.def("count_pages", count_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a,
           "ring_free"_a, "usage"_a, "pages"_a, "counts"_a, release());
 
     m.def("dense_decode", dense_decode, "q"_a, "k"_a, "v"_a, "out"_a, nb::kw_only(), "scale"_a, "threads"_a,

@@ -1,4 +1,4 @@
-// Freeing and cutting records of many pages in all layers, and counting their blocks. The layout is
+// Freeing and cutting records of many pages in all layers, and counting what they hold. The layout is
 // kernels/layout/.
 //
 // One pass over headers, in the order in which the reference gives blocks back, so that the ring ends up the same. It
@@ -34,14 +34,20 @@ LEANKV_INLINE int64_t bytes_at(const RecordShape& shape, const int32_t* words, i
     return level == kLevelBase ? head[kHeadRefine] : head[kHeadNear];
 }
 
+// Tokens of all heads by tier.
+LEANKV_INLINE Counts tokens_of(const RecordShape& shape, const int32_t* words) {
+    Counts sum{0, 0, 0};
+    for (int h = 0; h < shape.heads; h++) {
+        const Counts counts = Counts::of(words[shape.head_word + kHeadWords * h + kHeadCounts]);
+        sum.high += counts.high, sum.mid += counts.mid, sum.low += counts.low;
+    }
+    return sum;
+}
+
 // Takes a record that is cut to a level, with so many blocks, into the running usage, or out of it (`sign`).
 static void count_record(const ShrinkArgs& a, const int32_t* words, int level, int64_t blocks, int sign) {
-    int64_t high = 0, mid = 0, low = 0;
-    for (int h = 0; h < a.shape.heads; h++) {
-        const Counts counts = Counts::of(words[a.shape.head_word + kHeadWords * h + kHeadCounts]);
-        high += counts.high, mid += counts.mid, low += counts.low;
-    }
-    count_usage(a.shape, a.usage, high, mid, low, level, blocks, sign);
+    const Counts tokens = tokens_of(a.shape, words);
+    count_usage(a.shape, a.usage, tokens.high, tokens.mid, tokens.low, level, blocks, sign);
 }
 
 LEANKV_INLINE void give_back(const ShrinkArgs& a, const int32_t* list, int64_t begin, int64_t end) {
@@ -85,14 +91,17 @@ static void cut_pages(const ShrinkArgs& a) {
     }
 }
 
-static void count_blocks(const ShrinkArgs& a) {
+static void count_pages(const ShrinkArgs& a) {
     for (int64_t i = 0; i < a.n * a.layers; i++) {
         prefetch_record(a, i);
         const int32_t* words = first_words(a, i);
         if (!words) continue;
+        int32_t* counts = a.counts + kPageCounts * (i % a.n);
         for (int level = kLevelBase; level <= kLevelNear; level++)
-            a.counts[kLevelNear * (i % a.n) + level - kLevelBase] +=
+            counts[level - kLevelBase] +=
                 int32_t((bytes_at(a.shape, words, level) + a.shape.block_bytes - 1) / a.shape.block_bytes);
+        const Counts tokens = tokens_of(a.shape, words);
+        counts[3] += int32_t(tokens.high), counts[4] += int32_t(tokens.mid), counts[5] += int32_t(tokens.low);
     }
 }
 

@@ -1,4 +1,4 @@
-// Freeing and cutting the records of pages in all layers, and counting their blocks, in one launch each.
+// Freeing and cutting the records of pages in all layers, and counting what they hold, in one launch each.
 //
 // One block goes through the headers, so that blocks come back in the order of the reference and the ring ends up the
 // same: layer by layer, page by page.
@@ -19,7 +19,7 @@ struct ShrinkArgs {
     int* ring;
     long long *ring_head, *ring_free, *usage;
     const long long *pages, *level;  // [n], no two pages alike; levels only to cut
-    int* counts;                     // [n, 3], only to count
+    int* counts;                     // [n, 6], only to count: blocks by level, tokens by tier
     long long num_blocks, n, layers, table_stride;
 };
 
@@ -38,13 +38,17 @@ struct HeaderWords {
     __device__ __forceinline__ int blocks_at(const RecordShape& s, int level) const {
         return (int)((bytes_at(s, level) + s.block_bytes - 1) >> s.block_shift);
     }
-    __device__ __forceinline__ RecordUsage usage(const RecordShape& s, int level, int blocks) const {
-        long long high = 0, mid = 0, low = 0;
+    __device__ __forceinline__ Counts tokens(const RecordShape& s) const {
+        Counts sum{0, 0, 0};
         for (int h = 0; h < s.heads; h++) {
             const Counts c = Counts::of(words[s.head_word + kHeadWords * h + kHeadCounts]);
-            high += c.high, mid += c.mid, low += c.low;
+            sum.high += c.high, sum.mid += c.mid, sum.low += c.low;
         }
-        return {s, high, mid, low, level, blocks};
+        return sum;
+    }
+    __device__ __forceinline__ RecordUsage usage(const RecordShape& s, int level, int blocks) const {
+        const Counts c = tokens(s);
+        return {s, c.high, c.mid, c.low, level, blocks};
     }
 };
 
@@ -88,7 +92,7 @@ __device__ __forceinline__ void give_back(const ShrinkArgs& a, F f) {
     if (me == 0) *a.ring_free += given;
 }
 
-// Grid: one block, as for all but count_blocks.
+// Grid: one block, as for all but count_pages.
 template <class S>
 __device__ __forceinline__ void free_pages(const ShrinkArgs& a) {
     give_back<S, false>(a, [&](const HeaderWords& header, long long, UsageChange& change, int& first, int& count) {
@@ -118,18 +122,20 @@ __device__ __forceinline__ void cut_pages(const ShrinkArgs& a) {
 
 // Grid: as many blocks as cover the pages.
 template <class S>
-__device__ __forceinline__ void count_blocks(const ShrinkArgs& a) {
+__device__ __forceinline__ void count_pages(const ShrinkArgs& a) {
     const long long page = (long long)blockIdx.x * S::threads + threadIdx.x;
     if (page >= a.n) return;
-    int counts[3] = {0, 0, 0};
+    int counts[6] = {0, 0, 0, 0, 0, 0};
     for (long long layer = 0; layer < a.layers; layer++) {
         const HeaderWords header(a, layer, page);
         if (!header.words) continue;
 #pragma unroll
         for (int i = 0; i < 3; i++) counts[i] += header.blocks_at(a.shape, kLevelBase + i);
+        const Counts tokens = header.tokens(a.shape);
+        counts[3] += tokens.high, counts[4] += tokens.mid, counts[5] += tokens.low;
     }
 #pragma unroll
-    for (int i = 0; i < 3; i++) a.counts[3 * page + i] = counts[i];
+    for (int i = 0; i < 6; i++) a.counts[6 * page + i] = counts[i];
 }
 
 }  // namespace leankv::cuda
@@ -138,5 +144,5 @@ __device__ __forceinline__ void count_blocks(const ShrinkArgs& a) {
 using S = leankv::cuda::ShrinkShape;
 LEANKV_KERNEL(free_pages, ShrinkArgs, S::threads, 1, S::shared_bytes)
 LEANKV_KERNEL(cut_pages, ShrinkArgs, S::threads, 1, S::shared_bytes)
-LEANKV_KERNEL(count_blocks, ShrinkArgs, S::threads, 1, 0)
+LEANKV_KERNEL(count_pages, ShrinkArgs, S::threads, 1, 0)
 #endif
