@@ -1,4 +1,4 @@
-"""What a finished request is told about its own KV: its accuracy, bytes, ratio and tiers, in ``meta_info["leankv"]``."""
+"""What a finished request is told about its own KV in ``meta_info["leankv"]``: its accuracy, bytes, ratio and tiers."""
 
 from __future__ import annotations
 
