@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import requests
 from tqdm import tqdm
 
-from bench.common.data import random_prompts
+from bench.common.data import drawn_prompts, random_prompts
+from bench.common.memory import resident_mib, watched
 from bench.common.server import Server, serve
 from bench.common.table import print_table, write_json
 
@@ -27,6 +30,9 @@ ENV = {
 }
 
 
+ACCURACIES: tuple[dict[str, Any], ...] = ({}, {}, {"profile": "lossless"}, {"profile": "small"})
+
+
 def _ask(server: Server, prompt: list[int], new_tokens: int, abort_after: float | None, number: int) -> str:
     # An abort takes every request whose id begins with the given one, so ids have one length.
     rid = f"stress-{number:06d}"
@@ -36,6 +42,7 @@ def _ask(server: Server, prompt: list[int], new_tokens: int, abort_after: float 
         # With ignore_eos the scheduler would reserve every token beforehand and never have to retract.
         "sampling_params": {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "temperature": 0.8},
         "stream": abort_after is not None,
+        "leankv": ACCURACIES[number % len(ACCURACIES)] or None,
     }
     if abort_after is None:
         answer = requests.post(server.url + "/generate", json=body, timeout=1800)
@@ -87,9 +94,9 @@ def stress(
     time.sleep(5)  # idle: the scheduler checks for leaks and audits the bytes, and prints what it finds
     if server.process.poll() is not None:
         raise RuntimeError(f"the server died:\n{server.log_text()[-3000:]}")
-    held = server.info()["leankv"]["tokens_held"]
+    held = server.info().get("leankv", {}).get("tokens_held")
     server.flush()
-    log, figures = server.log_text(), server.info()["leankv"]
+    log, figures = server.log_text(), server.info().get("leankv")
     return {
         "requests": len(prompts),
         "answered": outcomes.pop("answered", 0),
@@ -98,8 +105,13 @@ def stress(
         "retractions": server.retractions(),
         "leaks": sum(log.count(word) for word in ("leak detected", "[pool-bytes]", "Traceback")),
         "tokens_held_at_idle": held,
-        "blocks_after_flush": figures["blocks_total"] - figures["blocks_free"],
+        "blocks_after_flush": figures["blocks_total"] - figures["blocks_free"] if figures else None,
     }
+
+
+def vocabulary_of(folder: str) -> int:
+    """Tokens of a model in a folder."""
+    return int(json.loads((Path(folder) / "config.json").read_text())["vocab_size"])
 
 
 def main() -> None:
@@ -111,22 +123,40 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200, help="most new tokens")
     parser.add_argument("--pool", type=int, default=POOL_TOKENS, help="tokens of the pool")
     parser.add_argument("--minutes", type=float, default=0.0, help="go on for so long, with a flush after each round")
+    parser.add_argument("--model-path", help="by default the default model")
+    parser.add_argument("--stock", action="store_true", help="SGLang without LeanKV, for what it does itself")
+    parser.add_argument("--settled", type=float, default=300.0, help="seconds after which memory should not grow")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
-    flags = ("--max-total-tokens", str(args.pool), "--schedule-conservativeness", "0.1")
+    flags = ["--max-total-tokens", str(args.pool), "--schedule-conservativeness", "0.1"]
+    flags += ["--model-path", args.model_path] if args.model_path else []
     rows: list[dict[str, Any]] = []
-    with serve(*flags, env=ENV) as server:
+    flags += ["--device", "cpu"] if args.stock else ["--leankv-demote"]
+    with serve(*flags, env=ENV, stock=args.stock) as server, watched(server) as trend:
         end = time.monotonic() + 60 * args.minutes
         while not rows or time.monotonic() < end:
-            prompts = random_prompts(args.requests, 10, args.longest, seed=len(rows))
+            lengths = (args.requests, 10, args.longest)
+            if args.model_path:
+                prompts = drawn_prompts(*lengths, vocabulary_of(args.model_path), seed=len(rows))
+            else:
+                prompts = random_prompts(*lengths, seed=len(rows))
             rows.append(stress(server, prompts, args.clients, args.tokens, seed=len(rows)))
-            figures = server.info()["leankv"]
-            rows[-1] |= {k: figures[k] for k in ("pages_trimmed", "pages_healed", "pages_demoted")}
+            figures = server.info().get("leankv", {})
+            rows[-1] |= {k: figures.get(k) for k in ("pages_trimmed", "pages_healed", "pages_demoted")}
+            rows[-1]["scheduler_mib"] = resident_mib(server)
             print_table(rows[-1:], f"Round {len(rows)}; retractions, leaks and pages since the start")
             write_json(args.json, rows)
     totals = {k: sum(row[k] for row in rows) for k in ("requests", "answered", "aborted")}
     lost = {row["lost"] for row in rows} - {"none"}
     print_table([{**rows[-1], **totals, "lost": "; ".join(lost) or "none"}], f"Stress, {len(rows)} rounds")
+    memory = {
+        "first minute": trend.most(0, 60),
+        f"until {args.settled:.0f} s": trend.most(0, args.settled),
+        "at most": trend.most(),
+        "growth since": trend.growth(args.settled),
+    }
+    print_table([memory], "Resident memory of the scheduler, MiB")
+    write_json(args.json, [*rows, {"seconds": trend.seconds, "scheduler_mib": trend.mib}])
 
 
 if __name__ == "__main__":

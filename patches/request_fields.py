@@ -40,7 +40,10 @@ MAX_NAME = 4096
 """Longest name that a request brings (salt, id, session ...), in characters: the tree keeps them with its pages."""
 _NAMES = ("rid", "cache_salt", "extra_key", "session_id", "routing_key", "lora_path", "conversation_id")
 # What Python raises where a value has another type or shape than the code that reads it thinks.
-_MISFITS = (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, re.error, msgspec.MsgspecError)
+_MISFITS = (
+    *(TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError),
+    *(re.error, msgspec.MsgspecError),
+)
 
 
 def normalize(original: Callable[[Any], None], obj: Any) -> None:
@@ -170,6 +173,8 @@ def _positions(obj: Any) -> Any:
 
 
 def _check_positions(name: str, positions: Any, prompt: int) -> None:
+    if positions is not None and not isinstance(positions, list):
+        raise ValueError(f"{name} takes a list of positions for each prompt, not {say(positions)}.")
     for one in positions or ():
         if type(one) is not int or not 0 <= one < prompt:
             raise ValueError(f"{name} takes positions in a prompt of {prompt} tokens, not {say(one)}.")

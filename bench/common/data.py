@@ -81,6 +81,13 @@ def default_tokens(text: str | None = None) -> list[int]:
     return ids
 
 
+def drawn_prompts(count: int, low: int, high: int, vocabulary: int, seed: int = 0) -> list[list[int]]:
+    """Token ids of ``count`` prompts for any model, drawn one by one, lengths as in :func:`random_prompts`."""
+    rng = random.Random(seed)
+    lengths = [round(low * (high / low) ** (i / max(count - 1, 1))) for i in range(count)]
+    return [rng.choices(range(vocabulary), k=length) for length in lengths]
+
+
 def random_prompts(count: int, low: int, high: int, seed: int = 0, text: str | None = None) -> list[list[int]]:
     """Token ids of ``count`` passages, lengths from low to high in equal ratios, for the default model.
 

@@ -8,7 +8,7 @@ from typing import Any
 from leankv_patches import choice_seeds, hook, meta_info, openai_metadata, request_fields
 from leankv_sglang.compression.request_params import FIELD
 from leankv_sglang.plugin.selfcheck import stop_if
-from leankv_sglang.server.middleware import TAKING, RequestFieldMiddleware
+from leankv_sglang.server.middleware import TAKING, RequestFieldMiddleware, bad_request
 
 
 def install_tokenizer() -> None:
@@ -42,6 +42,8 @@ def install_http(app: Any) -> None:
         HookRegistry.apply_hooks()
         # Innermost: behind authentication, decompression and CORS, which add themselves at the other end.
         app.user_middleware.append(Middleware(RequestFieldMiddleware))
+        # Some routes of SGLang catch it themselves, and mean a request that is wrong.
+        app.add_exception_handler(ValueError, bad_request)
     stop_if(_problems(app))
 
 

@@ -181,6 +181,13 @@ def error_body(sentence: str, form: str) -> dict[str, Any]:
     return {"object": "error", "message": sentence, "type": "BadRequestError", "param": FIELD, "code": code}
 
 
+async def bad_request(_request: Any, error: Exception) -> Any:
+    """The answer to a request whose handling ended with an error that says what is wrong with it."""
+    from fastapi.responses import JSONResponse
+
+    return JSONResponse(error_body(str(error), _NATIVE), HTTPStatus.BAD_REQUEST.value)
+
+
 async def _refuse(sentence: str, form: str, send: Send) -> None:
     body = json.dumps(error_body(sentence, form)).encode()
     headers = _with_length([(b"content-type", b"application/json")], len(body))

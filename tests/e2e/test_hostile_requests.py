@@ -95,6 +95,12 @@ def test_salts_of_other_routes_stay_what_they_are(hostile: Server) -> None:
     assert refused.status_code == 400
 
 
+def test_an_error_that_a_route_does_not_catch_is_told(hostile: Server) -> None:
+    answer = requests.post(hostile.url + "/api/chat", json={"model": "a", "messages": [], "stream": False}, timeout=60)
+    assert answer.status_code == 400
+    assert "at least one message" in answer.json()["error"]["message"]
+
+
 def test_random_requests(hostile: Server) -> None:
     outcome = fuzz(hostile, 100, quiet=True)
     assert sum(outcome.answers.values()) >= 100

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common.server import Completion, Server, serve
+from bench.company import company
 from bench.stress import ENV, stress
 from tests.e2e.prompts import tiny_passages
 
@@ -20,11 +21,20 @@ def test_requests_survive_a_pool_too_small(tiny: Path) -> None:
     with serve("--model-path", str(tiny), *mixed, *tight, env=ENV) as server:
         row = stress(server, tiny_passages(24, 10, 120), clients=24, new_tokens=200, abort_within=2.0)
         _assert_retracted_requests_keep_their_accuracy(server)
+        _assert_company_changes_no_answer(server)
     assert row["lost"] == "none"
     assert row["answered"] >= 15
     assert row["retractions"] > 0
     assert row["leaks"] == 0
     assert row["blocks_after_flush"] == 0
+
+
+def _assert_company_changes_no_answer(server: Server) -> None:
+    """Beside neighbours that join, leave and are aborted, some answers being retracted and begun anew."""
+    rows = company(server, tiny_passages(1, 200, 200, seed=4), 10, ["four answers", "aborted"], quiet=True)
+    for row in rows:
+        assert row["neighbours_answered"] > 0
+        assert row["bit_equal"] == row["answers"] == 14, row
 
 
 def _assert_retracted_requests_keep_their_accuracy(server: Server) -> None:

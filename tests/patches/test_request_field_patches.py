@@ -131,8 +131,10 @@ def test_the_http_app_gets_the_middleware_once_and_innermost(hooks: None) -> Non
 
 
 def test_a_missing_route_is_named(hooks: None) -> None:
+    app = SimpleNamespace(user_middleware=[], routes=[SimpleNamespace(path="/generate")])
+    app.add_exception_handler = lambda kind, handler: None
     with pytest.raises(LeanKVError, match=r"there is no route /v1/completions"):
-        install.install_http(SimpleNamespace(user_middleware=[], routes=[SimpleNamespace(path="/generate")]))
+        install.install_http(app)
 
 
 @pytest.mark.parametrize(
