@@ -152,9 +152,9 @@ def test_requests(given: dict[str, Any], said: str | None) -> None:
 
 
 def test_positions_are_a_list_for_each_prompt() -> None:
-    for given, said in ((-1, "takes a list of positions for each prompt, not -1"), ([2], "prompt of 2 tokens, not 2")):
+    for positions, said in ((-1, "a list of positions for each prompt, not -1"), ([2], "prompt of 2 tokens, not 2")):
         with pytest.raises(ValueError, match=said):
-            fields._check_positions("token_indices_to_pool", given, 2)
+            fields._check_positions("token_indices_to_pool", positions, 2)
     fields._check_positions("token_indices_to_pool", [0, 1], 2)
 
 
