@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from leankv_kernels.layout import TIERS, Tier
 from leankv_kernels.layout.format import CUTS, any_of
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.handover import fetch
 
 CONFIG_ENV = "LEANKV_CONFIG"
 NAME = "leankv"
@@ -60,6 +61,7 @@ class LeanKVConfig:
         profile: name of the profile and point that the thresholds came from, for display.
         points: the profile's named thresholds, among which a request may choose.
         predictor: the profile's file, for the weights of the significance ``predictor``.
+        predictor_digest: SHA-256 of that file in hex, which every process that reads it holds it to.
 
     Raises:
         LeanKVError: one sentence naming the flag that is wrong and what it takes.
@@ -81,6 +83,7 @@ class LeanKVConfig:
     profile: str | None = None
     points: tuple[tuple[str, Alphas], ...] = ()
     predictor: str | None = None
+    predictor_digest: str | None = None
 
     def __post_init__(self) -> None:
         check_tiers(self.high, self.mid, self.low)
@@ -206,9 +209,13 @@ def freeze_thresholds(value: Any) -> Thresholds:
 
 
 def active_config() -> LeanKVConfig | None:
-    """The configuration the launcher left for this process, or None where LeanKV is off."""
-    text = os.environ.get(CONFIG_ENV)
-    return _parse_cached(text) if text else None
+    """The configuration the launcher left for this process, or None where LeanKV is off.
+
+    Raises:
+        LeanKVError: where it can no longer be read as it was left.
+    """
+    left = os.environ.get(CONFIG_ENV)
+    return _parse_cached(left) if left else None
 
 
 def required_config() -> LeanKVConfig:
@@ -220,8 +227,8 @@ def required_config() -> LeanKVConfig:
 
 
 @lru_cache(maxsize=8)
-def _parse_cached(text: str) -> LeanKVConfig:
-    return LeanKVConfig.from_json(text)
+def _parse_cached(left: str) -> LeanKVConfig:
+    return LeanKVConfig.from_json(fetch(left))
 
 
 def _numbers(value: Thresholds) -> list[float]:

@@ -53,10 +53,10 @@ def build_significance(
         of_rank: from a table ``[layers, all KV heads, ...]`` to what this rank holds.
 
     Raises:
-        LeanKVError: where the predictor is not, or no longer, to be had.
+        LeanKVError: where the predictor is not, or no longer, to be had, or is another than at the start.
     """
     if config.significance != Predictor.name:
         return STRATEGIES[config.significance]()
     if not config.predictor:
         raise LeanKVError("--leankv-significance predictor comes with a profile; give --leankv-profile instead.")
-    return Predictor(of_rank(read_predictor(config.predictor)).to(device))
+    return Predictor(of_rank(read_predictor(config.predictor, config.predictor_digest)).to(device))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from leankv_kernels.reference.tiers import num_features
 from leankv_sglang.compression.fingerprint import fingerprint
 from leankv_sglang.config import PAGE_SIZES, Alphas, LeanKVConfig, Thresholds, freeze_thresholds, parse_tiers
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.models.shape import CacheShape
+from leankv_sglang.json_file import Broken, parse_json, read_file
+from leankv_sglang.models.shape import MOST, CacheShape
 
 VERSION = 2
 CALIBRATED_TOKENS = 4096
@@ -28,8 +29,6 @@ _KEYS = {"leankv_profile", "model", "page_size", "tiers", "rotation", "significa
 _OPTIONAL = {"calibration", "predictor", "keep_first"}
 _MODEL_KEYS = ("num_layers", "num_kv_heads", "head_dim")
 _ALPHAS = tuple(f"alpha_{tier}" for tier in Alphas._fields)
-
-Broken = Callable[[str], LeanKVError]
 
 
 @dataclass(frozen=True)
@@ -82,12 +81,8 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
         LeanKVError: one sentence that names the file and what is wrong with it.
     """
     broken = _complaint(path)
-    try:
-        data: Any = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise broken(f"cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise broken(f"is not JSON ({error})") from error
+    raw = read_file(path, broken)
+    data = parse_json(raw, broken)
     if not isinstance(data, dict) or data.get("leankv_profile") != VERSION:
         raise broken(f'is not a LeanKV profile of version {VERSION} ("leankv_profile": {VERSION} is missing)')
     data = current_names(data)
@@ -96,9 +91,16 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
     if missing := sorted(_KEYS - set(data)):
         raise broken(f"lacks the fields {', '.join(missing)}")
     model = data["model"]
-    if not isinstance(model, dict) or any(type(model.get(k)) is not int or model[k] < 1 for k in _MODEL_KEYS):
-        raise broken(f'"model" must give {", ".join(_MODEL_KEYS)} as positive whole numbers')
+    if not isinstance(model, dict) or any(not _is_size(model.get(k)) for k in _MODEL_KEYS):
+        raise broken(f'"model" must give {", ".join(_MODEL_KEYS)} as positive whole numbers of at most {MOST:,}')
     shape = CacheShape(*(model[k] for k in _MODEL_KEYS))
+    # They are printed and compared.
+    for name, text in (("name", model.get("name")), ("fingerprint", mark := model.get("fingerprint"))):
+        if text is not None and not (isinstance(text, str) and text.isprintable()):
+            raise broken(f'"{name}" of "model" must be a line of text')
+    for name in ("tiers", "rotation", "significance"):
+        if not isinstance(data[name], str):
+            raise broken(f'"{name}" must be text such as --leankv-{name} takes')
     pages, sizes = "a whole number of pages", f"one of {_list(PAGE_SIZES)}"
     data.setdefault("keep_first", 0)
     for name, allowed in (("near_pages", pages), ("keep_first", pages), ("page_size", sizes)):
@@ -109,7 +111,7 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
     if chosen not in points:
         raise broken(f"has no point {chosen!r}, it has {', '.join(points)}")
     try:
-        high, mid, low = parse_tiers(str(data["tiers"]))
+        high, mid, low = parse_tiers(data["tiers"])
         config = LeanKVConfig(
             high=high,
             mid=mid,
@@ -117,21 +119,21 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
             alpha_high=points[chosen].high,
             alpha_mid=points[chosen].mid,
             alpha_low=points[chosen].low,
-            rotation=str(data["rotation"]),
-            significance=str(data["significance"]),
+            rotation=data["rotation"],
+            significance=data["significance"],
             near_pages=data["near_pages"],
             keep_first=data["keep_first"],
             kernels=kernels,
             profile=f"{model.get('name') or Path(path).stem} {chosen}",
             points=tuple(points.items()),
             predictor=str(Path(path).resolve()) if "predictor" in data else None,
+            predictor_digest=hashlib.sha256(raw).hexdigest() if "predictor" in data else None,
         )
         if config.predictor:
             _predictor(data, shape, broken)
     except LeanKVError as error:
         raise broken(f"asks for what cannot be ({str(error).rstrip('.')})") from error
-    mark = model.get("fingerprint")
-    return Profile(shape, mark if isinstance(mark, str) else None, data["page_size"], config)
+    return Profile(shape, mark, data["page_size"], config)
 
 
 def current_names(data: dict[str, Any]) -> dict[str, Any]:
@@ -145,17 +147,24 @@ def measured_ratios(path: Path) -> dict[str, float]:
     return {name: float(point["measured"]["ratio"]) for name, point in json.loads(path.read_text())["points"].items()}
 
 
-def read_predictor(path: str) -> Tensor:
+def read_predictor(path: str, digest: str | None = None) -> Tensor:
     """The predictor's weights in a profile that has been loaded before, float64 ``[layers, KV heads, features]``.
 
+    Args:
+        path: the profile.
+        digest: SHA-256 of the file as it was loaded, in hex, if it has to be that.
+
     Raises:
-        LeanKVError: where they are gone.
+        LeanKVError: where they are gone, or others.
     """
     broken = _complaint(path)
+    raw = read_file(path, broken)
+    if digest is not None and hashlib.sha256(raw).hexdigest() != digest:
+        raise broken("has been changed since the server started; start it again")
+    data = parse_json(raw, broken)
     try:
-        data = json.loads(Path(path).read_text())
         shape = CacheShape(*(data["model"][k] for k in _MODEL_KEYS))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise broken(f"cannot be read ({error})") from error
     return _predictor(data, shape, broken)
 
@@ -208,6 +217,10 @@ def _thresholds(value: Any, name: str, shape: CacheShape, broken: Broken) -> Thr
     if isinstance(value, list) and [len(row) for row in rows] != [shape.kv_heads] * shape.layers:
         raise broken(f'"{name}" must be {shape.layers} layers of {shape.kv_heads} KV heads')
     return freeze_thresholds(value)
+
+
+def _is_size(x: Any) -> bool:
+    return type(x) is int and 0 < x <= MOST
 
 
 def _is_number(x: Any) -> bool:

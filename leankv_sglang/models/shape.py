@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.json_file import read_json
+
+MOST = 4096
+"""Of layers, heads and dimensions of a head: more than any model has, and little enough to make tables of."""
 
 
 class CacheShape(NamedTuple):
@@ -46,10 +49,25 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
 
     Raises:
         KeyError: where it does not.
+        ValueError: where no model has such a shape.
     """
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    return ModelShape(config["num_hidden_layers"], heads, config.get("num_key_value_heads") or heads, head_dim)
+
+    def number(name: str, value: Any) -> int:
+        if type(value) is not int or not 0 < value <= MOST:
+            raise ValueError(f"{name} is no whole number from 1 to {MOST:,}")
+        return value
+
+    layers = number("num_hidden_layers", config["num_hidden_layers"])
+    heads = number("num_attention_heads", config["num_attention_heads"])
+    kv_heads = number("num_key_value_heads", config.get("num_key_value_heads") or heads)
+    if heads % kv_heads:
+        raise ValueError(f"{heads} query heads cannot share {kv_heads} KV heads evenly")
+    if head_dim := config.get("head_dim"):
+        return ModelShape(layers, heads, kv_heads, number("head_dim", head_dim))
+    hidden = config["hidden_size"]
+    return ModelShape(
+        layers, heads, kv_heads, number("hidden_size / num_attention_heads", type(hidden) is int and hidden // heads)
+    )
 
 
 def read_shape(folder: str | Path) -> ModelShape:
@@ -58,9 +76,14 @@ def read_shape(folder: str | Path) -> ModelShape:
     Raises:
         LeanKVError: where there is none, or it does not say.
     """
+    config = read_json(
+        Path(folder) / "config.json", lambda why: LeanKVError(f"--model {folder}: its config.json {why}.")
+    )
     try:
-        return shape_of(json.loads((Path(folder) / "config.json").read_text()))
-    except (OSError, ValueError, KeyError) as error:
+        if not isinstance(config, dict):
+            raise ValueError("it is no JSON object")
+        return shape_of(config)
+    except (ValueError, KeyError) as error:
         raise LeanKVError(
             f"--model {folder}: its config.json does not give the shape of its cache ({error})."
         ) from error
