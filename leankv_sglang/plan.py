@@ -28,6 +28,7 @@ from leankv_sglang.kvcache.tree.trim import keep_every
 from leankv_sglang.models.shape import ModelShape, read_shape
 from leankv_sglang.table import print_table
 
+MOST_MEMORY, MOST_REQUESTS = 2**60, 2**20
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -59,7 +60,10 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?i?)b?\s*", text.lower())
     if not match or match[2] not in _UNITS or match[1].count(".") > 1 or match[1] == ".":
         raise LeanKVError(f"--memory takes bytes such as 2GiB or 80G, not {text!r}.")
-    return int(float(match[1]) * _UNITS[match[2]])
+    count = float(match[1]) * _UNITS[match[2]]
+    if count > MOST_MEMORY:
+        raise LeanKVError(f"--memory takes at most {MOST_MEMORY >> 40:,}TiB, and {text!r} is more.")
+    return int(count)
 
 
 def lasting_units(layout: RecordLayout, form: Form, near_pages: int, num_layers: int) -> float:
@@ -172,12 +176,15 @@ def run(args: argparse.Namespace) -> None:
     """
     from leankv_sglang.models import resolve_model_path
 
+    memory, requests = parse_bytes(args.memory), args.max_running_requests
+    if not 1 <= requests <= MOST_REQUESTS:
+        raise LeanKVError(f"--max-running-requests is a number from 1 to {MOST_REQUESTS:,}, not {requests}.")
+    LeanKVConfig(near_pages=args.near_pages)
     folder = resolve_model_path(args.model)
     shape = read_shape(folder)
-    memory = parse_bytes(args.memory)
-    rows = plan_rows(shape, memory, args.page_size, args.max_running_requests, args.near_pages)
+    rows = plan_rows(shape, memory, args.page_size, requests, args.near_pages)
     if shipped := shipped_profile(folder):
-        rows[1:1] = profile_rows(shipped, shape, memory, args.page_size, args.max_running_requests)
+        rows[1:1] = profile_rows(shipped, shape, memory, args.page_size, requests)
     layers, query_heads, kv_heads, head_dim = shape
     title = f"{layers} layers, {query_heads} query heads on {kv_heads} KV heads of {head_dim}; {memory:,} bytes in all"
     print_table([{name: _say(name, value) for name, value in row.items()} for row in rows], title)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_bytes_are_read_in_every_unit(text: str, count: int) -> None:
     assert parse_bytes(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "2 apples", "-1G", "1.2.3", "."])
+@pytest.mark.parametrize("text", ["", "GiB", "2 apples", "-1G", "1.2.3", ".", "nan", "inf", "9" * 400, "9000000TiB"])
 def test_what_is_not_bytes_is_refused(text: str) -> None:
     with pytest.raises(LeanKVError) as refusal:
         parse_bytes(text)
@@ -46,6 +47,68 @@ def test_shape_comes_from_the_config_file(tmp_path: Path) -> None:
     with pytest.raises(LeanKVError) as refusal:
         read_shape(str(tmp_path))
     assert is_one_sentence(str(refusal.value))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 0},
+        {"num_hidden_layers": 10**30},
+        {"num_hidden_layers": -1},
+        {"num_hidden_layers": True},
+        {"num_hidden_layers": "30"},
+        {"num_attention_heads": 0},
+        {"num_attention_heads": None},
+        {"num_attention_heads": 10**30},
+        {"num_key_value_heads": 4},
+        {"num_key_value_heads": [3]},
+        {"head_dim": float("nan")},
+        {"head_dim": 10**30},
+        {"hidden_size": None},
+        {"hidden_size": 1},
+        {"hidden_size": 10**30},
+    ],
+    ids=str,
+)
+def test_a_shape_that_no_model_has_is_refused(
+    changes: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_refused(tmp_path, json.dumps(CONFIG | changes), capsys)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", "{", "[" * 200_000, "\ud800"], ids=lambda text: text[:9])
+def test_a_config_file_that_is_none_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_refused(tmp_path, text, capsys)
+
+
+def check_refused(folder: Path, config: str, capsys: pytest.CaptureFixture[str], *argv: str) -> None:
+    """The command ends with 2 and one sentence."""
+    (folder / "config.json").write_text(config, errors="surrogatepass")
+    assert main(["--model", str(folder), *argv]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ")
+    assert is_one_sentence(said)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--memory", "0"),
+        ("--memory", "9" * 400),
+        ("--max-running-requests", "0"),
+        ("--max-running-requests", "-5"),
+        ("--max-running-requests", str(10**30)),
+        ("--near-pages", "-1"),
+        ("--near-pages", str(10**30)),
+        ("--model", ""),
+        ("--model", "/dev/null"),
+    ],
+    ids=lambda argv: " ".join(argv)[:40],
+)
+def test_an_argument_that_cannot_be_is_refused(
+    argv: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_refused(tmp_path, json.dumps(CONFIG), capsys, *argv)
 
 
 @pytest.mark.parametrize("shape", [SMOLLM2, LLAMA3])

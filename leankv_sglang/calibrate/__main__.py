@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leankv_sglang.command import exit_code
+from leankv_sglang.compression.build import make_layout
 from leankv_sglang.compression.profile_file import CALIBRATED_TOKENS
 from leankv_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from leankv_sglang.calibrate.measure import Measured
 
 DEFAULT_TIERS = "k8v4,k4v4,k4v2"
-# Below the bars that the profiles are named for: another text may cost a little more.
-TARGETS = {"lossless": {"kl": 0.0045}, "balanced": {"kl": 0.0145}, "small": {"kl": 0.032}}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
     from transformers import AutoTokenizer
 
+    from leankv_sglang.calibrate.check import check_folder, check_numbers, check_writable, read_text, targets_of
     from leankv_sglang.calibrate.document import add, begin, go_on, write
     from leankv_sglang.calibrate.explore import Setting
     from leankv_sglang.calibrate.run import calibrate
@@ -75,31 +75,36 @@ def run(args: argparse.Namespace) -> None:
     from leankv_sglang.calibrate.windows import calibration_windows, default_text
 
     start, device = time.monotonic(), pick_device(args.device)
+    check_numbers(args)
+    targets, kept = targets_of(args), home() / "calibration"
+    check_writable(args.out)
+    check_folder(kept)
+    texts = [read_text(path) for path in args.text or []]
     high, mid, low = parse_tiers(args.tiers)
     # A predictor comes from the calibration itself; until it is written any file's name does.
     pages = {"near_pages": args.near_pages, "keep_first": args.keep_first}
     config = LeanKVConfig(high=high, mid=mid, low=low, significance=args.significance, predictor=args.out, **pages)
-    if args.target_kl is None and args.target_ratio is None:
-        targets = [Target(name, **wanted) for name, wanted in TARGETS.items()]
-    else:
-        targets = [Target(args.name, args.target_kl, args.target_ratio)]
-    if any(not target.name.isidentifier() for target in targets):
-        raise LeanKVError(f"--name must be a plain word, not {args.name!r}.")
     folder = resolve_model_path(args.model)
     shape = read_shape(folder)
+    make_layout(config, args.page_size, shape.kv_heads, shape.head_dim)
     setting = Setting(config, args.page_size, not args.keep_all, args.seed)
     profile = begin(folder, shape, setting)
     if args.add:
         profile = go_on(args.out, profile)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = [_read(path) for path in args.text or []] or [default_text()]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises whatever its parser met first
+        raise LeanKVError(
+            f"--model {folder}: its tokenizer cannot be loaded ({' '.join(str(error).split())})."
+        ) from error
+    texts = texts or [default_text()]
     windows = calibration_windows(tokenizer, texts, args.windows, 2048, args.seed)
     measured_on = calibration_windows(tokenizer, texts, args.measured, CALIBRATED_TOKENS, args.seed + 1)
 
     def report(target: Target, found: Found) -> None:
         tqdm.write(f"  {target.name:10} {_say(found.measured)}")
 
-    done = calibrate(folder, windows, measured_on, setting, targets, report, home() / "calibration", device)
+    done = calibrate(folder, windows, measured_on, setting, targets, report, kept, device)
     names = [Path(path).name for path in args.text or []] or ["pydoc topics"]
     add(profile, done, {"texts": names, "windows": [args.windows, args.measured], "seed": args.seed})
     write(profile, args.out)
@@ -114,13 +119,6 @@ def run(args: argparse.Namespace) -> None:
 
 def _say(seen: Measured) -> str:
     return f"KL {seen.kl:.4f}  perplexity {seen.ppl_rel:+.2%}  {seen.ratio:.2f}x"
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LeanKVError(f"--text {path} cannot be read: {error}.") from error
 
 
 if __name__ == "__main__":

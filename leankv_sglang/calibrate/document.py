@@ -81,6 +81,13 @@ def add(document: Document, done: Calibrated, calibration: dict[str, Any]) -> No
 
 
 def write(document: Document, path: str) -> None:
-    """Write a profile, the numbers of a layer on one line: readable, and small in a diff."""
+    """Write a profile, the numbers of a layer on one line: readable, and small in a diff.
+
+    Raises:
+        LeanKVError: where the file cannot be written.
+    """
     text = re.sub(r"\[[^\[\]]*\]", lambda found: re.sub(r"\s+", " ", found[0]), json.dumps(document, indent=1))
-    Path(path).write_text(text + "\n")
+    try:
+        Path(path).write_text(text + "\n")
+    except OSError as error:
+        raise LeanKVError(f"--out {path} cannot be written: {error.strerror or error}.") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 
@@ -29,7 +30,12 @@ def find_profile(text: str, model: str, kernels: str = "auto") -> Profile:
     Raises:
         LeanKVError: one sentence that says what is wrong with the file, or what there is for this model.
     """
-    path, _, point = text.rpartition(":") if Path(text.rpartition(":")[0]).is_file() else (text, "", "")
+    path, colon, point = text.rpartition(":") if os.path.isfile(text.rpartition(":")[0]) else (text, "", "")
+    if not text or (colon and not point):
+        raise LeanKVError(
+            f"--leankv-profile takes a name, FILE, FILE:NAME or {NO_PROFILE}, and {text!r} lacks the name; leave "
+            "the flag out for the default."
+        )
     if "/" in text or "." in text:
         return load_profile(path, point or None, kernels)
     shipped = shipped_profile(model)

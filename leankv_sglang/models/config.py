@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import ModelError
 from .gguf_file import GGUFFile
+from .shape import MOST
 
 # The texts that llama.cpp, too, takes for the end of a turn or of the text whatever the file declares.
 _END_TEXTS = frozenset(
@@ -45,7 +46,7 @@ def read_shape(file: GGUFFile) -> ModelShape:
             raise ModelError(f"{file.path} has a {key} other than its head size, which cannot be converted.")
     if file.arch_int("expert_count", 0):
         raise ModelError(f"{file.path} holds a mixture of experts, which cannot be converted.")
-    return ModelShape(
+    shape = ModelShape(
         layers=file.arch_int("block_count"),
         hidden=hidden,
         intermediate=file.arch_int("feed_forward_length"),
@@ -54,6 +55,18 @@ def read_shape(file: GGUFFile) -> ModelShape:
         head_dim=head_dim,
         vocab=file.shape("token_embd.weight")[0],
     )
+    counts = (shape.layers, shape.query_heads, shape.kv_heads, shape.head_dim)
+    if (
+        not all(0 < count <= MOST for count in counts)
+        or not (shape.hidden and shape.intermediate)
+        or heads % shape.kv_heads
+        or head_dim % 2
+    ):
+        raise ModelError(
+            f"{file.path} states {shape.layers:,} layers of {hidden:,} and {shape.intermediate:,} units and "
+            f"{heads:,} query heads on {shape.kv_heads:,} KV heads of {head_dim:,}, which no model has."
+        )
+    return shape
 
 
 def build_config(file: GGUFFile, shape: ModelShape, *, tied: bool) -> dict[str, Any]:
@@ -126,6 +139,8 @@ def _end_ids(file: GGUFFile) -> list[int]:
 
 def _rope_parameters(file: GGUFFile, head_dim: int) -> dict[str, Any]:
     theta = _short_float(file.arch("rope.freq_base", 10000.0))
+    if not 0 < theta < math.inf:
+        raise ModelError(f"{file.path} states a rope base of {theta}, which cannot be converted.")
     kind = file.arch("rope.scaling.type", "none")
     factor = float(file.arch("rope.scaling.factor", file.arch("rope.scale_linear", 1.0)) or 1.0)
     if _ROPE_TENSOR in file.tensors:
@@ -142,6 +157,8 @@ def _rope_parameters(file: GGUFFile, head_dim: int) -> dict[str, Any]:
 def _llama3_rope(file: GGUFFile, theta: float, head_dim: int) -> dict[str, Any]:
     """Recognizes Llama 3.1's scaling, of which GGUF keeps only the resulting divisor per frequency."""
     stored = [float(x) for x in file.tensors[_ROPE_TENSOR].data]
+    if not all(0 < x < math.inf for x in stored):
+        raise ModelError(f"{file.path} has rope frequencies that are no positive numbers, which cannot be converted.")
     rope = {
         "rope_type": "llama3",
         "rope_theta": theta,

@@ -31,18 +31,22 @@ def convert_into(gguf: Path, target: Path, *, sha256: str, quiet: bool = False) 
         ModelError: the file cannot be converted; `target` is as it was before.
         OSError: the disk is full or not writable; likewise.
     """
-    file = GGUFFile(gguf)
-    with build_folder(target) as fresh:
-        say(f"converting {gguf.name} to {target}", quiet=quiet)
-        write_model(file, fresh, quiet=quiet)
-        write_tokenizer(file, fresh)
-        Manifest.describe(
-            fresh,
-            source_name=gguf.name,
-            source_sha256=sha256,
-            source_bytes=gguf.stat().st_size,
-            converter_version=CONVERTER_VERSION,
-        ).write(fresh)
+    try:
+        file = GGUFFile(gguf)
+        with build_folder(target) as fresh:
+            say(f"converting {gguf.name} to {target}", quiet=quiet)
+            write_model(file, fresh, quiet=quiet)
+            write_tokenizer(file, fresh)
+            Manifest.describe(
+                fresh,
+                source_name=gguf.name,
+                source_sha256=sha256,
+                source_bytes=gguf.stat().st_size,
+                converter_version=CONVERTER_VERSION,
+            ).write(fresh)
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        # Any value in the metadata may be of another type, or of another length, than it should.
+        raise ModelError(f"{gguf} states what cannot be converted ({' '.join(str(error).split())}).") from error
 
 
 def write_model(file: GGUFFile, folder: Path, *, quiet: bool = False) -> None:
@@ -66,6 +70,8 @@ def file_sha256(path: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
+        if not path.is_file() and not path.is_dir() and path.exists():
+            raise ModelError(f"{path} cannot be read: it is no regular file.")
         with open(path, "rb") as handle:
             while chunk := handle.read(1 << 20):
                 digest.update(chunk)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ModelError
+from .gguf_header import check_header
 
 if TYPE_CHECKING:
     from gguf import ReaderTensor
@@ -35,6 +36,7 @@ class GGUFFile:
             raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
         if magic != b"GGUF":
             raise ModelError(f"{path} is not a GGUF file.")
+        check_header(path)
         try:
             from gguf import GGUFReader
         except ImportError:
@@ -44,9 +46,7 @@ class GGUFFile:
         except Exception as error:  # gguf has no exception of its own: damage shows as almost any
             raise ModelError(f"{path} is damaged or cut short ({error}).") from None
         self.tensors: dict[str, ReaderTensor] = {tensor.name: tensor for tensor in self._reader.tensors}
-        if self._reader.byte_order != "I":
-            raise ModelError(f"{path} is written in the other byte order.")
-        if self.get("split.count", 1) > 1:
+        if self.get("split.count", 1) not in (0, 1):
             raise ModelError(f"{path} is one part of a split model: merge the parts with `llama-gguf-split --merge`.")
         self.architecture = str(self.get("general.architecture", ""))
         if self.architecture not in ARCHITECTURES:
@@ -65,10 +65,10 @@ class GGUFFile:
         return self.get(f"{self.architecture}.{key}", default)
 
     def arch_int(self, key: str, default: int | None = None) -> int:
-        """Returns a whole number under `<architecture>.<key>`; a per-layer list must agree on one.
+        """Returns a whole number of at least 0 under `<architecture>.<key>`; a per-layer list must agree on one.
 
         Raises:
-            ModelError: it is missing without a default, or differs between layers.
+            ModelError: it is missing without a default, no such number, or differs between layers.
         """
         value = self.arch(key, default)
         if isinstance(value, list):
@@ -77,7 +77,9 @@ class GGUFFile:
             value = value[0]
         if value is None:
             raise ModelError(f"{self.path} does not state {self.architecture}.{key}.")
-        return int(value)
+        if type(value) is not int or value < 0:
+            raise ModelError(f"{self.path} states {self.architecture}.{key} as something else than a whole number.")
+        return value
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a tensor, rows first as in torch.

@@ -31,9 +31,10 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest | None:
         """Returns the manifest in `folder`, or None when it is missing or cannot be understood."""
         try:
-            return cls(**json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            found = cls(**json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
+        return found if isinstance(found.files, dict) else None
 
     def write(self, folder: Path) -> None:
         """Writes the manifest into `folder`."""

@@ -67,9 +67,9 @@ def convert_gguf(
     Raises:
         ModelError: the file cannot be read or converted, or `out` holds something else.
     """
-    gguf = Path(path).expanduser().absolute()
+    gguf = _absolute(path)
     sha256 = file_sha256(gguf)
-    target = model_folder(f"{gguf.stem}-{sha256[:12]}") if out is None else Path(out).expanduser().absolute()
+    target = model_folder(f"{gguf.stem}-{sha256[:12]}") if out is None else _absolute(out)
     with _disk_errors(target), folder_lock(target, quiet=quiet):
         if not is_current(target, source_sha256=sha256, converter_version=CONVERTER_VERSION):
             if out is not None and _holds_foreign_files(target):
@@ -85,13 +85,24 @@ def resolve_model_path(arg: str | None) -> str:
     in .gguf the folder of its conversion. Anything else, such as a folder, is returned unchanged.
 
     Raises:
-        ModelError: the model cannot be fetched or converted.
+        ModelError: the model cannot be fetched or converted, or its name is empty.
     """
+    if arg == "":
+        raise ModelError("The model's name is empty: give a folder, a .gguf file or a name of the catalog.")
     if arg is None or arg in CATALOG:
         return str(ensure_model(arg))
     if arg.lower().endswith(".gguf"):
         return str(convert_gguf(arg))
     return arg
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    if not os.fspath(path):
+        raise ModelError("The path of a file or folder is empty.")
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise ModelError(f"{path} cannot be found: {error}") from None
 
 
 @contextmanager

@@ -117,13 +117,13 @@ def config_from_args(
     Raises:
         LeanKVError: one sentence naming the flag that is wrong.
     """
-    kernels = args.leankv_kernels or "auto"
+    kernels = "auto" if args.leankv_kernels is None else args.leankv_kernels
     from leankv_kernels import available_backends
 
     if kernels not in ("auto", *available_backends()):
         raise LeanKVError(f"--leankv-kernels takes auto, {', '.join(available_backends())}, not {kernels!r}.")
     given = {name: value for name in _METHOD_FLAGS if (value := getattr(args, f"leankv_{name}")) is not None}
-    cache = {"demote": args.leankv_demote, "match": args.leankv_match or "strict"}
+    cache = {"demote": args.leankv_demote, "match": "strict" if args.leankv_match is None else args.leankv_match}
     if given and args.leankv_profile not in (None, NO_PROFILE):
         names = ", ".join(f"--leankv-{n.replace('_', '-')}" for n in given)
         raise LeanKVError(f"--leankv-profile decides {names} too; give the profile or the flags, not both.")
@@ -185,4 +185,5 @@ def page_size_of(rest: Sequence[str]) -> int | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--page-size", nargs="?")
     found: str | None = parser.parse_known_args(list(rest))[0].page_size
-    return int(found) if found and found.isdecimal() else None
+    # More digits than any number of tokens has, Python refuses to read.
+    return int(found) if found and found.isdecimal() and len(found) < 20 else None

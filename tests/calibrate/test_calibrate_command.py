@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from leankv_sglang.calibrate import __main__ as command
-from leankv_sglang.calibrate import explore, search
+from leankv_sglang.calibrate import explore, run, search
 from leankv_sglang.calibrate import windows as windows_module
 from leankv_sglang.compression.fingerprint import fingerprint
 from leankv_sglang.compression.profile_file import load_profile
 from leankv_sglang.offline.packed import PackedModel
+from tests.sentences import is_one_sentence
 from tests.tiny_models import VOCABULARY, tiny_folder
 
 
@@ -132,12 +133,66 @@ def test_without_pruning_every_token_is_kept(model: str, tmp_path: Path) -> None
         (["--text", "no/such/file"], "--text no/such/file cannot be read"),
         (["--target-kl", "0.01", "--name", "a;b"], "--name must be a plain word"),
         (["--model", "no-such-model"], "no-such-model"),
+        (["--model", ""], "The model's name is empty"),
+        *((["--target-kl", text], "--target-kl is a number of nats above 0") for text in ("nan", "inf", "-1", "0")),
+        *((["--target-ratio", text], "--target-ratio is a number of") for text in ("nan", "inf", "-1", "0", "0.5")),
+        *(
+            ([flag, text], f"{flag} is a number of windows from 1 to")
+            for flag in ("--windows", "--measured")
+            for text in ("0", "-1", str(10**30))
+        ),
+        (["--seed", "-1"], "--seed is a whole number from 0"),
+        (["--seed", str(10**30)], "--seed is a whole number from 0"),
+        (["--near-pages", "-1"], "--leankv-near-pages"),
+        (["--keep-first", str(10**30)], "--leankv-keep-first"),
+        (["--tiers", ""], "--leankv-tiers"),
+        (["--target-kl", "0.01", "--name", ""], "--name must be a plain word"),
+        (["--text", ""], "--text  cannot be read"),
+        (["--text", "/"], "--text / cannot be read"),
+        (["--out", ""], "--out takes the file to write"),
+        (["--out", "/"], "--out takes the file to write"),
+        (["--out", "/no/such/folder/profile.json"], "--out /no/such/folder/profile.json cannot be written"),
+        (["--out", "/proc/profile.json"], "--out /proc/profile.json cannot be written"),
+        (["--out", "/dev/null"], "--out takes the file to write"),
+        (["--device", ""], "--device takes"),
+        (["--device", "meta"], "--device meta"),
+        (["--device", "cuda:99999999999999999999"], "--device"),
     ],
+    ids=str,
 )
 def test_what_cannot_be_is_refused_at_once(
-    argv: list[str], says: str, model: str, capsys: pytest.CaptureFixture[str]
+    argv: list[str], says: str, model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(run, "calibrate", lambda *_: pytest.fail("the long work began"))
     assert command.main(["--model", model, *argv]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
+    assert is_one_sentence(error.strip())
     assert says in error
+
+
+def test_what_is_there_is_left_as_it_is_by_a_refusal(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "mine.json"
+    argv = ["--model", model, "--out", str(out), "--text", str(tmp_path / "absent")]
+    assert command.main(argv) == 2
+    assert not out.exists()
+    out.write_text("kept")
+    assert command.main(argv) == 2
+    assert out.read_text() == "kept"
+
+
+def test_a_place_where_nothing_can_be_kept_is_refused_at_once(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "calibrate", lambda *_: pytest.fail("the long work began"))
+    monkeypatch.setattr(command, "home", lambda: Path("/proc/nowhere"))
+    assert command.main(["--model", model, "--out", str(tmp_path / "mine.json")]) == 2
+    assert "name another in LEANKV_HOME" in capsys.readouterr().err
+
+
+def test_a_model_without_a_tokenizer_is_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text((Path(model) / "config.json").read_text())
+    assert command.main(["--model", str(tmp_path), "--out", str(tmp_path / "mine.json")]) == 2
+    error = capsys.readouterr().err
+    assert "its tokenizer cannot be loaded" in error
+    assert is_one_sentence(error.strip())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,29 @@ def test_a_profile_without_a_name_goes_by_its_file(write: Callable[..., str]) ->
     assert load_profile(write(with_model(name=None))).config.profile == "my-profile balanced"
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b"\xff" * 64,
+        (2).to_bytes(8, "little") + b"[]",
+        (2**62).to_bytes(8, "little") + b"{}",
+        (26).to_bytes(8, "little") + b'{"k_proj.": "data_offsets"}',
+    ],
+    ids=["empty", "a pointer of Git LFS", "noise", "a list", "too long a header", "no offsets"],
+)
+def test_damaged_weights_have_no_fingerprint(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(LeanKVError, match="is not a safetensors file, or is cut short") as refusal:
+        fingerprint(tmp_path)
+    assert is_one_sentence(str(refusal.value))
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(LeanKVError, match="cannot be read"):
+        fingerprint(tmp_path)
+
+
 def check_refused(path: str, says: str) -> None:
     """One sentence with the flag, the file and the reason."""
     with pytest.raises(LeanKVError) as refusal:
@@ -197,6 +221,15 @@ BROKEN: list[tuple[str, dict[str, Any], str]] = [
     *((f"no {name}", {name: None}, f"lacks the fields {name}") for name in sorted(VALID) if name[:2] != "le"),
     ("a model without heads", with_model(num_kv_heads=None), "num_layers, num_kv_heads, head_dim"),
     ("a model of no layers", with_model(num_layers=0), "positive whole numbers"),
+    ("a model of 10^30 layers", with_model(num_layers=10**30), "positive whole numbers of at most"),
+    ("a model of 10^30 heads", with_model(num_kv_heads=10**30), "positive whole numbers of at most"),
+    ("heads of 10^30 numbers", with_model(head_dim=10**30), "positive whole numbers of at most"),
+    ("a name of two lines", with_model(name="one\ntwo"), '"name" of "model" must be a line of text'),
+    ("a name that no terminal shows", with_model(name="\ud800"), '"name" of "model" must be a line of text'),
+    ("a fingerprint that is a number", with_model(fingerprint=7), '"fingerprint" of "model" must be a line'),
+    ("10^30 near pages", {"near_pages": 10**30}, "--leankv-near-pages"),
+    ("a rotation in an object", {"rotation": {}}, "--leankv-rotation"),
+    ("a significance that is a number", {"significance": 1}, "--leankv-significance"),
     ("a model of a part of a head", with_model(num_kv_heads=1.5), "positive whole numbers"),
     ("a model of true layers", with_model(num_layers=True), "positive whole numbers"),
     ("a model that is a name", {"model": "Llama"}, "positive whole numbers"),
@@ -257,7 +290,10 @@ def test_thresholds_that_only_look_like_numbers_are_refused(write: Callable[...,
     check_refused(write(with_point(alpha_high=NO_NUMBERS[what])), '"alpha_high"')
 
 
-@pytest.mark.parametrize("text", ["", "alpha: 1", "[1, 2", "\x00"])
+DEEP = "[" * 200_000 + "]" * 200_000
+
+
+@pytest.mark.parametrize("text", ["", "alpha: 1", "[1, 2", "\x00", DEEP, DEEP[:200_000], "9" * 5000])
 def test_what_is_not_json_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.json"
     path.write_text(text)
@@ -280,6 +316,8 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     check_refused(str(tmp_path / "absent.json"), "cannot be read (No such file or directory)")
     check_refused(str(tmp_path), "cannot be read (Is a directory)")
+    os.mkfifo(tmp_path / "pipe")
+    check_refused(str(tmp_path / "pipe"), "cannot be read (it is no regular file)")
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,13 @@ def test_a_flag_that_does_not_exist_is_refused_by_name(flag: str) -> None:
         split_args(["--model-path", "m", flag, "3"])
 
 
+_TAKES_TEXT = (
+    "--leankv-tiers",
+    "--leankv-rotation",
+    "--leankv-significance",
+    "--leankv-kernels",
+    "--leankv-match",
+)
 BAD: list[list[str]] = [
     ["--leankv-tiers", "k1v1"],
     ["--leankv-tiers", "k8v4,k8v4,k4v2"],
@@ -130,6 +137,15 @@ BAD: list[list[str]] = [
     ["--leankv-kernels", "fpga"],
     ["--leankv-profile", "no/such/file.json"],
     ["--leankv-profile", "small"],
+    # As an unset shell variable gives them.
+    *([flag, ""] for flag in (*_TAKES_TEXT, "--leankv-profile")),
+    ["--leankv-profile", "a" * 300],
+    ["--leankv-profile", "/" + "a" * 5000],
+    ["--leankv-profile", "/dev/zero"],
+    ["--leankv-profile", "/"],
+    ["--leankv-alpha-low", "-1"],
+    ["--leankv-near-pages", str(10**30)],
+    ["--leankv-keep-first", str(-(10**30))],
 ]
 
 

@@ -7,8 +7,10 @@ import pytest
 from leankv_sglang.compression.profile import shipped_profile
 from leankv_sglang.compression.profile_file import load_profile
 from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models import resolve_model_path
 from leankv_sglang.server.args import config_from_args, page_size_of, split_args
+from tests.sentences import is_one_sentence
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,15 @@ def test_other_pages_and_other_models_have_no_profile(model: str, tmp_path: obje
     assert _config("somebody/some-model") == LeanKVConfig()
 
 
+def test_an_empty_name_is_not_taken_for_any(model: str) -> None:
+    """``--leankv-profile "$PROFILE"`` of an unset variable."""
+    shipped = shipped_profile(model)
+    for text in ("", f"{shipped}:"):
+        with pytest.raises(LeanKVError, match="--leankv-profile takes a name") as refusal:
+            _config(model, "--leankv-profile", text)
+        assert is_one_sentence(str(refusal.value))
+
+
 @pytest.mark.parametrize(
     ("rest", "size"),
     [
@@ -51,6 +62,7 @@ def test_other_pages_and_other_models_have_no_profile(model: str, tmp_path: obje
         (("--port", "1", "--page-size=256"), 256),
         (("--page-size",), None),
         (("--page-size", "many"), None),
+        (("--page-size", "9" * 5000), None),
     ],
 )
 def test_the_page_size_is_found_among_the_flags(rest: tuple[str, ...], size: int | None) -> None:
