@@ -60,6 +60,12 @@ def test_convert_prints_the_folder(
         (["fetch", "nonsense"], "no model called 'nonsense'"),
         (["path", DEFAULT_MODEL], "is not fetched"),
         (["convert", "absent.gguf"], "No such file"),
+        (["convert", ""], "The path of a file or folder is empty"),
+        (["convert", "/"], "Is a directory"),
+        (["convert", "/dev/zero"], "no regular file"),
+        (["convert", "~nobody-of-this-name/x.gguf"], "cannot be found"),
+        (["fetch", ""], "no model called ''"),
+        (["path", ""], "no model called ''"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], words: str) -> None:
