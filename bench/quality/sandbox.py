@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
+from functools import cache
 
-SECONDS = 10
-MEMORY = 2 << 30
-FILE_BYTES = 1 << 20
-PASSED = 97
-"""Exit status of a program that ran to its end; one that exits by itself has not."""
-# Set by the process itself: a hook between fork and exec may deadlock beside torch's threads.
-_RUN = f"""
-import os, resource, sys
-for what, most in (("CPU", {SECONDS}), ("AS", {MEMORY}), ("FSIZE", {FILE_BYTES}), ("CORE", 0)):
-    resource.setrlimit(getattr(resource, "RLIMIT_" + what), (most, most))
-exec(compile(sys.stdin.read(), "answer", "exec"), {{"__name__": "answer"}})
-os._exit({PASSED})
-"""
+from bench.quality import sandbox_supervisor
+from bench.quality.sandbox_supervisor import SECONDS, TOKEN
+
+_GRACE = 30
+"""Seconds beside the program's own, for Python to start and processes to end, before the supervisor itself is ended."""
 
 
-def passes(program: str, seconds: int = SECONDS) -> bool:
+def passes(program: str, seconds: float = SECONDS) -> bool:
     """Whether a Python program runs to its end, as a module, within its limits.
 
     It runs without this environment's packages and variables, in an empty folder, with no input and its output dropped.
-    That bounds accidents; it is no defence against a program that means harm.
+    A supervisor (:mod:`bench.quality.sandbox_supervisor`) counts its processes, since RLIMIT_NPROC does nothing for
+    root and counts all of a user's processes for others, and ends every one of them before it says how it went. Where
+    the system allows it they have namespaces of their own: no network, nobody else's processes, and nobody outlives
+    the supervisor.
+
+    No exit status and no output makes it pass. That bounds accidents; it is no defence against a program that knows
+    this one and means harm, which can read and write whatever its user can.
     """
-    with tempfile.TemporaryDirectory(prefix="quality-") as folder:
+    token, text = secrets.token_bytes(TOKEN), program.encode(errors="replace")
+    with tempfile.TemporaryDirectory(prefix="quality-", ignore_cleanup_errors=True) as folder:
+        process = subprocess.Popen(
+            [*isolation(), sys.executable, "-I", "-S", sandbox_supervisor.__file__, str(seconds), str(len(text))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env={},
+            start_new_session=True,
+        )
         try:
-            done = subprocess.run(
-                [sys.executable, "-I", "-S", "-c", _RUN],
-                input=program.encode(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd=folder,
-                env={},
-                timeout=seconds,
-                start_new_session=True,
-                check=False,
-            )
+            said, _ = process.communicate(text + token, timeout=seconds + _GRACE)
         except subprocess.TimeoutExpired:
             return False
-    return done.returncode == PASSED
+        finally:
+            # The program ends with its supervisor, by the kernel's hand.
+            if process.poll() != 0:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+    return said == token
+
+
+@cache
+def isolation() -> tuple[str, ...]:
+    """The command that gives another its own processes, network and mounts; empty where the system has none, or does
+    not allow it."""
+    found = shutil.which("unshare")
+    if found is None:
+        return ()
+    command = (found, "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--ipc")
+    tried = subprocess.run([*command, sys.executable, "-I", "-S", "-c", ""], capture_output=True, check=False)
+    return () if tried.returncode else command
