@@ -18,6 +18,8 @@ from typing import IO, Any, Protocol
 
 import requests
 
+from bench.common.tied import tied
+
 READY_TIMEOUT = 240.0
 
 
@@ -141,9 +143,11 @@ def free_port() -> int:
 
 
 def start_module(module: str, args: list[str], output: IO[bytes], env: dict[str, str]) -> Process:
-    """``python -m``, in a session of its own."""
-    command, env = [sys.executable, "-m", module, *args], {**os.environ, **env}
-    return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+    """``python -m``, in a session of its own; it is killed when the thread that called this ends, however it does."""
+    command, env, tie = [sys.executable, "-m", module, *args], {**os.environ, **env}, tied()
+    return subprocess.Popen(
+        command, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True, preexec_fn=tie
+    )
 
 
 @contextmanager

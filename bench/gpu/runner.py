@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from bench.common.tied import tied
 from bench.gpu.worker import BROKEN, FAILURES, FAILURES_OF_A_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +87,13 @@ class Runner:
         """One process; whether another has to go on behind a job that broke it."""
         with (self.out / f"{stage.name}.stderr").open("ab") as errors:
             process = subprocess.Popen(
-                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+                command,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+                preexec_fn=tied(),
             )
             assert process.stdout
             lines: queue.Queue[str | None] = queue.Queue()

@@ -6,6 +6,7 @@ import os
 
 from leankv_sglang.config import CONFIG_ENV
 from leankv_sglang.environment import has_accelerator, prepare_cpu, unshadow_kernels
+from leankv_sglang.plugin.lifeline import hold_on
 
 
 def activate() -> str | None:
@@ -15,6 +16,8 @@ def activate() -> str | None:
     environment; LeanKV itself is on only where the launcher left its configuration in the environment.
     """
     unshadow_kernels()
+    if CONFIG_ENV in os.environ:
+        hold_on()
     if not has_accelerator():
         prepare_cpu()
         return "leankv_sglang.plugin.platform:LeanKVCpuPlatform"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from leankv_sglang.config import NAME, active_config
+from leankv_sglang.plugin.lifeline import hold_on
 
 _NOISE = {
     "sglang.srt.models.registry": "Ignore import error when loading ",
@@ -33,6 +34,7 @@ def register() -> None:
         logging.getLogger(name).addFilter(_Quiet(prefix))
     if active_config() is None:
         return
+    hold_on()
     from sglang.srt.arg_groups.choices import (
         add_attention_backend_choices,
         add_deterministic_attention_backend_choices,

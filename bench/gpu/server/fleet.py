@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from bench.common.server import Process, Server, Start, serve
+from bench.common.tied import tied
 
 GRAPH = "cuda graph: True"
 """What SGLang's log says of a decode step that was a graph's replay."""
@@ -134,6 +135,7 @@ class Fleet:
             stderr=subprocess.STDOUT,
             env={**os.environ, **env},
             start_new_session=True,
+            preexec_fn=tied(),
         )
 
 
