@@ -20,6 +20,10 @@ APP_PATH_ENV = "SGLANG_HTTP_SERVER_APP_PATH"
 APP_PATH = "leankv_sglang.server.http_app:app"
 
 
+DRAIN_ENV, DEFAULT_DRAIN_SECONDS = "LEANKV_DRAIN_SECONDS", 30.0
+"""How long requests may go on once the server was told to end."""
+
+
 def has_accelerator() -> bool:
     """Whether torch sees a GPU of any kind."""
     import torch
@@ -57,6 +61,9 @@ def prepare_cpu() -> None:
     # Spinning OpenMP threads of several processes cost ten times under contention. Read when libgomp loads, so it
     # reaches the scheduler, which is a child process.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    # After a crash SGLang sleeps 65 seconds for dumps of what runs on GPUs, and its clients hang.
+    for dump in ("SGLANG_CUDA_COREDUMP_BEFORE_CRASH", "SGLANG_PYSPY_DUMP_BEFORE_CRASH"):
+        os.environ.setdefault(dump, "0")
     noise = "ignore:Only CUDA,ignore:Triton is not supported"
     given = os.environ.get("PYTHONWARNINGS", "")
     if noise not in given:

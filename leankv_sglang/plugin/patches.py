@@ -24,12 +24,14 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
         row_alloc,
         seeded_sampling,
         single_row,
+        start_failure,
         stop_regex,
     )
     from leankv_sglang.attention.row_thresholds import assign_rows
     from leankv_sglang.kvcache.sizing import bytes_per_token, memory_for_pages
     from leankv_sglang.observability.pool_stats import server_info
     from leankv_sglang.observability.request_stats import note_release, reporting_streamer
+    from leankv_sglang.plugin.faults import report
 
     return [
         (cell_size, (bytes_per_token,)),
@@ -47,5 +49,6 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
         (private_pages, ()),
         (prompt_room, ()),
         (request_failure, ()),
+        (start_failure, (report,)),
         (stop_regex, ()),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,8 +17,10 @@ from leankv_sglang.config import (
     LeanKVConfig,
     parse_tiers,
 )
+from leankv_sglang.environment import DEFAULT_DRAIN_SECONDS
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models import resolve_model_path
+from leankv_sglang.models.check import check_model_folder, check_tokenizer
 
 _METHOD_FLAGS = (
     "tiers",
@@ -100,6 +103,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "(default: strict)",
     )
     group.add_argument(
+        "--leankv-drain-seconds",
+        type=float,
+        metavar="SECONDS",
+        help="how long requests may go on after SIGTERM before they are aborted and the server ends (default: "
+        f"{DEFAULT_DRAIN_SECONDS:g})",
+    )
+    group.add_argument(
         "--leankv-kernels", metavar="NAME", help="backend of the compression kernels (default: auto, by device)"
     )
 
@@ -134,6 +144,37 @@ def config_from_args(
     if "tiers" in given:
         given["high"], given["mid"], given["low"] = parse_tiers(given.pop("tiers"))
     return LeanKVConfig(kernels=kernels, **given, **cache), None
+
+
+def drain_seconds(args: argparse.Namespace) -> float:
+    """How long requests may go on once the server was told to end.
+
+    Raises:
+        LeanKVError: for what is no such time.
+    """
+    given: float | None = args.leankv_drain_seconds
+    if given is None:
+        return DEFAULT_DRAIN_SECONDS
+    if not 0 <= given < math.inf:
+        raise LeanKVError(f"--leankv-drain-seconds is a number of at least 0, not {given:g}.")
+    return given
+
+
+def check_model(rest: Sequence[str], model: str) -> None:
+    """Check the model's folder for what SGLang's flags want to be there.
+
+    Raises:
+        ModelError: the first thing that is wrong.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--tokenizer-path", nargs="?")
+    parser.add_argument("--load-format", nargs="?")
+    parser.add_argument("--skip-tokenizer-init", action="store_true")
+    found = parser.parse_known_args(list(rest))[0]
+    own_tokenizer = not found.skip_tokenizer_init and found.tokenizer_path is None
+    check_model_folder(model, weights=found.load_format in (None, "auto", "safetensors"), tokenizer=own_tokenizer)
+    if found.tokenizer_path and not found.skip_tokenizer_init:
+        check_tokenizer(found.tokenizer_path)
 
 
 def split_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

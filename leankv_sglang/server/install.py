@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import os
 from typing import Any
 
-from leankv_patches import choice_seeds, hook, meta_info, openai_metadata, request_fields
+from leankv_patches import (
+    choice_seeds,
+    drain,
+    hook,
+    meta_info,
+    openai_metadata,
+    quiet_children,
+    request_fields,
+    start_failure,
+)
 from leankv_sglang.compression.request_params import FIELD
+from leankv_sglang.environment import DEFAULT_DRAIN_SECONDS, DRAIN_ENV
+from leankv_sglang.plugin.faults import on_child_failure
 from leankv_sglang.plugin.selfcheck import stop_if
 from leankv_sglang.server.middleware import TAKING, RequestFieldMiddleware, bad_request
 
@@ -23,8 +35,24 @@ def install_tokenizer() -> None:
         meta_info.install(FIELD)
         choice_seeds.install()
         request_fields.install()
+        drain.install(float(os.environ.get(DRAIN_ENV, DEFAULT_DRAIN_SECONDS)))
         HookRegistry.apply_hooks()
-    stop_if([problem for patch in (meta_info, choice_seeds, request_fields) if (problem := patch.problem())])
+    stop_if([problem for patch in (meta_info, choice_seeds, request_fields, drain) if (problem := patch.problem())])
+
+
+def install_launcher() -> None:
+    """What the launching process of a server needs: its children leave signals to it, and tell it why they fail.
+
+    Raises:
+        LeanKVError: one sentence naming every seam that failed.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    quiet_children.install()
+    start_failure.install_launcher(on_child_failure)
+    HookRegistry.apply_hooks()
+    problems = (quiet_children.problem(), start_failure.launcher_problem())
+    stop_if([problem for problem in problems if problem])
 
 
 def install_http(app: Any) -> None:
