@@ -1,6 +1,6 @@
 """``python -m leankv_sglang.launch_server``: SGLang's server with LeanKV pages beneath its radix tree.
 
-Every process of a server imports this module first, so what takes time to import is imported where it is used.
+Every process of a server runs this module first, so what takes time to import is imported where it is used.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from leankv_sglang.command import exit_code, usage_in_a_sentence
+from leankv_sglang.plugin.lifeline import hold_on
 
 
 def launch(argv: Sequence[str]) -> None:
@@ -99,6 +100,10 @@ def main() -> int:
     """Command line; returns the exit code: 0, 2 after an error, 130 when interrupted."""
     return exit_code(lambda: launch(sys.argv[1:]))
 
+
+# How multiprocessing calls it in the processes that it spawns.
+if __name__ == "__mp_main__":
+    hold_on()
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from typing import Any
 
 from leankv_patches import hook
@@ -23,6 +24,8 @@ LAUNCHER_ONLY = (signal.SIGINT, signal.SIGTERM)
 
 def spawn_quietly(original: Callable[..., Any], *given: Any, **named: Any) -> Any:
     """Start processes that do not hear what is for the launcher, which hears it once they are started."""
+    # Where it is not there yet, starting it unblocks these signals.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, LAUNCHER_ONLY)
     try:
         return original(*given, **named)

@@ -56,6 +56,7 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
     from sglang.srt.arg_groups.overrides import model_config_of, resolved_view
 
     from leankv_sglang.plugin.compatibility import check_environment, check_flags, check_resolved
+    from leankv_sglang.plugin.ranges import check_memory, check_ranges
 
     check_environment()
     check_flags(server_args)
@@ -71,8 +72,10 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
         from leankv_sglang.observability.metrics import LeanKVMetricsCollector
 
         server_args.stat_loggers = {"scheduler": LeanKVMetricsCollector}
+    check_ranges(server_args)
     server_args.resolve_once()
     check_resolved(resolved_view(server_args))
+    check_memory(model_config_of(server_args), resolved_view(server_args))
     if profile is not None:
         model = model_config_of(server_args)
         shape = CacheShape(model.num_hidden_layers, model.get_total_num_kv_heads(), model.head_dim)

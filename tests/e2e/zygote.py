@@ -18,6 +18,7 @@ import json
 import os
 import random
 import runpy
+import signal
 import socket
 import sys
 import threading
@@ -112,6 +113,7 @@ def _run_module(request: dict[str, Any], fds: list[int]) -> None:
 
 def _run_spawned(request: dict[str, Any], fds: list[int]) -> None:
     """What ``multiprocessing`` would have a new interpreter do."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
     aside = [fcntl.fcntl(fd, fcntl.F_DUPFD, 512) for fd in fds]
     for fd in fds:
         os.close(fd)
@@ -146,7 +148,8 @@ def _fork_what_is_spawned(*private: int) -> None:
         if "--multiprocessing-fork" not in told:
             return exact(path, args, passfds)
         fds = sorted(set(passfds))
-        request = {"args": told, "fds": fds, "env": dict(os.environ)}
+        blocked = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())]
+        request = {"args": told, "fds": fds, "env": dict(os.environ), "blocked": blocked}
         socket.send_fds(ours, [json.dumps(request).encode()], fds)
         return int(ours.recv(16))
 
