@@ -9,6 +9,7 @@ from leankv_sglang.compression.request_params import resolve, salted
 from leankv_sglang.config import LeanKVConfig, required_config
 from leankv_sglang.environment import prepare_environment
 from leankv_sglang.models import resolve_model_path
+from leankv_sglang.models.check import check_model_folder
 from leankv_sglang.plugin.machine import check_machine
 from leankv_sglang.server.startup import apply_fields
 
@@ -33,6 +34,12 @@ def engine(model_path: str | None = None, leankv: LeanKVConfig | str | None = No
         LeanKVError: one sentence for arguments and models that LeanKV cannot go with.
     """
     folder = resolve_model_path(model_path)
+    check_model_folder(
+        folder,
+        "model_path",
+        weights=server_args.get("load_format") in (None, "auto", "safetensors"),
+        tokenizer=not server_args.get("skip_tokenizer_init") and server_args.get("tokenizer_path") is None,
+    )
     profile, config = None, leankv
     if not isinstance(config, LeanKVConfig):
         profile = chosen_profile(config, folder, server_args.get("page_size"))

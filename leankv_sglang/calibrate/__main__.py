@@ -18,6 +18,7 @@ from leankv_sglang.compression.profile_file import CALIBRATED_TOKENS
 from leankv_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models import home, resolve_model_path
+from leankv_sglang.models.check import check_model_folder
 from leankv_sglang.models.shape import read_shape
 from leankv_sglang.offline.device import add_device_flag, pick_device
 
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
     pages = {"near_pages": args.near_pages, "keep_first": args.keep_first}
     config = LeanKVConfig(high=high, mid=mid, low=low, significance=args.significance, predictor=args.out, **pages)
     folder = resolve_model_path(args.model)
+    check_model_folder(folder, "--model")
     shape = read_shape(folder)
     make_layout(config, args.page_size, shape.kv_heads, shape.head_dim)
     setting = Setting(config, args.page_size, not args.keep_all, args.seed)

@@ -11,7 +11,15 @@ import pytest
 from sglang.srt.managers import schedule_batch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from leankv_patches import choice_seeds, meta_info, openai_metadata, request_fields
+from leankv_patches import (
+    choice_seeds,
+    drain,
+    meta_info,
+    openai_metadata,
+    quiet_children,
+    request_fields,
+    start_failure,
+)
 from leankv_sglang.plugin.patches import scheduler_patches
 
 BEFORE_THEM = {HookType.BEFORE: 0, HookType.AFTER: 1, HookType.AROUND: 1}
@@ -28,6 +36,9 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Callable[...,
         patch.install(*arguments)
     for patch, arguments in ((choice_seeds, ()), (request_fields, ()), (meta_info, ("a",)), (openai_metadata, ("a",))):
         patch.install(*arguments)
+    quiet_children.install()
+    drain.install(1.0)
+    start_failure.install_launcher(lambda *_: None)
     return found
 
 

@@ -1,0 +1,86 @@
+"""How servers end: told to while busy, interrupted, without one of their processes, and before they began."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from bench.common.server import Server
+from tests.e2e.forked import Zygote
+from tests.processes import descendants, left_after
+
+FLAGS = ("--max-total-tokens", "8192", "--leankv-profile", "none", "--leankv-drain-seconds", "0.5")
+
+
+def _named(pid: int) -> list[int]:
+    """The server's processes that SGLang has named, which are those that it has begun."""
+    return [child for child in descendants(pid) if psutil.Process(child).name().startswith("sglang::")]
+
+
+class _Asked:
+    """A request of 7,000 tokens, and what came of it."""
+
+    def __init__(self, server: Server) -> None:
+        self.came: Any = None
+        self._thread = threading.Thread(target=self._ask, args=(server.url,))
+        self._thread.start()
+        while not (server.info().get("leankv") or {}) or "Decode" not in server.log_text():
+            time.sleep(0.05)
+
+    def _ask(self, url: str) -> None:
+        sampling = {"max_new_tokens": 7000, "ignore_eos": True}
+        body = {"input_ids": [5] * 40, "sampling_params": sampling}
+        try:
+            self.came = requests.post(url + "/generate", json=body, timeout=120)
+        except requests.RequestException as error:
+            self.came = error
+
+    def answer(self) -> Any:
+        self._thread.join(60)
+        return self.came
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_busy_server_ends_in_time_and_answers(tiny: Path, zygote: Zygote, number: int, code: int) -> None:
+    """All of its processes get the signal, as from a terminal or a process manager."""
+    with zygote.serve("--model-path", str(tiny), *FLAGS) as server:
+        asked, children = _Asked(server), _named(server.process.pid)
+        for pid in (server.process.pid, *children):
+            os.kill(pid, number)
+        assert server.process.wait(30) == code
+        assert asked.answer().json()["meta_info"]["finish_reason"]["type"] == "abort"
+        assert not left_after(5, children)
+        assert "Traceback" not in server.log_text()
+
+
+def test_a_server_that_loses_its_detokenizer_lets_go_of_its_clients(tiny: Path, zygote: Zygote) -> None:
+    with zygote.serve("--model-path", str(tiny), *FLAGS) as server:
+        asked, children = _Asked(server), _named(server.process.pid)
+        begun = time.monotonic()
+        os.kill(next(pid for pid in children if "detok" in psutil.Process(pid).name()), signal.SIGKILL)
+        assert isinstance(asked.answer(), requests.RequestException)
+        assert time.monotonic() - begun < 30
+        assert not left_after(5, children)
+
+
+def test_a_scheduler_that_cannot_start_is_one_sentence(tiny: Path, tmp_path: Path, zygote: Zygote) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 300}))
+    code, printed = zygote.run(["--model-path", str(folder), *FLAGS], {})
+    assert code == 2
+    assert "Traceback" not in printed
+    last = printed.strip().splitlines()[-1]
+    assert last.startswith("error: LeanKV cannot start: SGLang says ")
+    Path(last.rpartition(" in ")[2].removesuffix(").")).unlink()
