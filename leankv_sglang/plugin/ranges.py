@@ -81,8 +81,8 @@ def check_memory(model: Any, cfg: Any) -> None:
         )
     if cfg.max_total_tokens > fit:
         raise LeanKVError(
-            f"--max-total-tokens {cfg.max_total_tokens} is more than the {memory / 2**30:.1f} GiB of this machine hold; "
-            f"{fit} is the most, less what the model's weights take."
+            f"--max-total-tokens {cfg.max_total_tokens} is more than the {memory / 2**30:.1f} GiB of this machine "
+            f"hold; {fit} is the most, less what the model's weights take."
         )
 
 

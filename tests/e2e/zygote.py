@@ -113,6 +113,7 @@ def _run_module(request: dict[str, Any], fds: list[int]) -> None:
 
 def _run_spawned(request: dict[str, Any], fds: list[int]) -> None:
     """What ``multiprocessing`` would have a new interpreter do."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
     aside = [fcntl.fcntl(fd, fcntl.F_DUPFD, 512) for fd in fds]
     for fd in fds:
@@ -136,6 +137,7 @@ def _fork_what_is_spawned(*private: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if not os.fork():
         ours.close()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         for fd in private:
             os.close(fd)
         _fork_on_demand(theirs, _run_spawned)

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from leankv_sglang import launch_server
+from bench.common.server import free_port
+from leankv_sglang import environment, launch_server
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.plugin import machine
+from leankv_sglang.plugin.faults import REPORT_ENV
 from leankv_sglang.plugin.machine import SKIP_ENV, Gpu, Machine, check_machine, this_machine
+from leankv_sglang.server import args
 
 H100 = Machine(
     torch_cuda=(13, 0),
@@ -106,8 +109,11 @@ def test_the_launcher_ends_with_the_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:
     monkeypatch.setattr(machine, "this_machine", lambda: REFUSED["Volta"][0])
-    monkeypatch.setattr(launch_server, "with_model_path", lambda rest: (rest, str(tmp_path)))
-    monkeypatch.setattr(launch_server, "prepare_environment", lambda config: pytest.fail("went on"))
-    monkeypatch.setattr("sys.argv", ["launch_server", "--leankv-profile", "none"])
+    monkeypatch.setattr(args, "with_model_path", lambda rest: (rest, str(tmp_path)))
+    monkeypatch.setattr(args, "check_model", lambda rest, model: None)
+    monkeypatch.setattr(environment, "prepare_environment", lambda config: pytest.fail("went on"))
+    monkeypatch.setenv(environment.DRAIN_ENV, "1")
+    monkeypatch.setenv(REPORT_ENV, "")
+    monkeypatch.setattr("sys.argv", ["launch_server", "--leankv-profile", "none", "--port", str(free_port())])
     assert launch_server.main() == 2
     assert "error: LeanKV cannot start: Tesla V100" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_a_pool_larger_than_the_machine_is_refused(monkeypatch: pytest.MonkeyPat
     args = SimpleNamespace(
         device="cpu", page_size=128, tp_size=1, dp_size=1, max_running_requests=8, max_total_tokens=1 << 40
     )
-    with pytest.raises(LeanKVError, match="is more than the 1.0 GiB of this machine hold") as caught:
+    with pytest.raises(LeanKVError, match=r"is more than the 1\.0 GiB of this machine hold") as caught:
         ranges.check_memory(model, args)
     assert is_one_sentence(str(caught.value))
     fit = int(str(caught.value).split("; ")[1].split()[0])
