@@ -60,7 +60,7 @@ def test_a_scheduler_that_cannot_start_is_one_sentence(tiny: Path, tmp_path: Pat
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 300}))
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))
     code, printed = zygote.run(["--model-path", str(folder), *FLAGS], {})
     assert code == 2
     assert "Traceback" not in printed
