@@ -15,7 +15,7 @@ import pytest
 from leankv_kernels import available_backends
 from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.server.args import add_flags, config_from_args, split_args
+from leankv_sglang.server.args import add_flags, config_from_args, drain_seconds, split_args
 from tests.sentences import is_one_sentence
 
 
@@ -85,10 +85,10 @@ def flags() -> list[argparse.Action]:
     return parser.flags
 
 
-def test_every_flag_but_the_profile_is_tried_above(flags: list[argparse.Action]) -> None:
+def test_every_flag_of_compression_but_the_profile_is_tried_above(flags: list[argparse.Action]) -> None:
     options = {option for flag in flags for option in flag.option_strings}
     tried = {arg.split("=")[0] for argv, _ in FLAGS for arg in argv}
-    assert options - tried == {"--leankv-profile"}
+    assert options - tried == {"--leankv-profile", "--leankv-drain-seconds"}
     assert all(option.startswith("--leankv-") for option in options)
 
 
@@ -212,3 +212,11 @@ def test_a_profile_and_a_flag_it_decides_are_refused_together(profile_file: str,
         config_from_args(ours, "nowhere")
     flag = argv[0].split("=")[0].replace("--leankv-window", "--leankv-near-pages")
     assert str(refusal.value).startswith(f"--leankv-profile decides {flag}")
+
+
+def test_the_limit_of_a_drain_is_a_time() -> None:
+    assert drain_seconds(split_args([])[0]) == 30.0
+    assert drain_seconds(split_args(["--leankv-drain-seconds", "0"])[0]) == 0.0
+    for wrong in ("-1", "nan", "inf"):
+        with pytest.raises(LeanKVError, match="--leankv-drain-seconds is a number of at least 0"):
+            drain_seconds(split_args([f"--leankv-drain-seconds={wrong}"])[0])
