@@ -33,7 +33,7 @@ def usage_in_a_sentence() -> Iterator[None]:
     """
     usual = argparse.ArgumentParser.error
 
-    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    def error(self: argparse.ArgumentParser, message: str) -> NoReturn:
         raise LeanKVError(f"{message.removeprefix('argument ')}; --help lists the flags.")
 
     argparse.ArgumentParser.error = error  # type: ignore[method-assign]

@@ -82,6 +82,8 @@ def _safetensors_problem(file: Path) -> str | None:
         if size < _LENGTH_BYTES or (length < _LONGEST_HEADER and length + _LENGTH_BYTES > size):
             return f"is cut short at {size:,} bytes"
         header = _json(stream.read(length)) if length < _LONGEST_HEADER else None
+    if not isinstance(header, dict):
+        return "is not a safetensors file"
     try:
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
         whole = _LENGTH_BYTES + length + int(end)
