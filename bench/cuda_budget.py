@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from bench.common.table import print_table, write_json
 from bench.gpu.model import CLOCK_HZ, SCHEDULERS, cycles_per_page, pipe_of
@@ -51,12 +52,13 @@ def page_bytes(layout: RecordLayout, tier: int) -> int:
     return int(layout.head_bytes(counts, torch.tensor([2]))[0, 0])
 
 
-def resident_warps(unit: Unit, registers: int, capability: str) -> tuple[int, int]:
-    """Warps of a scheduler that registers and shared memory allow, and the shared bytes of a block."""
+def resident_warps(unit: Unit, registers: int, capability: str) -> tuple[float, int]:
+    """Warps of a scheduler that registers and shared memory allow, half a one where two of four have none, and the
+    shared bytes of a block."""
     threads, shared, _ = (ctypes.c_int * 3).in_dll(library(unit, SHARED_BYTES[capability]), "attend_committed_facts")
     by_registers = 65536 // (threads * (-(-registers // 8) * 8))
     by_memory = (SHARED_BYTES[capability] + 1024) // (shared + 1024)
-    return min(by_registers, by_memory) * threads // 32 // 4, shared
+    return min(by_registers, by_memory) * threads / 32 / 4, shared
 
 
 def attention_row(model: Heads, pair: tuple[str, str], tier: int, capability: str) -> dict[str, Any]:
@@ -86,13 +88,16 @@ def attention_row(model: Heads, pair: tuple[str, str], tier: int, capability: st
         "shared_bytes": shared,
         "spill_bytes": report.spill_bytes,
         "spill_accesses_per_page": sum(x.opcode in ("LDL", "STL") for x in code),
-        "warps": warps,
+        "warps": round(warps, 2),
         "instructions_per_page": len(code),
         "bytes_per_page": nbytes,
         "bytes_per_instruction": round(nbytes / len(code), 1),
-        "issue_gbps": round(nbytes / len(code) * scale),
-        "tensor_gbps": round(nbytes / tensor * scale),
-        "predicted_gbps": round(nbytes / cycles_per_page(code, max(1, warps)) * scale),
+        "issue_gbps": round(nbytes / len(code) * scale) if capability == "90a" else "",
+        "tensor_gbps": round(nbytes / tensor * scale) if capability == "90a" else "",
+        # Of other GPUs neither clock nor schedulers are known here, so only bytes an instruction compare.
+        "predicted_gbps": round(nbytes / cycles_per_page(code, max(1, int(warps))) * min(1.0, warps) * scale)
+        if capability == "90a"
+        else "",
     }
 
 
@@ -121,11 +126,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--capability", default="90a", choices=CAPABILITIES)
     parser.add_argument("--models", nargs="+", metavar="NAME", help="parts of names of shapes (default: all)")
     parser.add_argument("--others", action="store_true", help="the other kernels' registers too")
-    parser.add_argument("--least-gbps", type=int, help="fail where less is predicted for a head_dim of 128")
+    parser.add_argument("--least-gbps", type=int, help="of 90a: fail where less is predicted for a head_dim of 128")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args(argv)
-    chosen = [m for m in MODELS if not args.models or any(part in m.name for part in args.models)]
-    rows, seen = [], set()
+    if args.least_gbps and args.capability != "90a":
+        parser.error("--least-gbps is predicted for an H200, --capability 90a")
+    chosen = [m for m in MODELS if not args.models or any(part.lower() in m.name.lower() for part in args.models)]
+    if not chosen:
+        print(f"error: --models takes parts of {', '.join(m.name for m in MODELS)}.", file=sys.stderr)
+        return 2
+    rows, seen, progress = [], set(), tqdm(unit="kernel")
     try:
         for model in chosen:
             for pair in TIER_PAIRS:
@@ -135,8 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         continue
                     seen.add(key)
                     rows.append(attention_row(model, pair, tier, args.capability))
-                    if sys.stderr.isatty():
-                        print(f"\r{len(rows)} kernels", end="", file=sys.stderr, flush=True)
+                    progress.update()
         others = other_rows(args.capability) if args.others else []
     except CompileError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -145,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if others:
         print_table(others)
     write_json(args.json, rows + others)
+    progress.close()
     slow = [r for r in rows if args.least_gbps and r["head_dim"] == 128 and r["predicted_gbps"] < args.least_gbps]
     for row in slow:
         print(f"error: group {row['group']} at {row['tiers']}: {row['predicted_gbps']} GB/s", file=sys.stderr)

@@ -237,6 +237,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args(argv)
     chosen = [fault for fault in FAULTS if not args.only or args.only in fault.name]
+    if not chosen:
+        print(f"error: --only {args.only} is in no fault's name: {', '.join(f.name for f in FAULTS)}.", file=sys.stderr)
+        return 2
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -227,11 +227,17 @@ def get_ops(device: torch.device | str, name: str | None = None, layout: RecordL
     Args:
         device: where the tensors live.
         name: a backend, or ``auto`` or None for the environment's ``LEANKV_KERNELS`` and then the device's best.
-        layout: what the best one must be able to read; a backend named refuses by itself what it cannot.
+        layout: what it must be able to read.
 
     Raises:
-        ValueError: for a backend that does not exist or cannot work on the device; a choice never falls back to
-            another.
+        ValueError: for a backend that does not exist, or cannot work on the device or with the layout; a choice never
+            falls back to another.
     """
     device = torch.device(device)
-    return _BACKENDS[backend_name(device, name, layout)](device)
+    ops = _BACKENDS[backend_name(device, name, layout)](device)
+    if layout is not None and ops.name == "cuda":
+        from leankv_kernels.cuda.attend import check_layout
+        from leankv_kernels.cuda.compiler import capability_of, shared_bytes_of
+
+        check_layout(layout, shared_bytes_of(capability_of(*torch.cuda.get_device_capability(device))))
+    return ops

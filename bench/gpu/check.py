@@ -129,6 +129,9 @@ class Check:
             if not plot(self.out, self.machine):
                 print(f"no plot: python -m bench.gpu.report {self.out} makes one where matplotlib is installed")
         faults = any(row["says"][0] in "123456789" for row in self.sanitizer)
+        if not any(stage.passed or stage.failed for stage in self.stages.values()):
+            print("error: nothing ran; give it more --seconds, or other --stages", file=sys.stderr)
+            return 2
         return 1 if faults or any(stage.failed for stage in self.stages.values()) else 0
 
 

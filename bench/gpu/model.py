@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from bench.gpu.sass import Instruction
 
 SCHEDULERS, CLOCK_HZ = 132 * 4, 1.755e9
-"""Of an H200."""
+"""Of an H200. Other GPUs have other numbers of multiprocessors, clocks and memories."""
 _ALU = frozenset(
     (
         *("LOP3", "SHF", "PRMT", "FMNMX", "ISETP", "SEL", "IADD3", "VIADD", "LEA", "I2FP", "FSEL", "FSETP", "PLOP3"),

@@ -14,7 +14,7 @@ from leankv_kernels.cuda.scratch import scratch_of
 from leankv_kernels.cuda.unit import Launcher, Unit
 from leankv_kernels.cuda.work import work_of
 from leankv_kernels.layout import RecordLayout
-from leankv_kernels.layout.format import KEY_PLANE, VALUE_PLANE, any_of
+from leankv_kernels.layout.format import ALIGN, KEY_PLANE, SCALE_BYTES, VALUE_PLANE, any_of
 from leankv_kernels.plan import Plan
 from leankv_kernels.reference.codec import rotation_block
 from leankv_kernels.store import RecordStore
@@ -65,12 +65,52 @@ def attend_shape(layout: RecordLayout, group: int, many: bool = False) -> Attend
         reason = f"up to {MAX_ROWS} query heads per KV head, or a number with a divisor up to that, not {group}"
     elif any(bits % KEY_PLANE for bits in keys) or any(bits % VALUE_PLANE for bits in values):
         reason = f"planes of {KEY_PLANE} bits for keys and {VALUE_PLANE} for values"
+    elif sum(keys) > 2 * KEY_PLANE or sum(values) // VALUE_PLANE not in (1, 2, 4):
+        reason = f"keys of 4 or 8 bits and values of 2, 4 or 8, not of {sum(keys)} and {sum(values)}"
     if reason:
         raise ValueError(f"the cuda kernels take {reason}: use the triton backend")
     planes = keys[0] // KEY_PLANE, values[0] // VALUE_PLANE, keys[1] // KEY_PLANE, values[1] // VALUE_PLANE
     group //= group_parts(shape.head_dim, group)
     queries = max(1, MAX_REGISTER_ROWS[shape.head_dim] // group) if many else 1
     return AttendShape(shape.head_dim, group, queries, shape.page_size, *planes, shape.block_shift, bool(shape.near))
+
+
+def least_shared_bytes(layout: RecordLayout) -> int:
+    """Shared memory that a block of one warp takes at least: ``warp_bytes`` and ``common_of`` in csrc/shape.cuh.
+
+    Raises:
+        ValueError: for a layout that the kernel is not written for.
+    """
+    shape = attend_shape(layout, 1)
+    return warp_bytes(shape) + common_bytes(shape.head_dim, MAX_ROWS // 4)
+
+
+def warp_bytes(shape: AttendShape) -> int:
+    """Of the shared memory of a block what one warp takes: keys, values and centre of a page."""
+    keys = (shape.key_base + shape.key_refine) * shape.page_size * shape.head_dim * KEY_PLANE // 8
+    values = (shape.value_base + shape.value_refine) * shape.page_size * shape.head_dim * VALUE_PLANE // 8
+    near = shape.value_refine * shape.head_dim * shape.near
+    return _lines(shape.page_size * SCALE_BYTES + keys + 3 * ALIGN) + _lines(values + near) + _lines(2 * shape.head_dim)
+
+
+def common_bytes(head_dim: int, row_tiles: int) -> int:
+    """Of the shared memory of a block what its warps share: the queries, four rows a tile."""
+    steps = -(-head_dim // 32)
+    return _lines(row_tiles * (steps * 2 * 128 + 4 * (2 * head_dim + 32) + 4 * 32) + 16 + 4 * MAX_ROWS)
+
+
+def _lines(nbytes: int) -> int:
+    return -(-nbytes // 128) * 128
+
+
+def check_layout(layout: RecordLayout, shared_bytes: int) -> None:
+    """Raise ValueError, one sentence, unless the kernels take a layout on a GPU whose blocks have so much memory."""
+    if (least := least_shared_bytes(layout)) > shared_bytes:
+        raise ValueError(
+            f"the cuda kernels need {least} bytes of shared memory a block for a head_dim of {layout.head_dim} and "
+            f"pages of {layout.page_size}, and this GPU has {shared_bytes}: take a smaller page (--page-size) or the "
+            "triton backend"
+        )
 
 
 def group_parts(head_dim: int, group: int) -> int:

@@ -41,8 +41,14 @@ class CompileError(ValueError):
 
 @cache
 def find_nvcc() -> str | None:
-    """nvcc: what ``LEANKV_NVCC`` names, of PyPI's package nvidia-cuda-nvcc, of CUDA_HOME, or on the path."""
+    """nvcc: what ``LEANKV_NVCC`` names, of PyPI's package nvidia-cuda-nvcc, of CUDA_HOME, or on the path.
+
+    Raises:
+        CompileError: where ``LEANKV_NVCC`` names no program.
+    """
     if named := os.environ.get(NVCC_ENV):
+        if not shutil.which(named):
+            raise CompileError(f"{NVCC_ENV} names {named}, which cannot be run: name an nvcc, or unset it")
         return named
     found = next((str(home / "bin" / "nvcc") for home in toolkits() if (home / "bin" / "nvcc").exists()), None)
     return found or shutil.which("nvcc")
@@ -81,7 +87,8 @@ def _by_nvcc(nvcc: str, unit: Unit, capability: str, options: list[str], ptx: bo
         if done.returncode:
             lines = [line for line in (done.stderr + done.stdout).splitlines() if "error" in line or "fatal" in line]
             raise CompileError(
-                f"nvcc ({nvcc}) does not compile the cuda kernels of {unit.name}: {(lines or ['no message'])[0]}"
+                f"nvcc ({nvcc}) does not compile the cuda kernels of {unit.name}: {(lines or ['no message'])[0]}; "
+                f"name a newer one by {NVCC_ENV}, or use --leankv-kernels triton"
             )
         return out.read_bytes(), parse_reports(done.stderr + done.stdout)
 
@@ -109,6 +116,11 @@ def parse_reports(text: str) -> list[Report]:
         if stack and used:
             found.append(Report(name, int(used[1]), max(int(stack[2]), int(stack[3])), int(stack[1])))
     return found
+
+
+def shared_bytes_of(capability: str | None) -> int:
+    """The most dynamic shared memory of a block; None is a GPU that takes the PTX, compiled for the first of all."""
+    return SHARED_BYTES[capability or CAPABILITIES[0]]
 
 
 def capability_of(major: int, minor: int) -> str | None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from leankv_kernels.cuda.attend import attend_shape
-from leankv_kernels.cuda.compiler import CAPABILITIES, capability_of, compile_unit, has_compiler
+from leankv_kernels.cuda.attend import attend_shape, check_layout
+from leankv_kernels.cuda.compiler import CAPABILITIES, capability_of, compile_unit, has_compiler, shared_bytes_of
 from leankv_kernels.cuda.facts import Facts, facts_of
 from leankv_kernels.cuda.unit import Unit, cache_folder, check_arguments, digest
 from leankv_kernels.layout import RecordLayout
@@ -176,6 +176,7 @@ def can_run(device: torch.device, layout: RecordLayout | None = None) -> bool:
     name = "attend-*"
     if layout:
         try:
+            check_layout(layout, shared_bytes_of(capability_of(major, minor)))
             dim, _, _, *rest = attend_shape(layout, 1)
         except ValueError:
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
@@ -95,13 +96,21 @@ def this_machine() -> Machine:
 
 
 def check_machine(machine: Machine | None = None) -> None:
-    """Check the machine, by default this one, before sglang is imported. One without an accelerator is all right.
+    """Check the machine, by default this one, before sglang is imported. One without an accelerator is all right; one
+    whose accelerator torch was not built for is told so.
 
     Raises:
         LeanKVError: one sentence saying what is wrong with it and what to do.
     """
-    if why := _problem(machine or this_machine()):
+    machine = machine or this_machine()
+    if why := _problem(machine):
         raise LeanKVError(f"LeanKV cannot start: {why}.")
+    if machine.accelerator is None and machine.torch_cuda is None and machine.driver_cuda is not None:
+        print(
+            "LeanKV serves from the CPU although this machine has an NVIDIA driver: torch is built without CUDA. For "
+            f"the GPU: {INSTALL}, in an environment of its own.",
+            file=sys.stderr,
+        )
 
 
 def _problem(machine: Machine) -> str | None:

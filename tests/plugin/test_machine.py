@@ -75,6 +75,13 @@ def test_machines_that_can_serve(name: str) -> None:
     check_machine(ACCEPTED[name])
 
 
+def test_a_gpu_that_torch_was_not_built_for_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    check_machine(CPU)
+    assert not capsys.readouterr().err
+    check_machine(replace(CPU, driver_cuda=(13, 0)))
+    assert "serves from the CPU although this machine has an NVIDIA driver" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_machine_is_refused_with_its_own_sentence(name: str) -> None:
     refused, says = REFUSED[name]
