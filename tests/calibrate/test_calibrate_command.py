@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -191,8 +192,13 @@ def test_a_place_where_nothing_can_be_kept_is_refused_at_once(
 
 
 def test_a_model_without_a_tokenizer_is_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.json").write_text((Path(model) / "config.json").read_text())
-    assert command.main(["--model", str(tmp_path), "--out", str(tmp_path / "mine.json")]) == 2
-    error = capsys.readouterr().err
-    assert "its tokenizer cannot be loaded" in error
-    assert is_one_sentence(error.strip())
+    folder = shutil.copytree(model, tmp_path / "model")
+    for tokenizer, said in (("{}", "its tokenizer cannot be loaded"), (None, "holds no tokenizer")):
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+        if tokenizer:
+            (folder / "tokenizer.json").write_text(tokenizer)
+        assert command.main(["--model", str(folder), "--out", str(tmp_path / "mine.json")]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert is_one_sentence(error.strip())

@@ -31,7 +31,7 @@ def test_requests_survive_a_pool_too_small(tiny: Path) -> None:
 
 def _assert_company_changes_no_answer(server: Server) -> None:
     """Beside neighbours that join, leave and are aborted, some answers being retracted and begun anew."""
-    rows = company(server, tiny_passages(1, 200, 200, seed=4), 10, ["four answers", "aborted"], quiet=True)
+    rows = company(server, tiny_passages(1, 200, 200, seed=4), 10, ["four answers"], quiet=True)
     for row in rows:
         assert row["neighbours_answered"] > 0
         assert row["bit_equal"] == row["answers"] == 14, row
@@ -42,8 +42,8 @@ def _assert_retracted_requests_keep_their_accuracy(server: Server) -> None:
     accuracies = [{"profile": "lossless"}, None, {"alpha_high": 1.5, "alpha_low": 0.5}]
 
     def ask(accuracy: dict[str, Any] | None, salt: str) -> Completion:
-        length = {"ignore_eos": False, "min_new_tokens": 180}
-        return server.generate(prompt, 180, fields={"leankv": accuracy, "cache_salt": salt}, **length)
+        length = {"ignore_eos": False, "min_new_tokens": 140}
+        return server.generate(prompt, 140, fields={"leankv": accuracy, "cache_salt": salt}, **length)
 
     before = server.retractions()
     with ThreadPoolExecutor(9) as pool:

@@ -21,7 +21,7 @@ CASES = {
     LATE: (LeanKVConfig(), "lru", (0.5, 0.0)),
     "demoting, strict": (LeanKVConfig(demote=True), "lru", (0.3, 0.0)),
 }
-STEPS = int(os.environ.get("LEANKV_TREE_STEPS", "200"))
+STEPS = int(os.environ.get("LEANKV_TREE_STEPS", "120"))
 """For each case; 850 make the five thousand of a full check."""
 
 
