@@ -142,6 +142,8 @@ def company(
                 "parted": ", ".join(wrong),
             }
         )
+        if not quiet:
+            print_table(rows[-1:])
     return rows
 
 
