@@ -33,7 +33,9 @@ ENV = {
 ACCURACIES: tuple[dict[str, Any], ...] = ({}, {}, {"profile": "lossless"}, {"profile": "small"})
 
 
-def _ask(server: Server, prompt: list[int], new_tokens: int, abort_after: float | None, number: int) -> str:
+def _ask(
+    server: Server, prompt: list[int], new_tokens: int, abort_after: float | None, number: int, mixed: bool
+) -> str:
     # An abort takes every request whose id begins with the given one, so ids have one length.
     rid = f"stress-{number:06d}"
     body = {
@@ -42,8 +44,10 @@ def _ask(server: Server, prompt: list[int], new_tokens: int, abort_after: float 
         # With ignore_eos the scheduler would reserve every token beforehand and never have to retract.
         "sampling_params": {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "temperature": 0.8},
         "stream": abort_after is not None,
-        "leankv": ACCURACIES[number % len(ACCURACIES)] or None,
     }
+    # Stock SGLang has no such field.
+    if mixed and (accuracy := ACCURACIES[number % len(ACCURACIES)]):
+        body["leankv"] = accuracy
     if abort_after is None:
         answer = requests.post(server.url + "/generate", json=body, timeout=1800)
         if not answer.ok:
@@ -88,8 +92,9 @@ def stress(
     jobs = [
         (p, rng.randint(1, new_tokens), rng.uniform(0.0, abort_within) if rng.random() < 0.2 else None) for p in prompts
     ]
+    mixed = "leankv" in server.info()
     with ThreadPoolExecutor(clients) as pool:
-        futures = [pool.submit(_ask, server, *job, i) for i, job in enumerate(jobs)]
+        futures = [pool.submit(_ask, server, *job, i, mixed) for i, job in enumerate(jobs)]
         outcomes = Counter(f.result() for f in tqdm(futures, unit="request"))
     time.sleep(5)  # idle: the scheduler checks for leaks and audits the bytes, and prints what it finds
     if server.process.poll() is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from array import array
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -60,7 +61,7 @@ def check_sampling(params: Any, kind: type, vocabulary: int) -> None:
     Raises:
         ValueError: one sentence.
     """
-    types = {field.name: field.type for field in msgspec.structs.fields(kind) if field.name not in _INTERNAL}
+    types = _types_of(kind)
     for name, value in (params or {}).items():
         if name not in types:
             raise ValueError(f"sampling_params has no {say(name)}.")
@@ -81,6 +82,12 @@ def check_sampling(params: Any, kind: type, vocabulary: int) -> None:
             raise ValueError(f"logit_bias names tokens from 0 to {vocabulary - 1}, not {say(token)}.")
         if not BIASES[0] <= bias <= BIASES[1] and bias != -math.inf:
             raise ValueError(f"logit_bias takes numbers from {BIASES[0]:g} to {BIASES[1]:g}, not {say(bias)}.")
+
+
+@cache
+def _types_of(kind: type) -> dict[str, Any]:
+    """Of the parameters that a client may give."""
+    return {field.name: field.type for field in msgspec.structs.fields(kind) if field.name not in _INTERNAL}
 
 
 def check_logprobs(obj: Any, prompt: int, vocabulary: int, context: int) -> None:

@@ -93,8 +93,8 @@ def _safetensors_problem(file: Path) -> str | None:
 
 
 def _json(text: bytes) -> Any:
-    """What it holds, None where it is no JSON."""
+    """What it holds, None where it is no JSON, or nests deeper than Python follows."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -137,7 +137,9 @@ def _vertex(body: dict[str, Any], config: LeanKVConfig) -> bool:
     inner = [parameters, *(instances if isinstance(instances, list) else [])]
     if any(isinstance(one, dict) and one.get(FIELD) is not None for one in [body, *inner]):
         raise LeanKVError(_NOT_HERE)
-    return any(isinstance(one, dict) and _changed(one, config, _NOWHERE) for one in [body, *inner])
+    # All of them, not as far as the first that changes.
+    changes = [_changed(one, config, _NOWHERE) for one in [body, *inner] if isinstance(one, dict)]
+    return any(changes)
 
 
 def _form(scope: Message) -> str | None:

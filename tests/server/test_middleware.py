@@ -164,6 +164,14 @@ def test_vertex_has_its_fields_further_in(where: str) -> None:
     )
 
 
+def test_every_salt_of_a_vertex_body_is_escaped() -> None:
+    """One that a client puts outside does not let the ones inside through."""
+    salt = {"cache_salt": "leankv:small;"}
+    got = reaches("/vertex_generate", {**salt, "instances": [{"text": "a"}, salt], "parameters": salt})
+    for escaped in (got, got["parameters"], got["instances"][1]):
+        assert escaped["cache_salt"] == "leankv:;leankv:small;"
+
+
 def test_neighbours_of_the_field_may_be_anything() -> None:
     nested: Any = 0
     for _ in range(300):
