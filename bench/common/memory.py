@@ -37,8 +37,8 @@ class Trend:
         return max((m for s, m in zip(self.seconds, self.mib, strict=True) if begin <= s < end), default=float("nan"))
 
     def growth(self, settled: float) -> float:
-        """MiB by which the largest of the last quarter is above the largest of the ``settled`` seconds before it began
-        to count: what is gained after a server has seen all kinds of work."""
+        """MiB by which the last quarter's largest sample is above that of the second half of the first ``settled``
+        seconds, in which a server has seen all kinds of work."""
         last = self.seconds[-1] if self.seconds else 0.0
         return self.most(max(settled, 0.75 * last)) - self.most(0.5 * settled, settled)
 

@@ -43,6 +43,8 @@ FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (_write("model.safetensors.index.json", "[]"), "lists no weights"),
     (_write("config.json", "{"), "is not a JSON object"),
     (_write("config.json", "[1]"), "is not a JSON object"),
+    (_write("config.json", "[" * 200_000), "is not a JSON object"),
+    (_write("model.safetensors.index.json", "[" * 200_000), "lists no weights"),
     (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), "is not a JSON object"),
     (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
     (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer"),
