@@ -22,8 +22,8 @@ from leankv_kernels.layout import (
     RecordLayout,
     Span,
     TierCounts,
-    bin_centre,
     read_header,
+    reading_points,
 )
 from leankv_kernels.reference.codec import centre_of, pack, quantize, unpack
 
@@ -114,8 +114,9 @@ def encode(
     n = key.shape[0]
     if centre is None:
         centre = centre_of(key, "none")
-    k_code, k_scale, k_zero = quantize(key - centre.to(torch.float64)[:, :, None])
-    v_code, v_scale, v_zero = quantize(value)
+    low, high = layout.low, layout.high
+    k_code, k_scale, k_zero = quantize(key - centre.to(torch.float64)[:, :, None], (low.key_bits, high.key_bits))
+    v_code, v_scale, v_zero = quantize(value, (low.value_bits, high.value_bits))
     # Spare bytes behind the record take the writes of what is not kept.
     out = torch.zeros(n, layout.record_bytes + 16, dtype=torch.uint8, device=key.device)
     places = layout.places(tiers)
@@ -208,19 +209,19 @@ def decode(records: Tensor, layout: RecordLayout, near: Tensor | bool) -> View:
 
     def field(
         read: Callable[[Span], Tensor], spans: list[Span], base: int, low: int, high: int, fine: Tensor
-    ) -> tuple[Tensor, Tensor | int, Tensor | float]:
+    ) -> tuple[Tensor, Tensor | float, Tensor | float]:
         codes = read(spans[0])
         for span in spans[1:base]:
             codes = (codes << span.width) | read(span)
-        step, centre = bin_centre(low)
+        step, offset = reading_points(low)
         if low == high:
-            return codes, step, centre
+            return codes, step, offset
         finer = codes
         for span in spans[base:]:
             finer = (finer << span.width) | read(span)
-        fine_step, fine_centre = bin_centre(high)
         codes = torch.where(fine[..., None], finer, codes)
-        return codes, torch.where(fine, fine_step, step), torch.where(fine, fine_centre, centre).to(torch.float64)
+        points = torch.tensor([[step, offset], reading_points(high)], dtype=torch.float64, device=codes.device)
+        return codes, *points[fine.long()].unbind(-1)
 
     low, high = layout.low, layout.high
     base_keys, base_values = len(L.key_planes(low.key_bits)), len(L.value_planes(low.value_bits))

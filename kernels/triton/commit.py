@@ -33,6 +33,7 @@ _RANK = [[HIGH, MID, LOW, PRUNED].index(tier) for tier in range(4)]
 TILE = Launch(0, TOKENS, 4, 1)
 _ROUND = tl.constexpr(6755399441055744.0)  # 1.5 * 2**52: what is added to it loses its fraction, to even
 _FP16_MAX = tl.constexpr(65504.0)
+_PARTS, _TWO_BIT_STEP = tl.constexpr(L.POINT_PARTS), tl.constexpr(L.TWO_BIT_STEP)
 
 
 @triton.jit
@@ -45,16 +46,61 @@ def half_below(x):
 
 
 @triton.jit
-def quantize(x, inside, DIM: tl.constexpr):
-    """See ``reference.codec.quantize``: codes int32 ``[N, PAD]`` (0 where not inside), scale and zero fp16 ``[N]``."""
+def _code(x, low, high):
+    zero = half_below(low)
+    start = zero.to(tl.float32).to(tl.float64)
+    scale = -half_below(-(high - start) / 255.0)
+    step = scale.to(tl.float32).to(tl.float64)
+    codes = (x - start[:, None]) / tl.where(step > 0, step, 1.0)[:, None]
+    return ((codes + _ROUND) - _ROUND).to(tl.int32), scale, zero
+
+
+@triton.jit
+def _off(codes, BITS: tl.constexpr):
+    STEP: tl.constexpr = _TWO_BIT_STEP if BITS == 2 else _PARTS * (1 << (8 - BITS))
+    OFFSET: tl.constexpr = (255 * _PARTS - STEP * ((1 << BITS) - 1)) // 2
+    return codes * _PARTS - ((codes >> (8 - BITS)) * STEP + OFFSET)
+
+
+@triton.jit
+def _distance(codes, scale, channel, BITS: tl.constexpr, MOST: tl.constexpr):
+    few, many = _off(codes, BITS), _off(codes, MOST)
+    wide = scale.to(tl.float32).to(tl.float64)
+    return tl.sum(tl.where(channel, few * few + many * many, 0), 1).to(tl.float64) * (wide * wide)
+
+
+@triton.jit
+def _extension(codes, scale, channel, BITS: tl.constexpr, MOST: tl.constexpr, DIM: tl.constexpr):
+    STEP: tl.constexpr = _TWO_BIT_STEP if BITS == 2 else _PARTS * (1 << (8 - BITS))
+    POINT: tl.constexpr = (255 * _PARTS - STEP * ((1 << BITS) - 1)) // 2
+    OFFSET: tl.constexpr = POINT - (_PARTS // 3 if MOST == 8 else 0)
+    REST: tl.constexpr = DIM - 2
+    bulk = tl.sum(tl.where(channel, codes, 0), 1) - 255
+    upper = 2 * bulk > 255 * REST
+    bulk = tl.where(upper, 255 * REST - bulk, bulk)
+    past = tl.maximum(bulk * _PARTS - (_PARTS // 2 + OFFSET) * REST, 0)
+    point = (past + STEP * REST - 1) // (STEP * REST) * STEP + OFFSET
+    way = tl.maximum(point * REST - bulk * _PARTS, 0)
+    share = way.to(tl.float64) / ((point - 255 * _PARTS) * (-REST)).to(tl.float64)
+    extension = share * (255.0 * scale.to(tl.float32).to(tl.float64))
+    return tl.where(upper, 0.0, extension), tl.where(upper, extension, 0.0)
+
+
+@triton.jit
+def quantize(x, inside, BITS: tl.constexpr, MOST: tl.constexpr, DIM: tl.constexpr):
+    """See ``reference.codec.quantize``, also for its parts: codes int32 ``[N, PAD]`` (0 where not inside), scale and
+    zero fp16 ``[N]``.
+    """
     channel = tl.arange(0, x.shape[1])[None, :] < DIM
     x = tl.minimum(tl.maximum(x, -_FP16_MAX), _FP16_MAX)
-    zero = half_below(tl.min(tl.where(channel, x, float("inf")), 1))
-    above = x - zero.to(tl.float32).to(tl.float64)[:, None]
-    scale = -half_below(-tl.max(tl.where(channel, above, 0.0), 1) / 255.0)
-    step = scale.to(tl.float32).to(tl.float64)
-    codes = above / tl.where(step > 0, step, 1.0)[:, None]
-    codes = ((codes + _ROUND) - _ROUND).to(tl.int32)
+    low, high = tl.min(tl.where(channel, x, float("inf")), 1), tl.max(tl.where(channel, x, -float("inf")), 1)
+    codes, scale, zero = _code(x, low, high)
+    if BITS < 8:
+        below, above = _extension(codes, scale, channel, BITS, MOST, DIM)
+        other, other_scale, other_zero = _code(x, tl.maximum(low - below, -_FP16_MAX), high + above)
+        closer = _distance(other, other_scale, channel, BITS, MOST) < _distance(codes, scale, channel, BITS, MOST)
+        codes = tl.where(closer[:, None], other, codes)
+        scale, zero = tl.where(closer, other_scale, scale), tl.where(closer, other_zero, zero)
     return tl.where(inside[:, None] & channel, codes, 0), scale, zero
 
 
@@ -81,6 +127,10 @@ def pack_pages(
         counts: int64 ``[n, H, 4]``, keys and values with refinement in the far section, far tokens, the header's word.
         starts: int64 ``[n, H, 3]``, bytes where the head's sections start.
     """
+    KEY_BASE: tl.constexpr = S.key_base_bits
+    VALUE_BASE: tl.constexpr = S.value_base_bits
+    KEY_REFINE: tl.constexpr = S.key_refine_bits
+    VALUE_REFINE: tl.constexpr = S.value_refine_bits
     pair, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     page, head = pair // HEADS, pair % HEADS
     kept_keys, kept_values = tl.load(counts + 4 * pair).to(tl.int32), tl.load(counts + 4 * pair + 1).to(tl.int32)
@@ -104,10 +154,9 @@ def pack_pages(
         .to(tl.float64)
     )
     moved = _rotated(key, at, channel, inside, LOG, NORM, S.head_dim) - centre[None, :]
-    keys, key_scale, key_zero = quantize(moved, inside, S.head_dim)
-    values, value_scale, value_zero = quantize(
-        _rotated(value, at, channel, inside, LOG, NORM, S.head_dim), inside, S.head_dim
-    )
+    keys, key_scale, key_zero = quantize(moved, inside, KEY_BASE, KEY_BASE + KEY_REFINE, S.head_dim)
+    moved = _rotated(value, at, channel, inside, LOG, NORM, S.head_dim)
+    values, value_scale, value_zero = quantize(moved, inside, VALUE_BASE, VALUE_BASE + VALUE_REFINE, S.head_dim)
 
     record = records + page * record_words
     far_keys, far_values, high_values = rec.far_runs(base, fine, kept_keys, far, S)
@@ -118,10 +167,6 @@ def pack_pages(
     tl.store(scale_at + 2 * stop, value_scale, mask=inside)
     tl.store(scale_at + 3 * stop, value_zero, mask=inside)
     key_at, value_at = tl.where(is_far, far_keys, pruned_keys), tl.where(is_far, far_values, pruned_values)
-    KEY_BASE: tl.constexpr = S.key_base_bits
-    VALUE_BASE: tl.constexpr = S.value_base_bits
-    KEY_REFINE: tl.constexpr = S.key_refine_bits
-    VALUE_REFINE: tl.constexpr = S.value_refine_bits
     store_keys(record, keys, 0, KEY_BASE, key_at, 0, stop, token, S)
     store_values(record, values, 0, VALUE_BASE, value_at, 0, stop, begin, S)
     # Refinement: of far tokens in two runs, far and near part; of pruned ones behind their base codes.

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, RecordLayout
+from leankv_kernels.layout import bin_width, reading_points
 from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
-from leankv_kernels.reference.codec import bin_centre, centre_of, quantize, rotate
+from leankv_kernels.reference.codec import centre_of, quantize, rotate
 from leankv_kernels.reference.tiers import SINK_TOKENS
 from leankv_sglang.calibrate.capture import Layer
 from leankv_sglang.calibrate.options import Option
@@ -123,10 +124,10 @@ def _stored(x: Tensor, precisions: set[int], rotation: str, page: int) -> dict[i
         by_page = x[:, :whole].unflatten(1, (-1, page))
         centres = centre_of(by_page, rotation).double()[:, :, None].expand(-1, -1, page, -1)
         centre[:, :whole] = centres.flatten(1, 2)
-    codes, scale, zero = quantize(rotated - centre)
+    codes, scale, zero = quantize(rotated - centre, (min(precisions), max(precisions)))
     stored = {}
     for bits in precisions:
-        step, middle = bin_centre(bits)
-        read = (codes // step * step + middle) * scale.double()[..., None] + zero.double()[..., None] + centre
-        stored[bits] = rotate(read, rotation).float()
+        step, offset = reading_points(bits)
+        read = (codes // bin_width(bits) * step + offset) * scale.double()[..., None] + zero.double()[..., None]
+        stored[bits] = rotate(read + centre, rotation).float()
     return stored

@@ -16,6 +16,10 @@ from leankv_kernels import HIGH, LOW, MID, Tier
 Array = NDArray[np.float64]
 
 
+GROWTH = {8: 1.0, 4: 1.14, 2: 1.6}
+"""Of a row's range, at most, by the fewest bits with which it is read."""
+
+
 def half_below(x: Array) -> Array:
     """The largest float16 that is at most x."""
     half = np.asarray(x, dtype=np.float64).astype(np.float16)
@@ -36,19 +40,66 @@ def widest_step(x: Array) -> Array:
     return spread / 255 * (1 + 2**-9) + 2**-24
 
 
-def master_codes(x: Array) -> tuple[Array, Array, Array]:
-    """8-bit codes, scale and zero of every row ``[..., D]`` (constant rows: scale 0)."""
-    zero = half_below(x.min(-1))
-    above = x - zero[..., None]
-    scale = -half_below(-above.max(-1) / 255)
-    return np.rint(above / np.where(scale > 0, scale, 1)[..., None]), scale, zero
+def widest_error(x: Array, bits: int, fewest: int) -> Array:
+    """How far what ``bits`` bits give back of rows ``[..., D]`` can be off."""
+    return widest_step(x) * GROWTH[fewest] * (39.5 if bits == 2 else 2 ** (8 - bits) / 2)
 
 
-def reading(x: Array, bits: int) -> Array:
-    """What is read of rows ``[..., D]`` kept at the top ``bits`` bits of their code: the centre of each one's bin."""
-    codes, scale, zero = master_codes(x)
-    members = 2 ** (8 - bits)
-    return (codes // members * members + (members - 1) / 2) * scale[..., None] + zero[..., None]
+class Coded(NamedTuple):
+    """Rows as 8-bit codes ``[..., D]``, with a scale and a zero each (constant rows: scale 0)."""
+
+    codes: Array
+    scale: Array
+    zero: Array
+
+    def read(self, bits: int) -> Array:
+        """What is read of the top ``bits`` bits of the codes."""
+        code = self.codes.astype(np.int64) >> (8 - bits)
+        return (points(bits)[code] / 6) * self.scale[..., None] + self.zero[..., None]
+
+
+def points(bits: int) -> NDArray[np.int64]:
+    """Where codes of so many bits are read, in sixths of a master code, in which all points are whole."""
+    if bits == 2:
+        return np.array([237, 589, 941, 1293])
+    width = 2 ** (8 - bits)
+    return 6 * width * np.arange(2**bits) + 3 * (width - 1)
+
+
+def over_range(x: Array, low: Array, high: Array) -> Coded:
+    """The codes of rows over a range each."""
+    zero = half_below(low)
+    scale = -half_below(-(high - zero) / 255)
+    return Coded(np.rint((x - zero[..., None]) / np.where(scale > 0, scale, 1)[..., None]), scale, zero)
+
+
+def master_codes(x: Array, bits: tuple[int, int] = (8, 8)) -> Coded:
+    """The codes of rows that are read with so many bits, at least and at most."""
+    first = over_range(x, x.min(-1), x.max(-1))
+    if bits[0] == 8:
+        return first
+    few, rest = points(bits[0]) - 2 * (bits[1] == 8), x.shape[-1] - 2
+    bulk = first.codes.astype(np.int64).sum(-1) - 255
+    upper = 2 * bulk > 255 * rest
+    bulk = np.where(upper, 255 * rest - bulk, bulk)
+    target = few[(few * rest >= 6 * bulk[..., None] - 3 * rest).argmax(-1)]
+    by = np.maximum(target * rest - 6 * bulk, 0) / (rest * (6 * 255 - target)) * (255 * first.scale)
+    low, high = x.min(-1) - np.where(upper, 0, by), x.max(-1) + np.where(upper, by, 0)
+    second = over_range(x, np.maximum(low, -65504), high)
+
+    def distance(coded: Coded) -> Array:
+        code = coded.codes.astype(np.int64)
+        off = [(6 * code - points(n)[code >> (8 - n)]) ** 2 for n in bits]
+        return np.sum(off, axis=(0, -1)) * coded.scale**2
+
+    closer = distance(second) < distance(first)
+    chosen = (np.where(closer, b, a) for a, b in zip(first[1:], second[1:], strict=True))
+    return Coded(np.where(closer[..., None], second.codes, first.codes), *chosen)
+
+
+def reading(x: Array, bits: int, of: tuple[int, int]) -> Array:
+    """What is read, with ``bits`` bits, of rows ``[..., D]`` that are read with ``of`` bits, at least and at most."""
+    return master_codes(x, of).read(bits)
 
 
 def hadamard(head_dim: int) -> Array:
@@ -72,20 +123,20 @@ class Rule:
     scale: float
     mid: Tier | None = None
 
-    def stored(self, x: Array, bits: int) -> Array:
-        """Rows ``[..., D]`` as they come back from a record."""
-        matrix = np.eye(x.shape[-1]) if self.rotation == "none" else hadamard(x.shape[-1])
-        return reading(x @ matrix, bits) @ matrix
+    def stored(self, v: Array, bits: int) -> Array:
+        """Values ``[..., D]`` as they come back from a record."""
+        matrix = np.eye(v.shape[-1]) if self.rotation == "none" else hadamard(v.shape[-1])
+        return reading(v @ matrix, bits, (self.low.value_bits, self.high.value_bits)) @ matrix
 
     def stored_keys(self, k: Array, bits: int) -> Array:
         """Keys ``[N, H, D]`` as they come back: each page is coded less the mean of its keys, rounded to float16."""
         matrix = np.eye(k.shape[-1]) if self.rotation == "none" else hadamard(k.shape[-1])
-        out = np.zeros_like(k)
+        out, of = np.zeros_like(k), (self.low.key_bits, self.high.key_bits)
         for start in range(0, len(k) - self.page + 1, self.page):
             page = k[start : start + self.page]
             centre = centre_of(page) @ matrix
             half = centre.astype(np.float32).astype(np.float16).astype(np.float64)
-            out[start : start + self.page] = (reading(page @ matrix - half, bits) + half) @ matrix
+            out[start : start + self.page] = (reading(page @ matrix - half, bits, of) + half) @ matrix
         return out
 
 

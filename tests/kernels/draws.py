@@ -106,7 +106,9 @@ def formats(layout: RecordLayout) -> dict[int, Tier]:
 
 
 def wild_rows(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Values of very different scale and offset per token, some with one channel that sticks out; float64."""
+    """Values of very different scale and offset per token, some with one channel that sticks out, some with channels
+    nearly alike; float64.
+    """
     g = generator(seed)
     x = torch.randn(shape, generator=g, dtype=torch.float64)
     per_token = (*shape[:-1], 1)
@@ -114,7 +116,8 @@ def wild_rows(shape: tuple[int, ...], seed: int) -> Tensor:
     x += torch.randn(per_token, generator=g, dtype=torch.float64) * 50
     outlier = torch.rand(per_token, generator=g) < 0.2
     x[..., :1] += torch.where(outlier, 1000.0, 0.0)
-    return x
+    alike = torch.rand(per_token, generator=g) < 0.2
+    return torch.where(alike, x.mean(-1, keepdim=True) + 1e-2 * x, x)
 
 
 @dataclass(frozen=True, repr=False)

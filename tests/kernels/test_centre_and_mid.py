@@ -60,7 +60,7 @@ def test_what_all_keys_share_costs_no_precision(any_backend: Backend, head_dim: 
     view = view_of(committed(any_backend, key, LOW, rotation))
     wanted = rotate(key.transpose(1, 2), rotation)
     rest = wanted - view.key_centre[:, :, None]
-    bound = torch.from_numpy(dense.widest_step(rest.numpy())) * 16 / 2
+    bound = torch.from_numpy(dense.widest_error(rest.numpy(), 4, 4))
     assert bool(((view.keys() - wanted).abs() <= bound[..., None]).all())
     assert bound.max() < 0.5
     # Values, which have no centre, cannot do that.

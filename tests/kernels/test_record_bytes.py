@@ -28,7 +28,11 @@ def test_the_bytes_of_every_token_lie_where_the_layout_says(page: Committed) -> 
         centre,
         torch.from_numpy(dense.centre_of(page.key.transpose(0, 2).numpy())).transpose(0, 1).float().half().double(),
     )
-    master = {"key": dense.master_codes(wanted.numpy()), "value": dense.master_codes(page.value.numpy())}
+    low, high = layout.low, layout.high
+    master = {
+        "key": dense.master_codes(wanted.numpy(), (low.key_bits, high.key_bits)),
+        "value": dense.master_codes(page.value.numpy(), (low.value_bits, high.value_bits)),
+    }
     for n, record in enumerate(page.records.numpy()):
         read = {kind: np.zeros((*page.tiers.shape[1:], bits[kind]), dtype=np.int64) for kind in bits}
         for run in naive_record.runs(layout, page.tiers[n].numpy()):

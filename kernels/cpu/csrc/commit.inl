@@ -121,11 +121,15 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
 
     const int64_t source = a.source(n);
     find_centre(a, source, h, s.centre_halves, s.centre);
+    const Bits key_bits{key_base, key_base + key_refine}, value_bits{value_base, value_base + value_refine};
     auto read = [&](int first, int tokens) {
         for (int i = 0; i < tokens; i++) {
-            const size_t row = ((size_t(source) * page + s.order[first + i]) * heads + h) * dim;
-            quantize(a, a.key, row, s.centre, s.key[i], s.scales[0][i], s.scales[1][i]);
-            quantize(a, a.value, row, nullptr, s.value[i], s.scales[2][i], s.scales[3][i]);
+            const size_t at = ((size_t(source) * page + s.order[first + i]) * heads + h) * dim;
+            Row key{s.key[i], 0, 0}, value{s.value[i], 0, 0};
+            quantize(a, a.key, at, s.centre, key_bits, key);
+            quantize(a, a.value, at, nullptr, value_bits, value);
+            s.scales[0][i] = key.scale, s.scales[1][i] = key.zero;
+            s.scales[2][i] = value.scale, s.scales[3][i] = value.zero;
         }
     };
     auto put_scales = [&](uint8_t* run, int count, int first, int tokens) {

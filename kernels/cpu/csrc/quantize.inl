@@ -104,12 +104,82 @@ static void find_centre(const CommitArgs& a, int64_t n, int h, uint16_t* halves,
     }
 }
 
+// The points at which codes are read, step * code + offset, in parts of a master code.
+struct Points {
+    int step, offset;
+};
+
+LEANKV_INLINE Points points_of(int bits) {
+    const int step = bits == 2 ? kTwoBitStep : kPointParts << (kMasterBits - bits);
+    return {step, (kPointParts * ((1 << kMasterBits) - 1) - step * ((1 << bits) - 1)) / 2};
+}
+
+struct Row {
+    uint8_t* codes;
+    uint16_t scale, zero;
+};
+
+// Codes a row over a range; in the order of the reference's operations.
+static void code_range(const double* x, int dim, double low, double high, Row& row) {
+    row.zero = half_floor(low);
+    const double from = half_value(row.zero), wanted = (high - from) / 255.0;
+    row.scale = wanted == 0.0 ? 0 : half_floor(-wanted) ^ 0x8000;
+    const double given = half_value(row.scale), step = given > 0.0 ? given : 1.0;
+    // A product may fall on the other side of a tie than the reference's quotient.
+    if (!round_codes<false>(x, dim, from, step, row.codes)) round_codes<true>(x, dim, from, step, row.codes);
+}
+
+// Bits with which rows are read, at least and at most.
+struct Bits {
+    int fewest, most;
+};
+
+// Of a row from what is read of it, squared; exact.
+LEANKV_INLINE double distance(const Row& row, int dim, Bits bits) {
+    const Points few = points_of(bits.fewest), many = points_of(bits.most);
+    const int few_shift = kMasterBits - bits.fewest, many_shift = kMasterBits - bits.most;
+    int32_t sum = 0;
+    for (int c = 0; c < dim; c++) {
+        const int32_t code = row.codes[c], whole = kPointParts * code;
+        const int32_t near = whole - (many.step * (code >> many_shift) + many.offset);
+        const int32_t far = whole - (few.step * (code >> few_shift) + few.offset);
+        sum += far * far + near * near;
+    }
+    const double scale = half_value(row.scale);
+    return double(sum) * (scale * scale);
+}
+
+// Where the bulk of a row lies between two points at which codes of few bits are read, codes it again over a range
+// that brings it to one, and keeps what is closer (reference/codec.py).
+static void code_bulk_on_point(const double* x, int dim, double low, double high, Bits bits, Row& row) {
+    Points points = points_of(bits.fewest);
+    if (bits.most == kMasterBits) points.offset -= kPointParts / 3;
+    const int rest = dim - 2, most = (1 << kMasterBits) - 1;
+    int bulk = -most;
+    for (int c = 0; c < dim; c++) bulk += row.codes[c];
+    const bool upper = 2 * bulk > most * rest;
+    if (upper) bulk = most * rest - bulk;
+    const int past = kPointParts * bulk - (kPointParts / 2 + points.offset) * rest, each = points.step * rest;
+    const int point = points.offset + points.step * (past > 0 ? (past + each - 1) / each : 0);
+    const int way = point * rest - kPointParts * bulk;
+    const double share = double(way > 0 ? way : 0) / double(rest * (kPointParts * most - point));
+    const double extension = share * (double(most) * half_value(row.scale)), below = low - extension;
+    alignas(64) uint8_t codes[kMaxDim];
+    Row other{codes, 0, 0};
+    if (upper)
+        code_range(x, dim, low, high + extension, other);
+    else
+        code_range(x, dim, below < -kHalfMax ? -kHalfMax : below, high, other);
+    if (!(distance(other, dim, bits) < distance(row, dim, bits))) return;
+    std::memcpy(row.codes, codes, size_t(dim));
+    row.scale = other.scale, row.zero = other.zero;
+}
+
 // Quantizes one row, less the centre if there is one, to 8-bit codes.
-static void quantize(const CommitArgs& a, const void* raw, size_t row, const double* centre, uint8_t* codes,
-                     uint16_t& scale, uint16_t& zero) {
+static void quantize(const CommitArgs& a, const void* raw, size_t at, const double* centre, Bits bits, Row& row) {
     const int dim = int(a.shape.head_dim);
     alignas(64) double x[kMaxDim];
-    widen(raw, row, dim, a.dtype, x);
+    widen(raw, at, dim, a.dtype, x);
     const double norm = a.rotated ? rotate(x, dim) : 1.0;
     vd low = vd{} + kHalfMax, high = vd{} - kHalfMax;
     for (int c = 0; c < dim; c += kDoubles) {
@@ -126,12 +196,8 @@ static void quantize(const CommitArgs& a, const void* raw, size_t row, const dou
         least = low[i] < least ? low[i] : least;
         most = high[i] > most ? high[i] : most;
     }
-    zero = half_floor(least);
-    const double from = half_value(zero), wanted = (most - from) / 255.0;
-    scale = wanted == 0.0 ? 0 : half_floor(-wanted) ^ 0x8000;
-    const double given = half_value(scale), step = given > 0.0 ? given : 1.0;
-    // A product may fall on the other side of a tie than the reference's quotient.
-    if (!round_codes<false>(x, dim, from, step, codes)) round_codes<true>(x, dim, from, step, codes);
+    code_range(x, dim, least, most, row);
+    if (bits.fewest < kMasterBits) code_bulk_on_point(x, dim, least, most, bits, row);
 }
 
 }  // namespace

@@ -175,11 +175,12 @@ LEANKV_INLINE double value_middle(const RecordShape& shape) {
 LEANKV_INLINE void decode_scales(const uint8_t* staged, int tokens, int fine_keys, int fine_values,
                                  const RecordShape& shape, HeadView& view, int first) {
     const uint16_t* halves = reinterpret_cast<const uint16_t*>(staged);
-    const float value_step = float(shape.value_step);
+    const float step_high = float(shape.value_step * shape.value_spread_high),
+                step_low = float(shape.value_step * shape.value_spread_low);
     const double middle = shape.value_step * value_middle(shape);
     const float key_high = float(shape.key_centre_high), key_low = float(shape.key_centre_low);
-    const float value_high = float(shape.value_centre_high + middle),
-                value_low = float(shape.value_centre_low + middle);
+    const float value_high = float(shape.value_centre_high + shape.value_spread_high * middle),
+                value_low = float(shape.value_centre_low + shape.value_spread_low * middle);
     auto vector = [&]<bool WHOLE>(int t) {
         const vi lane = lane_ids() + t;
         const vi valid = lane < tokens, fine_key = lane < fine_keys, fine_value = lane < fine_values;
@@ -188,7 +189,7 @@ LEANKV_INLINE void decode_scales(const uint8_t* staged, int tokens, int fine_key
             return WHOLE ? x : as_float(as_int(x) & valid);
         };
         const vf key_scale = array(0), key_zero = array(1), zero = array(3), scale = array(2),
-                 step = scale * value_step;
+                 step = scale * (fine_value ? splat(step_high) : splat(step_low));
         const int at = first + t;
         store(view.key_scale + at, key_scale);
         store(view.key_zero + at, fma(key_scale, fine_key ? splat(key_high) : splat(key_low), key_zero));

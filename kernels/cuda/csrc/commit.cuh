@@ -181,7 +181,6 @@ __device__ __forceinline__ void pack_pages(const CommitArgs& a) {
     for (int kind = 0; kind < 2; kind++) {
         for (int t = warp; t < S::page; t += S::warps) {
             double x[S::K];
-            uint32_t code[S::K];
             const long long row = ((raw * S::page + t) * heads + head) * S::dim;
 #pragma unroll
             for (int k = 0; k < S::K; k++) {
@@ -193,14 +192,17 @@ __device__ __forceinline__ void pack_pages(const CommitArgs& a) {
 #pragma unroll
                 for (int k = 0; k < S::K; k++)
                     if (lane + 32 * k < S::dim) x[k] = less(x[k], lds<double>(centre + 8 * (lane + 32 * k)));
-            const uint2 scale = quantize<S::dim, S::K>(x, code, lane);
+            const Bits bits =
+                kind ? Bits{value_base, value_base + value_refine} : Bits{key_base, key_base + key_refine};
             const int place = lds<uint16_t>(places + 2 * t);
+            const Row<S::dim, S::K> coded = quantize<S::dim, S::K>(x, bits, lane);
 #pragma unroll
             for (int k = 0; k < S::K; k++)
-                if (lane + 32 * k < S::dim) sts<uint8_t>(codes + place * S::dim + lane + 32 * k, (uint8_t)code[k]);
+                if (lane + 32 * k < S::dim)
+                    sts<uint8_t>(codes + place * S::dim + lane + 32 * k, (uint8_t)coded.codes[k]);
             if (lane == 0) {
-                sts<uint16_t>(scales + 4 * place, (uint16_t)scale.x);
-                sts<uint16_t>(scales + 4 * place + 2, (uint16_t)scale.y);
+                sts<uint16_t>(scales + 4 * place, (uint16_t)coded.scale);
+                sts<uint16_t>(scales + 4 * place + 2, (uint16_t)coded.zero);
             }
         }
         __syncthreads();

@@ -59,9 +59,80 @@ __device__ __forceinline__ void rotate_exactly(double (&x)[K], int block, double
         for (int k = 0; k < K; k++) x[k] = times(x[k], norm);
 }
 
-// Codes of a rotated row, and its scale and zero as halves.
+// The points at which codes are read, step * code + offset, in parts of a master code.
+struct Points {
+    int step, offset;
+    __device__ __forceinline__ explicit Points(int bits)
+        : step(bits == 2 ? kTwoBitStep : kPointParts << (kMasterBits - bits)),
+          offset((kPointParts * 255 - step * ((1 << bits) - 1)) / 2) {}
+};
+
+// Bits with which rows are read, at least and at most.
+struct Bits {
+    int fewest, most;
+};
+
+// A row of a warp, whose lanes have codes of channels lane + 32 k.
 template <int DIM, int K>
-__device__ __forceinline__ uint2 quantize(double (&x)[K], uint32_t (&codes)[K], int lane) {
+struct Row {
+    uint32_t codes[K];
+    uint32_t scale, zero;  // halves
+
+    // Codes over a range.
+    __device__ __forceinline__ void code(const double (&x)[K], double low, double high) {
+        zero = half_floor(low);
+        const double from = half_value(zero), wanted = over(less(high, from), 255.0);
+        scale = wanted == 0.0 ? 0 : half_floor(-wanted) ^ 0x8000;
+        const double given = half_value(scale), step = given > 0.0 ? given : 1.0;
+#pragma unroll
+        for (int k = 0; k < K; k++) codes[k] = (uint32_t)rounded(over(less(x[k], from), step)) & 255;
+    }
+
+    template <class F>
+    __device__ __forceinline__ int sum(int lane, F f) const {
+        int sum = 0;
+#pragma unroll
+        for (int k = 0; k < K; k++)
+            if (!(DIM % 32) || lane + 32 * k < DIM) sum += f((int)codes[k]);
+        for (int m = 1; m < 32; m *= 2) sum += shfl_xor(sum, m);
+        return sum;
+    }
+
+    // From what is read of it, squared; exact.
+    __device__ __forceinline__ double distance(Bits bits, int lane) const {
+        const Points few(bits.fewest), many(bits.most);
+        const int off = sum(lane, [&](int code) {
+            const int whole = kPointParts * code;
+            const int far = whole - (few.step * (code >> (kMasterBits - bits.fewest)) + few.offset);
+            const int near = whole - (many.step * (code >> (kMasterBits - bits.most)) + many.offset);
+            return far * far + near * near;
+        });
+        const double step = half_value(scale);
+        return times((double)off, times(step, step));
+    }
+};
+
+// Where the bulk of a row lies between two points at which codes of so many bits are read: by how much the range is
+// extended, below if positive, else above.
+template <int DIM, int K>
+__device__ __forceinline__ double extension(const Row<DIM, K>& row, Bits bits, int lane) {
+    constexpr int rest = DIM - 2;
+    Points points(bits.fewest);
+    if (bits.most == kMasterBits) points.offset -= kPointParts / 3;
+    int bulk = row.sum(lane, [](int code) { return code; }) - 255;
+    const bool upper = 2 * bulk > 255 * rest;
+    if (upper) bulk = 255 * rest - bulk;
+    const int past = kPointParts * bulk - (kPointParts / 2 + points.offset) * rest, each = points.step * rest;
+    const int point = points.offset + points.step * (past > 0 ? (past + each - 1) / each : 0);
+    const int way = point * rest - kPointParts * bulk;
+    const double share = over((double)(way > 0 ? way : 0), (double)(rest * (kPointParts * 255 - point)));
+    const double by = times(share, times(255.0, half_value(row.scale)));
+    return upper ? -by : by;
+}
+
+// Codes of a rotated row.
+template <int DIM, int K>
+__device__ __forceinline__ Row<DIM, K> quantize(double (&x)[K], Bits bits, int lane) {
     double low = kHalfMax, high = -kHalfMax;
 #pragma unroll
     for (int k = 0; k < K; k++) {
@@ -75,13 +146,16 @@ __device__ __forceinline__ uint2 quantize(double (&x)[K], uint32_t (&codes)[K], 
         low = lower < low ? lower : low;
         high = higher > high ? higher : high;
     }
-    const uint32_t zero = half_floor(low);
-    const double from = half_value(zero), wanted = over(less(high, from), 255.0);
-    const uint32_t scale = wanted == 0.0 ? 0 : half_floor(-wanted) ^ 0x8000;
-    const double given = half_value(scale), step = given > 0.0 ? given : 1.0;
-#pragma unroll
-    for (int k = 0; k < K; k++) codes[k] = (uint32_t)rounded(over(less(x[k], from), step)) & 255;
-    return uint2{scale, zero};
+    Row<DIM, K> row;
+    row.code(x, low, high);
+    if (bits.fewest == kMasterBits) return row;
+    const double by = extension(row, bits, lane);
+    Row<DIM, K> other;
+    if (by < 0.0)
+        other.code(x, low, less(high, by));
+    else
+        other.code(x, within_halves(less(low, by)), high);
+    return other.distance(bits, lane) < row.distance(bits, lane) ? other : row;
 }
 
 }  // namespace leankv::cuda
