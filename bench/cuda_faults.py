@@ -88,7 +88,10 @@ FAULTS = (
     Fault(
         "sets of weights swapped", "weights.cuh", "lower ? far_lane : near_lane", "lower ? near_lane : far_lane", READ
     ),
-    Fault("copy not swizzled", "copy.cuh", "region + swizzled(here);", "region + here;", READ),
+    Fault("copy not swizzled", "copy.cuh", "region + swizzled(place + here);", "region + place + here;", READ),
+    Fault("a round of copies over and over", "copy.cuh", "entry = shfl(entry, lane + round);", "", READ),
+    Fault("copied beyond a piece", "copy.cuh", "if (to < left) cp_async16", "cp_async16", READ),
+    Fault("first entries of a long list again", "copy.cuh", "entry = records.list(r, first);\n        }", "}", READ),
     Fault("quad that two pieces share not joined", "values.cuh", "u[m] |= low[m];", "u[m] |= 0;", READ),
     Fault(
         "no sync before warps are merged", "merge.cuh", "        __syncthreads();\n        each(", "        each(", READ
