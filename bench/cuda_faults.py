@@ -111,6 +111,7 @@ FAULTS = (
     Fault("a block takes one entry", "attend.cuh", "unit += gridDim.x;", "unit += 1 << 20;", TOGETHER),
     Fault("rotated back by the wrong factor", "merge.cuh", "a.back / sum", "1 / sum", READ),
     Fault("sees the next token", "open.cuh", "token > first + r / S::group", "token > first + 1 + r / S::group", OPEN),
+    Fault("a part of a group reads other keys", "open.cuh", "head / a.parts", "head % (a.heads / a.parts)", OPEN),
     Fault("stale tokens read", "open.cuh", "token <= last; token +=", "token <= last + 1; token +=", OPEN),
     Fault(
         "scores of a page before kept",
