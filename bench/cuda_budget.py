@@ -83,6 +83,7 @@ def attention_row(model: Heads, pair: tuple[str, str], tier: int, capability: st
         "head_dim": model.head_dim,
         "group": model.group,
         "tiers": ",".join(pair) if pair[0] != pair[1] else pair[0],
+        "block": layout.block_bytes,
         "page": "all high" if tier == HIGH else "all low",
         "registers": report.registers,
         "shared_bytes": shared,
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for model in chosen:
             for pair in TIER_PAIRS:
                 for tier in (LOW, HIGH) if pair[0] != pair[1] else (HIGH,):
-                    key = (model.head_dim, model.group, pair, tier)
+                    key = (attend_unit(model, pair), tier)
                     if key in seen:
                         continue
                     seen.add(key)

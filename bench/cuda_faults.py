@@ -88,7 +88,10 @@ FAULTS = (
     Fault(
         "sets of weights swapped", "weights.cuh", "lower ? far_lane : near_lane", "lower ? near_lane : far_lane", READ
     ),
-    Fault("copy not swizzled", "copy.cuh", "region + swizzled(here);", "region + here;", READ),
+    Fault("copy not swizzled", "copy.cuh", "region + swizzled(place + here);", "region + place + here;", READ),
+    Fault("a round of copies over and over", "copy.cuh", "entry = shfl(entry, lane + round);", "", READ),
+    Fault("copied beyond a piece", "copy.cuh", "if (to < left) cp_async16", "cp_async16", READ),
+    Fault("first entries of a long list again", "copy.cuh", "entry = records.list(r, first);\n        }", "}", READ),
     Fault("quad that two pieces share not joined", "values.cuh", "u[m] |= low[m];", "u[m] |= 0;", READ),
     Fault(
         "no sync before warps are merged", "merge.cuh", "        __syncthreads();\n        each(", "        each(", READ
@@ -108,6 +111,7 @@ FAULTS = (
     Fault("a block takes one entry", "attend.cuh", "unit += gridDim.x;", "unit += 1 << 20;", TOGETHER),
     Fault("rotated back by the wrong factor", "merge.cuh", "a.back / sum", "1 / sum", READ),
     Fault("sees the next token", "open.cuh", "token > first + r / S::group", "token > first + 1 + r / S::group", OPEN),
+    Fault("a part of a group reads other keys", "open.cuh", "head / a.parts", "head % (a.heads / a.parts)", OPEN),
     Fault("stale tokens read", "open.cuh", "token <= last; token +=", "token <= last + 1; token +=", OPEN),
     Fault(
         "scores of a page before kept",

@@ -189,14 +189,15 @@ _BACKENDS: dict[str, Callable[[torch.device], Ops]] = {
 }
 
 
-def _best(device: torch.device, layout: RecordLayout | None) -> str:
-    """The cuda kernels where a GPU can run them, shipped or compiled, and they take the layout; else triton on GPUs."""
+def _best(device: torch.device, layout: RecordLayout | None, group: int | None) -> str:
+    """The cuda kernels where a GPU can run them, shipped or compiled, and they take layout and group; else triton on
+    GPUs."""
     if device.type != "cuda":
         return "cpu" if device.type == "cpu" else "reference"
     if torch.version.hip is None and torch.cuda.is_available():
         from leankv_kernels.cuda.driver import can_run
 
-        if can_run(device, layout):
+        if can_run(device, layout, group):
             return "cuda"
     return "triton"
 
@@ -206,38 +207,47 @@ def available_backends() -> list[str]:
     return sorted(_BACKENDS)
 
 
-def backend_name(device: torch.device | str, name: str | None = None, layout: RecordLayout | None = None) -> str:
+def backend_name(
+    device: torch.device | str, name: str | None = None, layout: RecordLayout | None = None, group: int | None = None
+) -> str:
     """Which backend :func:`get_ops` takes; loads nothing.
 
     Raises:
-        ValueError: for one that does not exist.
+        ValueError: for one that does not exist, or whose source is not written for the layout or the query group.
     """
     if name in (None, "auto"):
         name = os.environ.get(BACKEND_ENV) or "auto"
     if name == "auto":
-        name = _best(torch.device(device), layout)
+        name = _best(torch.device(device), layout, group)
     if name not in _BACKENDS:
         raise ValueError(f"kernel backend {name!r} does not exist: choose one of auto, {', '.join(_BACKENDS)}")
+    if name in ("cuda", "cuda-emulated") and layout is not None:
+        from leankv_kernels.cuda.attend import attend_shape
+
+        attend_shape(layout, group or 1)
     return name
 
 
-def get_ops(device: torch.device | str, name: str | None = None, layout: RecordLayout | None = None) -> Ops:
+def get_ops(
+    device: torch.device | str, name: str | None = None, layout: RecordLayout | None = None, group: int | None = None
+) -> Ops:
     """The ops for a device.
 
     Args:
         device: where the tensors live.
         name: a backend, or ``auto`` or None for the environment's ``LEANKV_KERNELS`` and then the device's best.
         layout: what it must be able to read.
+        group: query heads a KV head that it must be able to read it for; None where that is not known yet.
 
     Raises:
-        ValueError: for a backend that does not exist, or cannot work on the device or with the layout; a choice never
-            falls back to another.
+        ValueError: for a backend that does not exist, or cannot work on the device or with the layout or the group; a
+            choice never falls back to another.
     """
     device = torch.device(device)
-    ops = _BACKENDS[backend_name(device, name, layout)](device)
+    ops = _BACKENDS[backend_name(device, name, layout, group)](device)
     if layout is not None and ops.name == "cuda":
         from leankv_kernels.cuda.attend import check_layout
         from leankv_kernels.cuda.compiler import capability_of, shared_bytes_of
 
-        check_layout(layout, shared_bytes_of(capability_of(*torch.cuda.get_device_capability(device))))
+        check_layout(layout, shared_bytes_of(capability_of(*torch.cuda.get_device_capability(device))), group or 1)
     return ops

@@ -62,7 +62,8 @@ def attend_shape(layout: RecordLayout, group: int, many: bool = False) -> Attend
     elif shape.head_dim not in HEAD_DIMS:
         reason = f"a head_dim of {any_of(HEAD_DIMS)}, not {shape.head_dim}"
     elif not 1 <= group // group_parts(shape.head_dim, group) <= MAX_ROWS:
-        reason = f"up to {MAX_ROWS} query heads per KV head, or a number with a divisor up to that, not {group}"
+        part = MAX_REGISTER_ROWS[shape.head_dim]
+        reason = f"up to {MAX_ROWS} query heads per KV head, or a number with a divisor from 2 to {part}, not {group}"
     elif any(bits % KEY_PLANE for bits in keys) or any(bits % VALUE_PLANE for bits in values):
         reason = f"planes of {KEY_PLANE} bits for keys and {VALUE_PLANE} for values"
     elif sum(keys) > 2 * KEY_PLANE or sum(values) // VALUE_PLANE not in (1, 2, 4):
@@ -103,8 +104,10 @@ def _lines(nbytes: int) -> int:
     return -(-nbytes // 128) * 128
 
 
-def check_layout(layout: RecordLayout, shared_bytes: int) -> None:
-    """Raise ValueError, one sentence, unless the kernels take a layout on a GPU whose blocks have so much memory."""
+def check_layout(layout: RecordLayout, shared_bytes: int, group: int = 1) -> None:
+    """Raise ValueError, one sentence, unless the kernels take a layout and so many query heads a KV head on a GPU whose
+    blocks have so much memory."""
+    attend_shape(layout, group)
     if (least := least_shared_bytes(layout)) > shared_bytes:
         raise ValueError(
             f"the cuda kernels need {least} bytes of shared memory a block for a head_dim of {layout.head_dim} and "

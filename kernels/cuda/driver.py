@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from leankv_kernels.cuda.compiler import CAPABILITIES, capability_of, compile_un
 from leankv_kernels.cuda.facts import Facts, facts_of
 from leankv_kernels.cuda.unit import Unit, cache_folder, check_arguments, digest
 from leankv_kernels.layout import RecordLayout
+
+logger = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).with_name("cubins")
 """Where ``make kernels-cuda`` puts cubins: a folder for the sources' digest, in it one for every capability."""
@@ -168,20 +171,26 @@ class Driver:
         return found
 
 
-def can_run(device: torch.device, layout: RecordLayout | None = None) -> bool:
-    """Whether a GPU can run the kernels, and there are cubins for a layout or a compiler to make them."""
+@cache
+def _say_unfit(why: str) -> None:
+    logger.warning("LeanKV does without the cuda kernels here: %s", why)
+
+
+def can_run(device: torch.device, layout: RecordLayout | None = None, group: int | None = None) -> bool:
+    """Whether a GPU can run the kernels, and there are cubins for a layout or a compiler to make them; says which of
+    layout and query group they do not take."""
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return False
     name = "attend-*"
     if layout:
         try:
-            check_layout(layout, shared_bytes_of(capability_of(major, minor)))
-            dim, _, _, *rest = attend_shape(layout, 1)
-        except ValueError:
+            check_layout(layout, shared_bytes_of(capability_of(major, minor)), group or 1)
+        except ValueError as error:
+            _say_unfit(str(error))
             return False
-        # Which group it will be is not known yet.
-        name = f"attend-{dim}-*-{'-'.join(str(int(x)) for x in rest)}"
+        dim, part, _, *rest = attend_shape(layout, group or 1)
+        name = f"attend-{dim}-{part if group else '*'}-*-{'-'.join(str(int(x)) for x in rest)}"
     if has_compiler():
         return True
     capability = capability_of(major, minor)

@@ -34,12 +34,22 @@ def open_shape(head_dim: int, group: int, page_size: int, many: bool = False) ->
     Raises:
         ValueError: for what the kernel is not written for; the sentence says which.
     """
-    if head_dim % 16 or not 16 <= head_dim <= 256 or not 1 <= group <= MAX_ROWS or page_size > 256:
+    part = group // open_parts(group)
+    if head_dim % 16 or not 16 <= head_dim <= 256 or not 1 <= part <= MAX_ROWS or page_size > 256:
         raise ValueError(
-            f"the cuda kernels take a head_dim of 16 to 256 in steps of 16, 1 to {MAX_ROWS} query heads per KV head "
-            f"and pages of at most 256 tokens, not {head_dim}, {group} and {page_size}: use the triton backend"
+            f"the cuda kernels take a head_dim of 16 to 256 in steps of 16, 1 to {MAX_ROWS} query heads per KV head or "
+            f"a number with a divisor from 2 to that, and pages of at most 256 tokens, not {head_dim}, {group} and "
+            f"{page_size}: use the triton backend"
         )
+    group = part
     return OpenShape(head_dim, group, max(1, _REGISTER_ROWS // group) if many else 1, page_size)
+
+
+def open_parts(group: int) -> int:
+    """In how many parts of at least two heads a query group is divided that has more heads than a block takes rows; 1
+    where no number does it.
+    """
+    return next((n for n in range(1, group // 2 + 1) if group % n == 0 and group // n <= MAX_ROWS), 1)
 
 
 class OpenArgs(ctypes.Structure):
@@ -50,7 +60,7 @@ class OpenArgs(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("out", "lse")),
         *((name, ctypes.c_longlong) for name in ("key_page", "value_page")),
         *((name, ctypes.c_int) for name in ("key_token", "key_head", "value_token", "value_head")),
-        *((name, ctypes.c_int) for name in ("q_dtype", "raw_dtype", "heads", "alone")),
+        *((name, ctypes.c_int) for name in ("q_dtype", "raw_dtype", "heads", "parts", "alone")),
         ("factor", ctypes.c_float),
     )
 
@@ -70,6 +80,7 @@ def attend_open(launcher: Launcher, q: Tensor, raw: RawPages, plan: Plan, scale:
     (tokens, query_heads, dim), (_, page_size, heads, _) = q.shape, raw.key.shape
     check_tokens(tokens)
     shape = open_shape(dim, query_heads // heads, page_size, plan.max_queries > 1)
+    parts = open_parts(query_heads // heads)
     out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     q = q.contiguous()
@@ -79,12 +90,12 @@ def attend_open(launcher: Launcher, q: Tensor, raw: RawPages, plan: Plan, scale:
     args = OpenArgs(
         *(x.data_ptr() for x in tensors),
         *(key.stride(0), value.stride(0), *key.stride()[1:3], *value.stride()[1:3]),
-        *(DTYPES[q.dtype], DTYPES[key.dtype], heads, int(alone), scale * math.log2(math.e)),
+        *(DTYPES[q.dtype], DTYPES[key.dtype], heads * parts, parts, int(alone), scale * math.log2(math.e)),
     )
     unit = Unit("open", shape)
     if not alone:
         launcher.launch(unit, "begin_pages", (plan.num_tiles, 1, 1), args, q.device)
-    launcher.launch(unit, "attend_open", (heads, tokens, 1), args, q.device)
+    launcher.launch(unit, "attend_open", (heads * parts, tokens, 1), args, q.device)
     return out, lse
 
 

@@ -63,6 +63,9 @@ class LeanKVBackend(AttentionBackend):
                 check_layer(module)
         self.pool = pool
         self.near_pages = config.near_pages
+        self.req_to_token_pool = runner.req_to_token_pool
+        rows = self.req_to_token_pool.req_to_token.shape[0]
+        pool.attach_rows(rows, runner.model_config.get_num_attention_heads(get_parallel().attn_tp_size))
         self.compressor = Compressor(
             pool.ops,
             pool.store,
@@ -71,9 +74,6 @@ class LeanKVBackend(AttentionBackend):
             pool.alphas,
             config.keep_first,
         )
-        self.req_to_token_pool = runner.req_to_token_pool
-        rows = self.req_to_token_pool.req_to_token.shape[0]
-        pool.attach_rows(rows, runner.model_config.get_num_attention_heads(get_parallel().attn_tp_size))
         pool.committer = self._commit_filled
         self.row_thresholds = RowThresholds(config, pool.thresholds)
         keep_rows(self.req_to_token_pool, self.row_thresholds)

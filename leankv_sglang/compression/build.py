@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from leankv_kernels import Ops, RecordLayout, get_ops
+from leankv_kernels.ops import backend_name
 from leankv_sglang.compression.profile_file import read_predictor
 from leankv_sglang.compression.significance import STRATEGIES, Predictor, Significance
 from leankv_sglang.config import LeanKVConfig
@@ -28,16 +29,33 @@ def make_layout(config: LeanKVConfig, page_size: int, num_kv_heads: int, head_di
         raise LeanKVError(f"LeanKV cannot serve this model: {error}.") from error
 
 
-def kernels_for(device: str, config: LeanKVConfig, layout: RecordLayout) -> Ops:
-    """The kernels that the configuration asks for, by default the best of those that take the layout.
+def kernels_for(device: str, config: LeanKVConfig, layout: RecordLayout, group: int | None = None) -> Ops:
+    """The kernels that the configuration asks for, by default the best of those that take the layout and, where it is
+    known, the query group.
 
     Raises:
         LeanKVError: one sentence, where they cannot work on the device.
     """
     try:
-        return get_ops(device, config.kernels, layout)
+        return get_ops(device, config.kernels, layout, group)
     except ValueError as error:
-        raise LeanKVError(f"LeanKV has no kernels to serve with: {error}.") from error
+        raise _unfit(error) from error
+
+
+def kernel_name(device: str, config: LeanKVConfig, layout: RecordLayout, group: int) -> str:
+    """Which those will be; loads nothing.
+
+    Raises:
+        LeanKVError: one sentence, where they do not take the layout or the query group.
+    """
+    try:
+        return backend_name(device, config.kernels, layout, group)
+    except ValueError as error:
+        raise _unfit(error) from error
+
+
+def _unfit(error: ValueError) -> LeanKVError:
+    return LeanKVError(f"LeanKV has no kernels to serve with: {error}.")
 
 
 def build_significance(

@@ -107,19 +107,18 @@ class LeanKVPool(MHATokenToKVPool):
         return table.to(self.device)
 
     def attach_rows(self, num_rows: int, num_query_heads: int) -> None:
-        """Allocate one raw open page per request row (row 0 is SGLang's padding row)."""
+        """Allocate one raw open page per request row (row 0 is SGLang's padding row), and settle the kernels: not all
+        take every number of query heads; LeanKVError where the configured ones do not."""
+        group = num_query_heads // self.head_num
+        self.ops = self.deferred.ops = self.commits.ops = kernels_for(self.device, self.config, self.layout, group)
         heads = (self.head_num, self.head_dim, num_query_heads)
         how = self.model_dtype, torch.device(self.device), self.ops.write_tokens
         self.open_pages = OpenPages(self.layer_num, num_rows, self.page_size, *heads, *how)
         store, raw = self.store, self.open_pages.nbytes()
         table, ring = store.page_table.nbytes, store.ring.nbytes()
         sizes = [f"{n / 2**20:,.1f}" for n in (store.blocks.nbytes, table, ring, raw)]
-        logger.info(
-            "LeanKV memory in MiB: blocks %s, page table %s, free list %s, %d open pages %s",
-            *sizes[:3],
-            num_rows,
-            sizes[3],
-        )
+        text = "LeanKV memory in MiB: blocks %s, page table %s, free list %s, %d open pages %s"
+        logger.info(text, *sizes[:3], num_rows, sizes[3])
 
     def mirror_rows(self, req_to_token_pool: Any) -> PageRows:
         """The host's mirror of SGLang's request rows; a pool serves one ``ReqToTokenPool``."""

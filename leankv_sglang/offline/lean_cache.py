@@ -59,7 +59,7 @@ class LeanCache(Cache[LeanState]):
         self.shape, self.page_size, self.near_pages, self.device = shape, page_size, config.near_pages, device
         self.layout: RecordLayout = make_layout(config, page_size, shape.kv_heads, shape.head_dim)
         pages = -(-tokens // page_size) + rows
-        self.ops = get_ops(device, config.kernels, self.layout)
+        self.ops = get_ops(device, config.kernels, self.layout, shape.query_heads // shape.kv_heads)
         self.store = RecordStore(self.layout, shape.layers, pages, device)
         if alphas is None:
             alphas = threshold_table(config.alphas, shape.layers, shape.kv_heads)

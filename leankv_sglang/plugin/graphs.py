@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from leankv_kernels.ops import backend_name
-from leankv_sglang.compression.build import make_layout
+from leankv_sglang.compression.build import kernel_name, make_layout
 from leankv_sglang.config import NAME, required_config
 from leankv_sglang.errors import LeanKVError
 
@@ -22,7 +21,8 @@ def settle_graphs(server_args: Any, cfg: Any, model: Any) -> None:
         model: SGLang's ModelConfig.
 
     Raises:
-        LeanKVError: for prefill graphs of whole forwards, whose attention depends on lengths that the host knows.
+        LeanKVError: for prefill graphs of whole forwards, whose attention depends on lengths that the host knows; for
+            kernels that do not take the model's heads.
     """
     from sglang.srt.arg_groups.overrides import declare_resolution
     from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, with_phase
@@ -33,8 +33,9 @@ def settle_graphs(server_args: Any, cfg: Any, model: Any) -> None:
             "LeanKV cannot start: full CUDA graphs of prefills are not supported; leave the prefill phase at "
             f"{Backend.BREAKABLE}."
         )
+    name = _kernels(cfg, model)  # whether there are graphs or not: what they do not take is refused here
     off = [Phase.DECODE, Phase.PREFILL] if cfg.device != "cuda" else []
-    if not off and graphs.decode.backend != Backend.DISABLED and (name := _kernels(cfg, model)) != "cuda":
+    if not off and graphs.decode.backend != Backend.DISABLED and name != "cuda":
         logger.warning("LeanKV: decode runs without CUDA graphs, in which the %s kernels cannot be captured", name)
         off = [Phase.DECODE]
     for phase in off:
@@ -45,4 +46,4 @@ def settle_graphs(server_args: Any, cfg: Any, model: Any) -> None:
 def _kernels(cfg: Any, model: Any) -> str:
     config = required_config()
     layout = make_layout(config, cfg.page_size, model.get_num_kv_heads(cfg.tp_size), model.head_dim)
-    return backend_name(cfg.device, config.kernels, layout)
+    return kernel_name(cfg.device, config, layout, model.get_num_attention_heads(cfg.tp_size) // layout.num_kv_heads)

@@ -16,13 +16,14 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
 
     cfg, model = resolved_view(server_args), model_config_of(server_args)
     layout = make_layout(config, cfg.page_size, model.get_num_kv_heads(cfg.tp_size), model.head_dim)
+    group = model.get_num_attention_heads(cfg.tp_size) // layout.num_kv_heads
     layers, page = model.num_hidden_layers, cfg.page_size
     per_token = page_bytes(layout, layers) / page
     raw = model_dtype_bytes_per_token(layout, layers)
     lines = [
         ("model", f"{Path(cfg.model_path).name} ({layers} layers, {layout.num_kv_heads} KV heads of {model.head_dim})"),
         ("LeanKV", config.describe()),
-        ("kernels", kernels_for(cfg.device, config, layout).describe()),
+        ("kernels", kernels_for(cfg.device, config, layout, group).describe()),
         ("page", f"{page} tokens, {layout.max_blocks} blocks of {layout.block_bytes} B a layer at most"),
         ("a token", f"{per_token:,.0f} B reserved, {raw:,} B in 16 bits ({raw / per_token:.2f}x)"),
     ]

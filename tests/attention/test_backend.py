@@ -225,6 +225,15 @@ def test_the_host_knows_what_the_plan_reads(configure) -> None:  # type: ignore[
     assert runner.token_to_kv_pool.slot_reader.reads == 0
 
 
+def test_kernels_that_do_not_take_the_query_heads_are_refused_before_any_forward(configure) -> None:  # type: ignore[no-untyped-def]
+    """Which is when the pool hears of them, in a server whose start was not asked before."""
+    configure(LeanKVConfig(kernels="cuda-emulated"))
+    sizes = {"kv_heads": 1, "head_dim": 64, "page_size": 64, "batch_size": 1, "max_len": 64, "dtype": torch.bfloat16}
+    with pytest.raises(LeanKVError, match=r"no kernels to serve with: .* not 17: use the triton backend"):
+        make_runner(heads=17, **sizes)
+    assert make_runner(heads=34, **sizes).leankv.compressor.ops.name == "cuda-emulated"
+
+
 def test_raw_buffers_are_refused(configure) -> None:  # type: ignore[no-untyped-def]
     configure(LeanKVConfig())
     pool = _runner(torch.bfloat16).token_to_kv_pool

@@ -196,6 +196,7 @@ def test_ugly_pages(cuda: Ops, ops: Ops, pattern: str) -> None:
     ("shape", "dtype"),
     [
         (Kernel("k8v4,k4v2", 64, 3), torch.bfloat16),
+        (Kernel("k4v2,k4v2", 64, 20, page_size=64), torch.bfloat16),  # more query heads than a block takes rows
         pytest.param(Kernel("k8v4,k4v2", 128, 8, 1, page_size=256), torch.float16, marks=pytest.mark.slow),
         pytest.param(Kernel("k8v4,k4v2", 80, 1, page_size=64), torch.float32, marks=pytest.mark.slow),
     ],

@@ -24,18 +24,20 @@ struct Copier {
     // lane.
     __device__ __forceinline__ void piece(const Record& r, char* region, int place, int at, int bytes, int entry,
                                           int first) const {
-        if (S::long_lists) {
-            while (at + bytes > (first + 32) << S::block_shift) {
-                const int part = ((first + 32) << S::block_shift) - at;
-                if (part > 0) {
-                    blocks(region, place, at, part, entry, first);
-                    place += part, at += part, bytes -= part;
-                }
-                first += 32;
-                entry = records.list(r, first);
-            }
+        if (!S::long_lists) {
+            blocks(region, place, at, bytes, entry, first);
+            return;
         }
-        blocks(region, place, at, bytes, entry, first);
+        for (;;) {
+            const int there = ((first + 32) << S::block_shift) - at, part = bytes < there ? bytes : there;
+            if (part > 0) {
+                blocks(region, place, at, part, entry, first);
+                place += part, at += part, bytes -= part;
+            }
+            if (bytes == 0) break;
+            first += 32;
+            entry = records.list(r, first);
+        }
     }
 
     // The same where all blocks are among the entries.
@@ -45,38 +47,40 @@ struct Copier {
             chunks(region, place, at, bytes, entry, first);
             return;
         }
-        constexpr int parts = S::block / 512;
-        const int lane = records.lane, begin = at >> S::block_shift, skip = at & (S::block - 1), from = begin - first;
-        const int last = (skip + bytes - 1) >> S::block_shift;
+        constexpr int parts = S::block / 512, round = 4;  // blocks of a round
+        const int lane = in_register(records.lane), skip = at & (S::block - 1), here = lane * 16 - skip;
         const char* pool = in_register(records.a.blocks + lane * 16);
         // Of a lane in the first 512 bytes and in the second; swizzling repeats every 1,024.
-        const int here = place + lane * 16 - skip;
-        char* const even = region + swizzled(here);
-        char* const odd = region + swizzled(here + 512) - 512;
-        auto source = [&](int b) { return pool + (size_t)(unsigned)shfl(entry, from + b) * S::block; };
-        auto target = [&](int b, int h) { return ((parts == 1 ? b : h) & 1 ? odd : even) + b * S::block + h * 512; };
-        auto edge = [&](int b) {
-            const char* block = source(b);
+        char* even = region + swizzled(place + here);
+        char* odd = region + swizzled(place + here + 512) - 512;
+        // Entries move down the lanes, so that a round finds its own always in the same ones.
+        entry = shfl(entry, lane + (at >> S::block_shift) - first);
+        // The block's bytes that lie before the piece are left out, and those behind it.
+        const char* block = source(pool, entry, 0);
 #pragma unroll
-            for (int h = 0; h < parts; h++)
-                if ((unsigned)(lane * 16 - skip + b * S::block + h * 512) < (unsigned)bytes)
-                    cp_async16(target(b, h), block + h * 512);
-        };
-        edge(0);
-        int b = 1;
+        for (int h = 0; h < parts; h++)
+            if ((unsigned)(here + h * 512) < (unsigned)bytes)
+                cp_async16((h & 1 ? odd : even) + h * 512, block + h * 512);
+        int left = bytes - here;
 #pragma unroll 1
-        for (; b + 2 <= last; b += 2) {
+        for (int behind = skip + bytes - S::block; behind > 0; behind -= round * S::block) {
 #pragma unroll
-            for (int j = 0; j < 2; j++) {
-                const char* block = source(b + j);
+            for (int b = 1; b <= round; b++) {
+                block = source(pool, entry, b);
 #pragma unroll
-                for (int h = 0; h < parts; h++)
-                    cp_async16(((parts == 1 ? 1 + j : h) & 1 ? odd : even) + (b + j) * S::block + h * 512,
-                               block + h * 512);
+                for (int h = 0; h < parts; h++) {
+                    const int to = b * S::block + h * 512;
+                    if (to < left) cp_async16((to >> 9 & 1 ? odd : even) + to, block + h * 512);
+                }
             }
+            entry = shfl(entry, lane + round);
+            even += round * S::block, odd += round * S::block, left -= round * S::block;
         }
-#pragma unroll 1
-        for (; b <= last; b++) edge(b);
+    }
+
+    // Where the block lies whose entry is that of a lane.
+    static __device__ __forceinline__ const char* source(const char* pool, int entry, int lane) {
+        return pool + (size_t)(unsigned)shfl(entry, lane) * S::block;
     }
 
     // The same 16 bytes a lane at a time, for the shortest and longest blocks, which few layouts have.

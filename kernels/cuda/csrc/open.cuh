@@ -37,7 +37,7 @@ struct OpenArgs {
     float* lse;                   // [T, heads * group]
     long long key_page, value_page;
     int key_token, key_head, value_token, value_head;
-    int q_dtype, raw_dtype, heads;
+    int q_dtype, raw_dtype, heads, parts;  // a KV head's query heads are so many heads here, see attend_split
     int alone;     // whether one block has all queries of a tile, and so writes what begins a page
     float factor;  // scale * log2(e)
 };
@@ -46,6 +46,7 @@ template <class S>
 __device__ __forceinline__ void attend_open(const OpenArgs& a) {
     const long long number = ldg(a.token_tile + blockIdx.y), *tile = a.tiles + 5 * number;
     const int rank = (int)(blockIdx.y - ldg(tile)), left = (int)ldg(tile + 2) - rank, head = blockIdx.x;
+    const int raw_head = head / a.parts;
     if (rank % S::queries) return;
     const int queries = left > S::queries ? S::queries : left, rows = queries * S::group;
     const int first = (int)ldg(tile + 1) + rank, last = first + queries - 1;  // positions of the queries in the page
@@ -67,7 +68,7 @@ __device__ __forceinline__ void attend_open(const OpenArgs& a) {
 #pragma unroll
         for (int r = 0; r < S::rows; r++) x[i][r] = 0;
         if (token <= last) {
-            const long long from = page * a.key_page + (long long)token * a.key_token + head * a.key_head;
+            const long long from = page * a.key_page + (long long)token * a.key_token + raw_head * a.key_head;
 #pragma unroll 1
             for (int c = 0; c < S::dim; c += 8) {
                 float k[8];
@@ -163,7 +164,7 @@ __device__ __forceinline__ void attend_open(const OpenArgs& a) {
     if (part < S::parts) {
 #pragma unroll 4
         for (int token = part; token <= last; token += S::parts) {
-            const long long from = page * a.value_page + (long long)token * a.value_token + head * a.value_head;
+            const long long from = page * a.value_page + (long long)token * a.value_token + raw_head * a.value_head;
             float v[2];
             if (a.raw_dtype == kFloat32) {
                 const uint2 w = ldg((const uint2*)((const float*)a.value + from + channel));
