@@ -221,7 +221,8 @@ def decode(records: Tensor, layout: RecordLayout, near: Tensor | bool) -> View:
             finer = (finer << span.width) | read(span)
         codes = torch.where(fine[..., None], finer, codes)
         points = torch.tensor([[step, offset], reading_points(high)], dtype=torch.float64, device=codes.device)
-        return codes, *points[fine.long()].unbind(-1)
+        steps, offsets = points[fine.long()].unbind(-1)
+        return codes, steps, offsets
 
     low, high = layout.low, layout.high
     base_keys, base_values = len(L.key_planes(low.key_bits)), len(L.value_planes(low.value_bits))
