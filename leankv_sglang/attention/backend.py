@@ -26,6 +26,7 @@ from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.deferred import FilledPages
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.pool import LeanKVPool
+from leankv_sglang.kvcache.sizing import most_tokens
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -73,7 +74,9 @@ class LeanKVBackend(AttentionBackend):
         )
         self.req_to_token_pool = runner.req_to_token_pool
         rows = self.req_to_token_pool.req_to_token.shape[0]
-        pool.attach_rows(rows, runner.model_config.get_num_attention_heads(get_parallel().attn_tp_size))
+        model = runner.model_config
+        heads = model.get_num_attention_heads(get_parallel().attn_tp_size)
+        pool.attach_rows(rows, heads, most_tokens(model.context_len))
         pool.committer = self._commit_filled
         self.row_thresholds = RowThresholds(config, pool.thresholds)
         keep_rows(self.req_to_token_pool, self.row_thresholds)
