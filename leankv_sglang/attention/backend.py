@@ -122,6 +122,8 @@ class LeanKVBackend(AttentionBackend):
             self.near_pages,
             host_pages=pages,
         )
+        if not plan.one_tile_per_row:
+            self.pool.open_pages.places(plan)  # here, where nothing is being captured
         self._check_near(pages, plan.page_index, plan.page_indptr, plan.request)
         filled, owners = pages_filled(self.page_rows, rows, plan)
         if not filled.all():  # page 0, of a batch made up to warm up or to capture

@@ -25,6 +25,7 @@ from leankv_sglang.kvcache.deferred import DeferredWork, FilledPages
 from leankv_sglang.kvcache.ledger import Ledger, Pages
 from leankv_sglang.kvcache.open_pages import OpenPages
 from leankv_sglang.kvcache.page_rows import PageRows, SlotReader
+from leankv_sglang.kvcache.places import spare_pages
 from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY, memory_line, pages_committed
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,8 @@ class LeanKVPool(MHATokenToKVPool):
         ``most_tokens`` are those of a prefill."""
         heads = (self.head_num, self.head_dim, num_query_heads)
         how = self.model_dtype, torch.device(self.device), self.ops.write_tokens
-        self.open_pages = OpenPages(self.layer_num, num_rows, self.page_size, *heads, *how)
+        spare = spare_pages(most_tokens, num_rows, self.page_size)
+        self.open_pages = OpenPages(self.layer_num, num_rows, self.page_size, *heads, *how, spare)
         committed = pages_committed(self.layer_num, num_rows, most_tokens, self.page_size)
         most = commit_bytes(self.ops, self.layout, num_query_heads, self.model_dtype.itemsize, committed)
         logger.info(memory_line(self.store, self.open_pages, most))

@@ -11,6 +11,7 @@ from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.ledger import LOGICAL_FACTOR
 from leankv_sglang.kvcache.open_pages import OpenPages
+from leankv_sglang.kvcache.places import spare_pages
 
 DEFAULT_CPU_BYTES = 2 << 30
 """KV budget on a machine without an accelerator, unless an eighth of its memory is less."""
@@ -37,8 +38,8 @@ def bytes_per_token(kvc: Any, num_layers: int) -> int:
 
 
 def memory_for_pages(kvc: Any, budget: int) -> int:
-    """What of a memory budget in bytes is left for pages, once all request rows have their open pages and commits what
-    they take.
+    """What of a memory budget in bytes is left for pages, once all request rows have their open pages, prefills their
+    spare ones, and commits what they take.
 
     Args:
         kvc: SGLang's KVCacheConfigurator.
@@ -58,14 +59,14 @@ def memory_for_pages(kvc: Any, budget: int) -> int:
         requests = kvc.resolve_max_num_reqs(budget // bytes_per_token(kvc, layers))
     else:
         requests = max(1, requests // kvc.attn_dp_size)
-    rows = requests + 1
-    pages = pages_committed(layers, rows, most_tokens(model.context_len), page_size)
-    ops = kernels_for(kvc.device, required_config(), layout)
-    fixed = rows * row + commit_bytes(ops, layout, query_heads, model.dtype.itemsize, pages)
+    rows, tokens = requests + 1, most_tokens(model.context_len)
+    spare = spare_pages(tokens, rows, page_size) * open_page_bytes(layout, 1, query_heads, model.dtype.itemsize)
+    ops, pages = kernels_for(kvc.device, required_config(), layout), pages_committed(layers, rows, tokens, page_size)
+    fixed = rows * row + spare + commit_bytes(ops, layout, query_heads, model.dtype.itemsize, pages)
     if fixed >= budget:
         raise LeanKVError(
-            f"LeanKV cannot start: the open pages of {requests} requests, and to commit them, take "
-            f"{fixed / 2**30:.2f} GiB, and {max(budget, 0) / 2**30:.2f} GiB are left beside the weights; lower "
+            f"LeanKV cannot start: the open pages of {requests} requests, and what prefills and commits work with, "
+            f"take {fixed / 2**30:.2f} GiB, and {max(budget, 0) / 2**30:.2f} GiB are left beside the weights; lower "
             "--max-running-requests or raise --mem-fraction-static."
         )
     return budget - fixed
@@ -88,11 +89,12 @@ def pages_committed(layers: int, rows: int, tokens: int, page_size: int) -> int:
 
 def memory_line(store: RecordStore, open_pages: OpenPages, commits: int) -> str:
     """What memory went to, for the log; ``commits`` are the bytes that a commit takes at most."""
-    parts = (store.blocks.nbytes, store.page_table.nbytes, store.ring.nbytes(), open_pages.nbytes(), commits)
-    blocks, table, ring, raw, most = (f"{n / 2**20:,.1f}" for n in parts)
+    pages = open_pages.nbytes(), open_pages.spare_nbytes()
+    parts = (store.blocks.nbytes, store.page_table.nbytes, store.ring.nbytes(), *pages, commits)
+    blocks, table, ring, raw, spare, most = (f"{n / 2**20:,.1f}" for n in parts)
     return (
         f"LeanKV memory in MiB: blocks {blocks}, page table {table}, free list {ring}, {open_pages.rows} open pages "
-        f"{raw}, commits at most {most}"
+        f"{raw}, {open_pages.spare} spare pages {spare}, commits at most {most}"
     )
 
 

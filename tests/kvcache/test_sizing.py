@@ -1,4 +1,4 @@
-"""Open pages and what commits take come out of the budget that SGLang divides into tokens."""
+"""Open pages, spare ones and what commits take come out of the budget that SGLang divides into tokens."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ LAYOUT = make_layout(LeanKVConfig(), PAGE, KV_HEADS, DIM)
 ROW = sizing.open_page_bytes(LAYOUT, LAYERS, HEADS, 4)
 ONE = LAYOUT.num_kv_heads * PAGE * (DIM * 60 + 128) + HEADS * PAGE * 24
 """What torch takes to commit one page of one layer."""
+SPARE = ROW // LAYERS
+"""A spare page, of one layer."""
 
 
 def kvc(
@@ -54,7 +56,7 @@ def test_every_row_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """SGLang keeps one more than there may be requests."""
     for dp_size, rows in ((1, 9), (2, 5)):
         left = sizing.memory_for_pages(kvc(monkeypatch, 8, dp_size), 1 << 30)
-        assert left == (1 << 30) - rows * ROW - rows * LAYERS * ONE
+        assert left == (1 << 30) - rows * ROW - ((1024 - 2 * rows) // PAGE + rows) * SPARE - rows * LAYERS * ONE
 
 
 @pytest.mark.parametrize(
@@ -67,13 +69,14 @@ def test_every_row_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_largest_commit_is_paid_for(monkeypatch: pytest.MonkeyPatch, chunk: int, pages: int) -> None:
-    left = sizing.memory_for_pages(kvc(monkeypatch, 2, chunk=chunk), 1 << 30)
-    assert left == (1 << 30) - 3 * ROW - pages * ONE
+    left = sizing.memory_for_pages(kvc(monkeypatch, 2, chunk=chunk), 1 << 32)
+    spare = ((chunk if chunk > 0 else CONTEXT) - 6) // PAGE + 3
+    assert left == (1 << 32) - 3 * ROW - spare * SPARE - pages * ONE
 
 
 def test_cuda_kernels_take_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     some = kvc(monkeypatch, 2, ops=get_ops("cpu", "cuda-emulated"))
-    taken = (1 << 30) - 3 * ROW - sizing.memory_for_pages(some, 1 << 30)
+    taken = (1 << 30) - 3 * ROW - ((1024 - 6) // PAGE + 3) * SPARE - sizing.memory_for_pages(some, 1 << 30)
     assert 0 < taken < 3 * LAYERS * KV_HEADS * PAGE * 2
 
 
@@ -82,10 +85,10 @@ def test_without_a_limit_as_many_requests_as_sglang_makes_of_the_tokens(monkeypa
     tokens = (1 << 30) // sizing.bytes_per_token(some, LAYERS)
     assert tokens > 1000
     rows = tokens // 1000 + 1
-    pages = min(rows * LAYERS, COMMIT_BYTES // ONE)
-    assert sizing.memory_for_pages(some, 1 << 30) == (1 << 30) - rows * ROW - pages * ONE
+    pages, spare = min(rows * LAYERS, COMMIT_BYTES // ONE), 512  # for each two tokens of the chunk
+    assert sizing.memory_for_pages(some, 1 << 30) == (1 << 30) - rows * ROW - spare * SPARE - pages * ONE
 
 
 def test_no_room_for_pages_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LeanKVError, match=r"pages of 8 requests, and to commit them, take .* lower --max-running"):
+    with pytest.raises(LeanKVError, match=r"open pages of 8 requests, and what .* take .* lower --max-running"):
         sizing.memory_for_pages(kvc(monkeypatch, 8), 9 * ROW + 1000)
