@@ -13,6 +13,7 @@ from torch import Tensor
 from leankv_kernels.layout import RecordLayout
 from leankv_kernels.plan import Plan
 from leankv_kernels.raw import RawPages
+from leankv_kernels.reference.commit import commit_bytes
 from leankv_kernels.reference.tiers import tier_pages
 from leankv_kernels.store import RecordStore
 from leankv_kernels.tier_rule import TierRule
@@ -65,6 +66,12 @@ class TierPages(Protocol):
     def __call__(self, raw: RawPages, layer: int, rule: TierRule, alphas: Tensor, page_index: Tensor) -> Tensor: ...
 
 
+class CommitBytes(Protocol):
+    """Memory that tiers and commit take beside what they are given; see ``reference.commit.commit_bytes``."""
+
+    def __call__(self, layout: RecordLayout, query_heads: int, itemsize: int) -> int: ...
+
+
 class FreePages(Protocol):
     """Return the blocks of pages in all layers; see ``RecordStore.free``."""
 
@@ -101,6 +108,7 @@ class Ops(NamedTuple):
     takes_bounds: bool = False
     """Whether it reads lengths on the device alone where ``Plan.bounds`` says that the host's are bounds, as a captured
     graph needs it."""
+    commit_bytes: CommitBytes = commit_bytes
 
     def describe(self) -> str:
         """Name and variant."""
@@ -177,6 +185,7 @@ def _launched_by(launcher: Launcher, name: str, variant: str = "") -> Ops:
         partial(cuda.count_pages, launcher),
         variant,
         takes_bounds=True,
+        commit_bytes=cuda.commit_bytes,
     )
 
 

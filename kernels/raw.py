@@ -27,7 +27,7 @@ class FullPages(NamedTuple):
 
 
 class RawPages(NamedTuple):
-    """Own pages of tiles, raw. Where no two tiles share a row these are the open pages themselves, used in place.
+    """Own pages of tiles, raw: open pages of rows, used in place, and others beside them.
 
     For a commit they may be of L layers that follow one another: a dimension more in front of all but ``at``.
     """

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
-from leankv_patches import hook
+from leankv_patches import hook, tokenizer_workers
 
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 TARGETS: dict[str, list[str] | None] = {
@@ -34,18 +34,30 @@ _interrupted = threading.Event()
 def install(seconds: float) -> None:
     """Register the hooks: what runs is aborted ``seconds`` after SIGTERM, and at once after Ctrl-C."""
 
+    servers: dict[Any, Any] = {}
+
     async def drain(original: Callable[..., Awaitable[None]], manager: Any) -> None:
         while not manager.gracefully_exit:
             await asyncio.sleep(_POLL)
         await end_requests(manager, seconds)
-        await original(manager)
+        if server := servers.get(manager):
+            tokenizer_workers.stop(manager, server)
+        else:
+            await original(manager)
 
-    def listen(_: Any, manager: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            manager.event_loop.add_signal_handler(signal.SIGINT, _interrupt, manager)
+    def listen(original: Callable[..., None], manager: Any) -> None:
+        first = manager.event_loop is None
+        if not first or threading.current_thread() is not threading.main_thread():
+            original(manager)
+            return
+        if tokenizer_workers.is_worker(manager):
+            servers[manager] = tokenizer_workers.server_here()
+        original(manager)
+        for number in (signal.SIGINT, tokenizer_workers.INTERRUPTED):
+            manager.event_loop.add_signal_handler(number, _interrupt, manager)
 
     hook.register(f"{_MANAGER}.sigterm_watchdog", drain, "AROUND")
-    hook.register(f"{_MANAGER}.auto_create_handle_loop", listen, "AFTER")
+    hook.register(f"{_MANAGER}.auto_create_handle_loop", listen, "AROUND")
 
 
 async def end_requests(manager: Any, seconds: float) -> None:
@@ -80,8 +92,13 @@ def _give_up(manager: Any, rid: str) -> None:
 
 
 def _interrupt(manager: Any) -> None:
-    _interrupted.set()
+    note_interrupt()
     manager.gracefully_exit = True
+
+
+def note_interrupt() -> None:
+    """Ctrl-C has been pressed."""
+    _interrupted.set()
 
 
 def was_interrupted() -> bool:

@@ -1,8 +1,8 @@
 """Target: ``KVCacheConfigurator.config_from_budget`` of sglang 0.5.23.
 
 Reason: SGLang gives all of ``--mem-fraction-static`` that the weights leave to the token pool. What else a cache keeps,
-for us the open pages of request rows, would come out of the rest, which is meant for activations. There is no seam for
-a fixed share, so a hook takes it off the budget.
+for us raw pages and what commits take, would come out of the rest, which is meant for activations. There is
+no seam for a fixed share, so a hook takes it off the budget.
 """
 
 from __future__ import annotations

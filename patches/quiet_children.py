@@ -7,7 +7,7 @@ the launcher takes that for a crash. Children inherit what is blocked, so that t
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -24,9 +24,14 @@ LAUNCHER_ONLY = (signal.SIGINT, signal.SIGTERM)
 
 def spawn_quietly(original: Callable[..., Any], *given: Any, **named: Any) -> Any:
     """Start processes that do not hear what is for the launcher, which hears it once they are started."""
+    return spawn_deaf(LAUNCHER_ONLY, original, *given, **named)
+
+
+def spawn_deaf(numbers: Iterable[signal.Signals], original: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    """Start processes that do not hear these signals, which this one hears once they are started."""
     # Where it is not there yet, starting it unblocks these signals.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, LAUNCHER_ONLY)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         return original(*given, **named)
     finally:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from hypothesis import settings
 
 from leankv_kernels import available_backends
 from leankv_sglang.environment import has_accelerator, prepare_cpu
+
+if TYPE_CHECKING:
+    from tests.e2e.forked import Zygote
 
 if not has_accelerator():
     prepare_cpu()
@@ -38,6 +42,16 @@ if "cpu" in available_backends():
     LESSER_ISAS += [f"cpu-{isa}" for isa in cpu.isas()[1:]]
 
 settings.register_profile("fast", max_examples=10)
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Starts servers in a tenth of the time."""
+    from tests.e2e.forked import Zygote
+
+    running = Zygote()
+    yield running
+    running.stop()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -56,7 +56,7 @@ class TinyServer:
         pool.commits = CommitLog(pool.store, pool.ledger, pool.ops, device.copy_out)
         self.allocator = LeanKVAllocator(PAGES * PAGE, PAGE, torch.bfloat16, "cpu", pool, need_sort=False)
         self.rows = ReqToTokenPool(size=ROWS, max_context_len=CONTEXT, device="cpu", enable_memory_saver=False)
-        model = SimpleNamespace(get_num_attention_heads=lambda _ranks: HEADS)
+        model = SimpleNamespace(get_num_attention_heads=lambda _ranks: HEADS, context_len=CONTEXT)
         self.runner: Any = SimpleNamespace(
             token_to_kv_pool=pool, req_to_token_pool=self.rows, model=torch.nn.Module(), model_config=model
         )

@@ -8,7 +8,7 @@ threads as fibers and a check for races, so that they are tested without a GPU.
 from __future__ import annotations
 
 from leankv_kernels.cuda.attend import attend_committed
-from leankv_kernels.cuda.commit import commit_pages, tier_pages
+from leankv_kernels.cuda.commit import commit_bytes, commit_pages, tier_pages
 from leankv_kernels.cuda.open import attend_open, merge_states, write_tokens
 from leankv_kernels.cuda.shrink import count_pages, cut_pages, free_pages
 from leankv_kernels.cuda.unit import Launcher
@@ -17,6 +17,7 @@ __all__ = [
     "Launcher",
     "attend_committed",
     "attend_open",
+    "commit_bytes",
     "commit_pages",
     "count_pages",
     "cut_pages",

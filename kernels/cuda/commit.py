@@ -108,6 +108,12 @@ def tier_pages(
     return tiers
 
 
+def commit_bytes(layout: RecordLayout, query_heads: int, itemsize: int) -> int:
+    """See ``reference.commit.commit_bytes``: tiers, four words a KV head, three a record, thresholds of its own."""
+    heads = layout.num_kv_heads
+    return heads * layout.page_size + 4 * (4 * heads + 3) + 8 * 3 * heads
+
+
 def commit_pages(
     launcher: Launcher, store: RecordStore, layer: int, pages: Tensor, raw: RawPages, tiers: Tensor, rotation: str
 ) -> None:

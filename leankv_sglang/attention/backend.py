@@ -26,6 +26,7 @@ from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.deferred import FilledPages
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.pool import LeanKVPool
+from leankv_sglang.kvcache.sizing import most_tokens
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -65,7 +66,9 @@ class LeanKVBackend(AttentionBackend):
         self.near_pages = config.near_pages
         self.req_to_token_pool = runner.req_to_token_pool
         rows = self.req_to_token_pool.req_to_token.shape[0]
-        pool.attach_rows(rows, runner.model_config.get_num_attention_heads(get_parallel().attn_tp_size))
+        model = runner.model_config
+        heads = model.get_num_attention_heads(get_parallel().attn_tp_size)
+        pool.attach_rows(rows, heads, most_tokens(model.context_len))
         self.compressor = Compressor(
             pool.ops,
             pool.store,
@@ -119,6 +122,8 @@ class LeanKVBackend(AttentionBackend):
             self.near_pages,
             host_pages=pages,
         )
+        if not plan.one_tile_per_row:
+            self.pool.open_pages.places(plan)  # here, where nothing is being captured
         self._check_near(pages, plan.page_index, plan.page_indptr, plan.request)
         filled, owners = pages_filled(self.page_rows, rows, plan)
         if not filled.all():  # page 0, of a batch made up to warm up or to capture

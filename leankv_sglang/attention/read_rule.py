@@ -13,6 +13,7 @@ from torch import Tensor
 
 from leankv_kernels import LOW, MID, Ops, Plan, RawPages, RecordStore, TierRule
 from leankv_kernels.reference.tiers import choose_tiers
+from leankv_sglang.compression.commit_memory import pages_at_once, slices
 from leankv_sglang.compression.significance import Significance
 
 
@@ -71,7 +72,8 @@ class Compressor:
     def commit(
         self, layer: int, pages: Tensor, raw: RawPages, page_index: Tensor, alphas: Tensor | None = None
     ) -> None:
-        """Commit full pages of one layer, or of several that follow one another.
+        """Commit full pages of one layer, or of several that follow one another; in slices where it would take much
+        memory, with the same blocks.
 
         Args:
             layer: index in the store, of the first.
@@ -80,7 +82,19 @@ class Compressor:
             page_index: int64 ``[n]``, pages of its sequence before each.
             alphas: float64 ``[L, n, 3, H]``, their thresholds in these layers; None where all have the compressor's.
         """
-        layers = slice(layer, layer + len(raw.by_layer().key))
+        raw = raw.by_layer()
+        layout, query_heads = self.store.layout, raw.scores.shape[2]
+        at_once = pages_at_once(self.ops, layout, query_heads, raw.key.element_size())
+        if len(raw.key) * len(pages) <= at_once:
+            self._commit(layer, pages, raw, page_index, alphas)
+            return
+        for of, some in slices(len(raw.key), len(pages), at_once):
+            part = RawPages(raw.key[of], raw.value[of], raw.scores[of], raw.at[some])
+            chosen = None if alphas is None else alphas[of, some]
+            self._commit(layer + of.start, pages[some], part, page_index[some], chosen)
+
+    def _commit(self, layer: int, pages: Tensor, raw: RawPages, page_index: Tensor, alphas: Tensor | None) -> None:
+        layers = slice(layer, layer + len(raw.key))
         chosen = self.alphas[layers, None] if alphas is None else alphas
         strategy, least = self.significance, LOW if self.store.layout.mid is None else MID
         if strategy.score is not None:

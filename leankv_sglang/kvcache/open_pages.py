@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from leankv_kernels import Plan, RawPages
 from leankv_kernels.ops import WriteTokens
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.kvcache.places import Places, find_places
 
 
 class OpenPages:
@@ -24,6 +26,7 @@ class OpenPages:
         dtype: of raw keys and values.
         device: where they live.
         write: how tokens get there.
+        spare: pages of one layer for the other pages of prompts that span several.
     """
 
     def __init__(
@@ -37,12 +40,14 @@ class OpenPages:
         dtype: torch.dtype,
         device: torch.device | str,
         write: WriteTokens = RawPages.write,
+        spare: int = 0,
     ) -> None:
-        self.page_size, self._write = page_size, write
-        shape = (layers, rows, page_size, kv_heads, head_dim)
-        self.key = torch.zeros(shape, dtype=dtype, device=device)
-        self.value = torch.zeros(shape, dtype=dtype, device=device)
-        self.scores = torch.zeros(layers, rows, query_heads, page_size, dtype=torch.int32, device=device)
+        self.page_size, self.spare, self._write = page_size, spare, write
+        count = layers * rows + spare
+        key, value = (torch.zeros(count, page_size, kv_heads, head_dim, dtype=dtype, device=device) for _ in "kv")
+        scores = torch.zeros(count, query_heads, page_size, dtype=torch.int32, device=device)
+        self._all = key, value, scores
+        self.key, self.value, self.scores = (x[: layers * rows].unflatten(0, (layers, rows)) for x in self._all)
         # On the host: tokens of its request that a row holds, up to the end of its open page.
         self._written = torch.zeros(rows, dtype=torch.int64)
 
@@ -59,15 +64,24 @@ class OpenPages:
     def raw(self, layer: int, plan: Plan, key: Tensor, value: Tensor) -> RawPages:
         """The own pages of a forward's tiles with its tokens ``[T, H, D]`` written.
 
-        Where every tile has a row of its own, as in decode, these are the rows' open pages, in place; otherwise copies,
-        which :meth:`keep` takes back.
+        Where every tile has a row of its own, as in decode, these are the rows' open pages, in place; otherwise spare
+        pages too, or copies where there are too few, which :meth:`keep` takes back.
         """
         raw = RawPages(self.key[layer], self.value[layer], self.scores[layer], plan.rows)
         if not plan.one_tile_per_row:
-            rows = plan.rows
-            raw = RawPages(raw.key[rows], raw.value[rows], raw.scores[rows], plan.tile_range)
+            rows, places = plan.rows, self.places(plan)
+            if places is not None:
+                raw = RawPages(*self._all, places.at[layer])
+            else:
+                raw = RawPages(raw.key[rows], raw.value[rows], raw.scores[rows], plan.tile_range)
         self._write(raw, plan, key.to(self.dtype), value.to(self.dtype))
         return raw
+
+    def places(self, plan: Plan) -> Places | None:
+        """Where the tiles of a plan lie that has requests of several; None where there are too few spare pages."""
+        if "places" not in plan.memo:
+            plan.memo["places"] = find_places(plan, len(self.key), self.rows, self.spare)
+        return cast("Places | None", plan.memo["places"])
 
     def of_rows(self, rows: Tensor) -> RawPages:
         """The open pages of request rows int64 ``[n]``, in all layers, in place."""
@@ -75,7 +89,13 @@ class OpenPages:
 
     def keep(self, layer: int, plan: Plan, raw: RawPages) -> None:
         """Leave the pages that are not full yet, with their column scores, to their rows."""
-        if not plan.one_tile_per_row and plan.open.numel():
+        if plan.one_tile_per_row:
+            return
+        if (places := self.places(plan)) is not None:
+            if places.source.numel():
+                for pages in self._all:
+                    pages[places.target[layer]] = pages[places.source]
+        elif plan.open.numel():
             rows = plan.rows[plan.open]
             for kept, page in zip((self.key, self.value, self.scores), raw[:3], strict=True):
                 kept[layer][rows] = page[plan.open]
@@ -113,8 +133,12 @@ class OpenPages:
         self._written[rows] = start + torch.as_tensor(extend)
 
     def nbytes(self) -> int:
-        """Bytes of all rows' pages and column scores."""
+        """Bytes of all rows' pages and column scores, without spare ones."""
         return self.key.nbytes + self.value.nbytes + self.scores.nbytes
+
+    def spare_nbytes(self) -> int:
+        """Bytes of the spare pages and their column scores."""
+        return sum(x.nbytes for x in self._all) - self.nbytes()
 
     def row_nbytes(self) -> int:
         """Bytes of one row's page and column scores."""

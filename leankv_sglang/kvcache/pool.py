@@ -16,6 +16,7 @@ from leankv_kernels import Plan, RecordStore
 from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
 from leankv_kernels.store import Usage
 from leankv_sglang.compression.build import kernels_for, make_layout
+from leankv_sglang.compression.commit_memory import commit_bytes
 from leankv_sglang.compression.thresholds import rank_heads, threshold_table
 from leankv_sglang.config import Alphas, required_config
 from leankv_sglang.errors import LeanKVError
@@ -24,7 +25,8 @@ from leankv_sglang.kvcache.deferred import DeferredWork, FilledPages
 from leankv_sglang.kvcache.ledger import Ledger, Pages
 from leankv_sglang.kvcache.open_pages import OpenPages
 from leankv_sglang.kvcache.page_rows import PageRows, SlotReader
-from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY
+from leankv_sglang.kvcache.places import spare_pages
+from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY, memory_line, pages_committed
 
 logger = logging.getLogger(__name__)
 
@@ -106,19 +108,18 @@ class LeanKVPool(MHATokenToKVPool):
         table = threshold_table(alphas, self.layer_num, self.head_num, self.of_rank)
         return table.to(self.device)
 
-    def attach_rows(self, num_rows: int, num_query_heads: int) -> None:
-        """Allocate one raw open page per request row (row 0 is SGLang's padding row), and settle the kernels: not all
-        take every number of query heads; LeanKVError where the configured ones do not."""
+    def attach_rows(self, num_rows: int, num_query_heads: int, most_tokens: int) -> None:
+        """Allocate one raw open page per request row (row 0 is SGLang's padding row) for prefills of ``most_tokens``,
+        settle the kernels, which may not take so many heads (LeanKVError), and say what memory went to."""
         group = num_query_heads // self.head_num
         self.ops = self.deferred.ops = self.commits.ops = kernels_for(self.device, self.config, self.layout, group)
         heads = (self.head_num, self.head_dim, num_query_heads)
         how = self.model_dtype, torch.device(self.device), self.ops.write_tokens
-        self.open_pages = OpenPages(self.layer_num, num_rows, self.page_size, *heads, *how)
-        store, raw = self.store, self.open_pages.nbytes()
-        table, ring = store.page_table.nbytes, store.ring.nbytes()
-        sizes = [f"{n / 2**20:,.1f}" for n in (store.blocks.nbytes, table, ring, raw)]
-        text = "LeanKV memory in MiB: blocks %s, page table %s, free list %s, %d open pages %s"
-        logger.info(text, *sizes[:3], num_rows, sizes[3])
+        spare = spare_pages(most_tokens, num_rows, self.page_size)
+        self.open_pages = OpenPages(self.layer_num, num_rows, self.page_size, *heads, *how, spare)
+        pages = pages_committed(self.layer_num, num_rows, most_tokens, self.page_size)
+        most = commit_bytes(self.ops, self.layout, num_query_heads, self.model_dtype.itemsize, pages)
+        logger.info(memory_line(self.store, self.open_pages, most))
 
     def mirror_rows(self, req_to_token_pool: Any) -> PageRows:
         """The host's mirror of SGLang's request rows; a pool serves one ``ReqToTokenPool``."""

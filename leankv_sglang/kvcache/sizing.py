@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from leankv_kernels import RecordLayout
-from leankv_sglang.compression.build import make_layout
+from leankv_kernels import RecordLayout, RecordStore
+from leankv_sglang.compression.build import kernels_for, make_layout
+from leankv_sglang.compression.commit_memory import commit_bytes
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.ledger import LOGICAL_FACTOR
+from leankv_sglang.kvcache.open_pages import OpenPages
+from leankv_sglang.kvcache.places import spare_pages
 
 DEFAULT_CPU_BYTES = 2 << 30
 """KV budget on a machine without an accelerator, unless an eighth of its memory is less."""
@@ -35,7 +38,8 @@ def bytes_per_token(kvc: Any, num_layers: int) -> int:
 
 
 def memory_for_pages(kvc: Any, budget: int) -> int:
-    """What of a memory budget in bytes is left for pages, once all request rows have their open pages.
+    """What of a memory budget in bytes is left for pages, once all request rows have their open pages, prefills their
+    spare ones, and commits what they take.
 
     Args:
         kvc: SGLang's KVCacheConfigurator.
@@ -48,21 +52,50 @@ def memory_for_pages(kvc: Any, budget: int) -> int:
 
     model, page_size, ranks = kvc.model_config, get_schedule().page_size, get_parallel().attn_tp_size
     layout = make_layout(required_config(), page_size, model.get_num_kv_heads(ranks), model.head_dim)
-    layers = kvc.layer_info.num_effective_layers
-    row = open_page_bytes(layout, layers, model.get_num_attention_heads(ranks), model.dtype.itemsize)
+    layers, query_heads = kvc.layer_info.num_effective_layers, model.get_num_attention_heads(ranks)
+    row = open_page_bytes(layout, layers, query_heads, model.dtype.itemsize)
     requests = get_schedule().max_running_requests
     if requests is None:
         requests = kvc.resolve_max_num_reqs(budget // bytes_per_token(kvc, layers))
     else:
         requests = max(1, requests // kvc.attn_dp_size)
-    rows = requests + 1
-    if rows * row >= budget:
+    rows, tokens = requests + 1, most_tokens(model.context_len)
+    spare = spare_pages(tokens, rows, page_size) * open_page_bytes(layout, 1, query_heads, model.dtype.itemsize)
+    ops, pages = kernels_for(kvc.device, required_config(), layout), pages_committed(layers, rows, tokens, page_size)
+    fixed = rows * row + spare + commit_bytes(ops, layout, query_heads, model.dtype.itemsize, pages)
+    if fixed >= budget:
         raise LeanKVError(
-            f"LeanKV cannot start: the open pages of {requests} requests take {rows * row / 2**30:.2f} GiB, and "
-            f"{max(budget, 0) / 2**30:.2f} GiB are left beside the weights; lower --max-running-requests or raise "
-            "--mem-fraction-static."
+            f"LeanKV cannot start: the open pages of {requests} requests, and what prefills and commits work with, "
+            f"take {fixed / 2**30:.2f} GiB, and {max(budget, 0) / 2**30:.2f} GiB are left beside the weights; lower "
+            "--max-running-requests or raise --mem-fraction-static."
         )
-    return budget - rows * row
+    return budget - fixed
+
+
+def most_tokens(context: int) -> int:
+    """Tokens of a prefill at most, as SGLang cuts them; a prompt that is not cut may have the whole context."""
+    from sglang.srt.runtime_context import get_schedule
+
+    schedule = get_schedule()
+    chunk: int | None = schedule.chunked_prefill_size
+    return chunk if chunk and chunk > 0 else max(schedule.max_prefill_tokens or 0, context)
+
+
+def pages_committed(layers: int, rows: int, tokens: int, page_size: int) -> int:
+    """Pages, each of one layer, that are committed together at most: those that a decode step has filled in all layers,
+    or those that a prefill of so many tokens fills in one, a request having begun one of them before."""
+    return max(layers * rows, tokens // page_size + rows)
+
+
+def memory_line(store: RecordStore, open_pages: OpenPages, commits: int) -> str:
+    """What memory went to, for the log; ``commits`` are the bytes that a commit takes at most."""
+    pages = open_pages.nbytes(), open_pages.spare_nbytes()
+    parts = (store.blocks.nbytes, store.page_table.nbytes, store.ring.nbytes(), *pages, commits)
+    blocks, table, ring, raw, spare, most = (f"{n / 2**20:,.1f}" for n in parts)
+    return (
+        f"LeanKV memory in MiB: blocks {blocks}, page table {table}, free list {ring}, {open_pages.rows} open pages "
+        f"{raw}, {open_pages.spare} spare pages {spare}, commits at most {most}"
+    )
 
 
 def default_max_total_tokens(model: Any, page_size: int, tp_size: int, dp_size: int) -> int:

@@ -37,7 +37,7 @@ def pool_figures(pool: LeanKVPool, usage: Usage | None = None) -> dict[str, Any]
         "bytes": parts,
         "bytes_total": total,
         "bytes_open_pages": pool.open_pages.nbytes(),
-        "bytes_allocated": pool.store.nbytes() + pool.open_pages.nbytes(),
+        "bytes_allocated": pool.store.nbytes() + pool.open_pages.nbytes() + pool.open_pages.spare_nbytes(),
         "tokens_held": tokens,
         "ratio": raw / total if total else 0.0,
         "ratio_with_open_pages": raw / (total + pool.open_pages.nbytes()) if total else 0.0,

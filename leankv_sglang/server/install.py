@@ -15,6 +15,7 @@ from leankv_patches import (
     quiet_children,
     request_fields,
     start_failure,
+    tokenizer_workers,
 )
 from leankv_sglang.compression.request_params import FIELD
 from leankv_sglang.environment import DEFAULT_DRAIN_SECONDS, DRAIN_ENV
@@ -35,7 +36,7 @@ def install_tokenizer() -> None:
         meta_info.install(FIELD)
         choice_seeds.install()
         request_fields.install()
-        drain.install(float(os.environ.get(DRAIN_ENV, DEFAULT_DRAIN_SECONDS)))
+        drain.install(_drain_seconds())
         HookRegistry.apply_hooks()
     stop_if([problem for patch in (meta_info, choice_seeds, request_fields, drain) if (problem := patch.problem())])
 
@@ -50,8 +51,9 @@ def install_launcher() -> None:
 
     quiet_children.install()
     start_failure.install_launcher(on_child_failure)
+    tokenizer_workers.install(drain.note_interrupt, drain.was_interrupted, _drain_seconds())
     HookRegistry.apply_hooks()
-    problems = (quiet_children.problem(), start_failure.launcher_problem())
+    problems = (quiet_children.problem(), start_failure.launcher_problem(), tokenizer_workers.problem())
     stop_if([problem for problem in problems if problem])
 
 
@@ -73,6 +75,10 @@ def install_http(app: Any) -> None:
         # Some routes of SGLang catch it themselves, and mean a request that is wrong.
         app.add_exception_handler(ValueError, bad_request)
     stop_if(_problems(app))
+
+
+def _drain_seconds() -> float:
+    return float(os.environ.get(DRAIN_ENV, DEFAULT_DRAIN_SECONDS))
 
 
 def _problems(app: Any) -> list[str]:

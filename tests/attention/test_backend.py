@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -121,6 +122,27 @@ def test_any_schedule_gives_the_same_bits(name: str, configure) -> None:  # type
     first, second = (_serve(_runner(torch.bfloat16), sequences, seed) for seed in (2, 3))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "cpu", "cuda-emulated"])
+def test_pages_in_place_give_the_bits_of_copies(kernels: str, configure) -> None:  # type: ignore[no-untyped-def]
+    if kernels == "cuda-emulated" and shutil.which("g++") is None:
+        pytest.skip("the emulator is compiled by g++")
+    configure(replace(CONFIGS["three tiers"], kernels=kernels))
+    sequences, outputs, pools = _sequences(torch.bfloat16), [], []
+    for enough in (True, False):
+        runner = _runner(torch.bfloat16)
+        pool = runner.token_to_kv_pool
+        assert pool.open_pages.spare > 4
+        pool.store.blocks.zero_()
+        if not enough:
+            pool.open_pages.spare = 1
+        outputs.append(_serve(runner, sequences, seed=8))
+        pools.append(pool)
+    for a, b in zip(*outputs, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(*(pool.store.blocks[:-1] for pool in pools))
+    assert torch.equal(*(pool.store.page_table for pool in pools))
 
 
 def test_pool_accounts_for_every_block(configure) -> None:  # type: ignore[no-untyped-def]

@@ -23,7 +23,6 @@ from bench.gpu.server.run import Run
 from bench.gpu.server.setup import SetupError, link_checkout, packed_models, set_up
 from bench.gpu.server.sizes import GPU, write_shape
 from bench.gpu.server.steps import RESULTS
-from bench.gpu.server.trace import gaps, read
 from bench.gpu.server.verdict import verdicts
 from leankv_sglang.models.shape import read_shape
 from tests.e2e.forked import Zygote
@@ -39,14 +38,10 @@ def options(*words: str) -> argparse.Namespace:
 
 
 @pytest.mark.e2e
-def test_every_step_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_step_runs_on_a_cpu(tmp_path: Path, zygote: Zygote, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_folder(tmp_path / "model", 2)
-    zygote = Zygote()
     words = ["--cpu", "--model", str(model), "--from", str(tmp_path), "--out", str(tmp_path / "out")]
-    try:
-        check(options(*words), on_gpu=False, start=zygote.start)
-    finally:
-        zygote.stop()
+    check(options(*words), on_gpu=False, start=zygote.start)
     found = json.loads((tmp_path / "out" / "server.json").read_text())
     assert {row["step"] for row in found["steps"] if row["why"]} == {"answers"}, capsys.readouterr().out
     # Nothing of a GPU is made up on a CPU.
@@ -65,38 +60,6 @@ def test_every_step_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert ours["hit_rate"] > 0
     with tarfile.open(tmp_path / "out" / "logs.tar.gz") as tar:
         assert {"lean.log", "stock.log", "llama-lean.log", "llama-stock.log"} <= set(tar.getnames())
-
-
-def kernel(begin: float, length: float, name: str = "attend", category: str = "kernel") -> dict[str, Any]:
-    """An event of a trace."""
-    return {"ph": "X", "cat": category, "name": name, "ts": begin, "dur": length}
-
-
-def test_gaps_between_kernels_are_found(tmp_path: Path) -> None:
-    events = [
-        kernel(0, 10),
-        kernel(400, 10),  # the gap before it is of the profiler's start
-        kernel(1000, 500, "gemm"),
-        kernel(1100, 50),  # on another stream, at the same time
-        kernel(1450, 100, "copy", "gpu_memcpy"),  # overlaps the first
-        kernel(1700, 50),  # 150 us after the copy
-        kernel(1760, 3200),
-        kernel(0, 99999, "aten::mm", "cpu_op"),
-        {"ph": "M", "cat": "kernel", "name": "process_name"},
-    ]
-    # Unsorted, as traces are.
-    file = tmp_path / "trace.json"
-    file.write_text(json.dumps({"traceEvents": events[::-1]}))
-    found = gaps(read(file), begin=0.15)
-    assert found is not None
-    assert found["longest_us"] == 590  # from 410 to 1000, which ends behind 15% of 4,960
-    assert found["over_100us"] == 2
-    assert found["after"] == [{"us": 590, "after": "attend"}, {"us": 150, "after": "copy"}]
-    assert found["launches"] == 7
-    later = gaps(events, begin=0.3)
-    assert later is not None
-    assert (later["longest_us"], later["over_100us"]) == (150, 1)
-    assert gaps([kernel(0, 5, category="cpu_op")]) is None
 
 
 def test_a_pack_is_put_together_again_and_what_is_missing_is_known(tmp_path: Path) -> None:

@@ -27,14 +27,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    """Starts servers in a tenth of the time."""
-    running = Zygote()
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model with 4 layers, 4 query heads and 2 KV heads of 64."""
     return tiny_folder(tmp_path_factory.mktemp("tiny"))

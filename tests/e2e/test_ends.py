@@ -56,6 +56,24 @@ def test_a_busy_server_ends_in_time_and_answers(tiny: Path, zygote: Zygote, numb
         assert "Traceback" not in server.log_text()
 
 
+@pytest.mark.parametrize(("number", "code", "all_of_them"), [(signal.SIGTERM, 0, True), (signal.SIGINT, 130, False)])
+def test_several_tokenizer_workers_end_like_one(
+    tiny: Path, zygote: Zygote, number: int, code: int, all_of_them: bool
+) -> None:
+    """Also where the launcher alone gets the signal; who has nothing to do leaves the others their scheduler."""
+    workers = ("--tokenizer-worker-num", "2")
+    with zygote.serve("--model-path", str(tiny), *FLAGS, *workers) as server:
+        asked, children = _Asked(server), descendants(server.process.pid)
+        (os.killpg if all_of_them else os.kill)(server.process.pid, number)
+        assert server.process.wait(30) == code
+        assert asked.answer().json()["meta_info"]["finish_reason"]["type"] == "abort"
+        assert not left_after(5, children)
+        printed = server.log_text()
+        assert "Traceback" not in printed
+        assert "cannot be told" not in printed
+        assert "crashed" not in printed
+
+
 def test_a_scheduler_that_cannot_start_is_one_sentence(tiny: Path, tmp_path: Path, zygote: Zygote) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)

@@ -214,9 +214,11 @@ class Steps:
         prompts = passages(tokens(str(self.folders[DEFAULT_MODEL]), self.sizes.text), batch, context, context, seed=5)
         kinds = ["GPU"] if self.on_gpu else ["CPU"]
         found: dict[str, Any] = {}
-        for name, server in self.fleet.running(("lean", "stock")).items():
+        servers = self.fleet.running(("lean", "stock"))
+        for number, (name, server) in enumerate(servers.items()):
             folder = self.fleet.folder / f"trace-{name}"
-            file = trace.profile(server, prompts, steps, folder, kinds, max(clock.left(), 5.0))
+            seconds = max(clock.left() / (len(servers) - number), 5.0)
+            file = trace.profile(server, prompts, steps, folder, kinds, seconds)
             found[name] = trace.gaps(trace.read(file)) if file else None
             if file and self.on_gpu and file.stat().st_size < TRACE_BYTES:
                 shutil.copyfile(file, self.run.out / f"trace-{name}.json.gz")

@@ -73,33 +73,51 @@ def profile(
 ) -> Path | None:
     """A trace of so many decode steps of a batch, None where none was written in time."""
     folder.mkdir(parents=True, exist_ok=True)
-    before = set(folder.iterdir())
-    # Prompts are cached first, and tokens enough are asked for that the profile ends before they do.
+    before, deadline = set(folder.iterdir()), time.monotonic() + seconds
+    # Prompts are cached first.
     ask(server, prompts, 1)
-    asking = threading.Thread(target=_decode, args=(server, prompts, 40 * steps), daemon=True)
+    enough = threading.Event()
+    asking = threading.Thread(target=_decode, args=(server, prompts, 40 * steps, enough), daemon=True)
     asking.start()
     time.sleep(0.3)
     body: dict[str, Any] = {"output_dir": str(folder), "num_steps": steps, "activities": activities}
-    _start(server, body | {"with_stack": False, "record_shapes": False})
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        for file in set(folder.iterdir()) - before:
-            size = file.stat().st_size
-            time.sleep(0.5)
-            if size and file.stat().st_size == size:
-                asking.join(seconds)
-                return file
-        time.sleep(0.2)
-    return None
+    file = None
+    try:
+        _tell(server, "/start_profile", body | {"with_stack": False, "record_shapes": False})
+        while file is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+            file = next((new for new in set(folder.iterdir()) - before if _is_whole(new)), None)
+    finally:
+        enough.set()
+        with suppress(Exception):
+            _tell(server, "/abort_request", {"abort_all": True})
+            if file is None:
+                _tell(server, "/stop_profile", {})
+        asking.join(max(deadline - time.monotonic(), 1.0))
+    return file
 
 
-def _decode(server: Server, prompts: list[list[int]], tokens: int) -> None:
+def _decode(server: Server, prompts: list[list[int]], tokens: int, enough: threading.Event) -> None:
+    """Have a server decode, again and again: a profiler that starts late would wait for steps that are over."""
     # What becomes of these answers does not matter.
     with suppress(Exception):
-        ask(server, prompts, tokens)
+        while not enough.is_set():
+            ask(server, prompts, tokens)
 
 
-def _start(server: Server, body: dict[str, Any]) -> None:
+def _is_whole(file: Path) -> bool:
+    """Whether a trace has been written to its end."""
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            last = b""
+            while piece := stream.read(1 << 20):
+                last = (last + piece)[-16:]
+    except (EOFError, OSError):
+        return False
+    return last.rstrip().endswith(b"}")
+
+
+def _tell(server: Server, path: str, body: dict[str, Any]) -> None:
     import requests
 
-    requests.post(server.url + "/start_profile", json=body, timeout=60).raise_for_status()
+    requests.post(server.url + path, json=body, timeout=60).raise_for_status()
