@@ -28,8 +28,12 @@ class Usage(NamedTuple):
     mid_tokens: int
     low_tokens: int
     pruned_tokens: int
+    saturated: int = 0  # keys and values of tokens, a KV head's each, of which a channel was beyond float16, ever
+    not_finite: int = 0  # or not a number, or infinite
 
 
+_HELD = len(Usage._fields) - 2
+"""Of them those that records say; the others only grow."""
 _AUDIT_PIECE = 1 << 16
 """Records that an audit looks at together, and a sixteenth of the free blocks: memory beside a full pool is short."""
 _AUDITED = (
@@ -94,6 +98,15 @@ class RecordStore:
         self.blocks[to] = records.view(-1, lay.block_bytes)
         self.page_table[layers, pages] = ids[:, 0]
         self.usage_counts += self._measure(read_header(records, lay))
+
+    @property
+    def saturated(self) -> Tensor:
+        """Where rows that saturate are counted, int64 ``[1]``; see :class:`Usage`."""
+        return self.usage_counts[_HELD : _HELD + 1]
+
+    def note_out_of_range(self, saturated: Tensor, not_finite: Tensor) -> None:
+        """Count rows of what was committed, integers on the device; see :class:`Usage`."""
+        self.usage_counts[_HELD:] += torch.stack([saturated, not_finite])
 
     def gather(self, layer: int, pages: Tensor) -> Tensor:
         """The records of ``pages`` int64 ``[n]`` as uint8 ``[n, record_bytes]``; an absent one reads as all pruned."""
@@ -172,7 +185,7 @@ class RecordStore:
         """Forget every record."""
         self.page_table.zero_()
         self.ring.clear()
-        self.usage_counts.zero_()
+        self.usage_counts[:_HELD].zero_()
 
     def usage(self) -> Usage:
         """What the records hold now (asks the device)."""
@@ -224,7 +237,7 @@ class RecordStore:
         fixed = held.long() * lay.header_bytes
         padding = header.blocks.long() * lay.block_bytes - fixed - high - mid - low - near
         parts = (fixed, high, mid, low, near, padding, held, header.blocks, n_high, n_mid, n_low, n_pruned)
-        return torch.stack([p.long().sum() for p in parts])
+        return torch.nn.functional.pad(torch.stack([p.long().sum() for p in parts]), (0, len(Usage._fields) - _HELD))
 
     def audit(self) -> list[str]:
         """Check blocks against records: every block is free, or listed by exactly one record found in the table, and
@@ -249,7 +262,7 @@ class RecordStore:
             problems.append(f"{lost} blocks are lost: neither free nor held by a record")
         if twice := int((seen[1:] > 1).sum()):
             problems.append(f"{twice} blocks are both free and held, or held twice")
-        running, counted = self.usage(), Usage(*measured.tolist())
+        running, counted = (Usage(*counts[:_HELD].tolist()) for counts in (self.usage_counts, measured))
         if running != counted:
             problems.append(f"running usage {running} differs from the headers' {counted}")
         return problems

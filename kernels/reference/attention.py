@@ -16,6 +16,7 @@ from leankv_kernels.reference.codec import rotate
 from leankv_kernels.reference.record import View, decode
 from leankv_kernels.store import RecordStore
 
+_LARGEST = 65504.0
 COLUMN_SCORE_ONE = 1 << 22
 """Fixed-point one of column scores: integers add up exactly in any order, so a score does not depend on the split."""
 
@@ -45,6 +46,9 @@ def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Ten
     Adds to ``raw.scores`` the in-page softmax probability each key receives from the tile's queries, summed, in tiles
     of 1 / COLUMN_SCORE_ONE; a tile that begins a page starts from zero.
 
+    Keys and values saturate at 65504, as committed ones do. A query that is not finite, or reads a key or value that is
+    not, gets NaN, at the least where exact arithmetic has it, and adds no scores; nobody else does.
+
     Args:
         q: ``[T, Hq, D]``, any float dtype, not rotated.
         raw: own pages; positions behind a tile's last query are not read.
@@ -58,13 +62,17 @@ def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Ten
     # Stale bytes behind the last token may be anything, NaN included.
     stale = plan.unwritten[..., None, None]
     k, v = (x[raw.at].to(torch.float64).masked_fill(stale, 0.0).transpose(1, 2) for x in (raw.key, raw.value))
+    unreadable = ~(k.isfinite().all(-1) & v.isfinite().all(-1))  # [U, H, P]
+    k, v = (x.nan_to_num(0.0, 0.0, 0.0).clamp(-_LARGEST, _LARGEST) for x in (k, v))
     # [U, H, g * Q, D]
     rows = _by_tile(q.to(torch.float64) * scale, plan).unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     scores = (rows @ k.transpose(2, 3)).unflatten(2, (-1, plan.max_queries))
     weights, total, lse = _softmax_state(scores.masked_fill_(~plan.causal[:, None, None], float("-inf")))
-    prob = weights.div_(total)
+    none = (plan.causal[:, None] & unreadable[:, :, None]).any(-1)[:, :, None]  # [U, H, 1, Q]
+    lse = lse.masked_fill(none, float("nan"))
+    prob = weights.div_(total).masked_fill(none[..., None], float("nan"))
     out = (prob.flatten(2, 3) @ v).unflatten(2, (-1, plan.max_queries)).permute(0, 3, 1, 2, 4)
-    columns = (prob * (COLUMN_SCORE_ONE * plan.asked[:, None, None, :, None])).round_().to(torch.int32)
+    columns = (prob * (COLUMN_SCORE_ONE * plan.asked[:, None, None, :, None])).nan_to_num_(0.0).round_().to(torch.int32)
     before = raw.scores[raw.at].masked_fill((plan.first == 0)[:, None, None], 0)
     raw.scores[raw.at] = before + columns.sum(3, dtype=torch.int32).flatten(1, 2)
     at = (plan.token_tile, plan.token_rank)

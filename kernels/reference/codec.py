@@ -93,6 +93,11 @@ def _distance(codes: Tensor, scale: Tensor, bits: tuple[int, int]) -> Tensor:
     return total.sum(-1).to(torch.float64) * scale.to(torch.float64).square()
 
 
+def out_of_range(raw: Tensor, rotated: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows ``[..., D]`` saturate, of them as they are coded, and which are not finite, as they came."""
+    return (rotated.abs() > _FP16_MAX).any(-1), ~raw.isfinite().all(-1)
+
+
 def centre_of(keys: Tensor, rotation: str) -> Tensor:
     """What the keys of a page have in common: their mean, rotated, in float16.
 

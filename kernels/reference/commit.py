@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from leankv_kernels.layout import RecordLayout
+from leankv_kernels.layout import PRUNED, RecordLayout
 from leankv_kernels.raw import RawPages
-from leankv_kernels.reference.codec import centre_of, rotate
+from leankv_kernels.reference.codec import centre_of, out_of_range, rotate
 from leankv_kernels.reference.record import encode
 from leankv_kernels.store import RecordStore
 
@@ -31,6 +32,9 @@ def commit_bytes(layout: RecordLayout, query_heads: int, itemsize: int) -> int:
 def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, tiers: Tensor, rotation: str) -> None:
     """Rotate, quantize and pack full pages and store their records; afterwards they are immutable.
 
+    Numbers beyond float16's range saturate, once rotated. What is not finite is coded as 0, and the centre of its
+    page's keys, of that KV head, is NaN, and with it all that reads them. Both are counted (``Usage``).
+
     Args:
         store: where the records go.
         layer: index in the store; of the first, where the pages are of L layers.
@@ -39,8 +43,15 @@ def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, t
         tiers: uint8 ``[L, n, H, P]``, or ``[n, H, P]`` of one layer.
         rotation: ``hadamard`` or ``none``.
     """
-    _, key, value = (x.flatten(0, 1) for x in raw.full_pages())
-    by_head = [rotate(x, rotation).transpose(1, 2) for x in (key, value)]
-    centre = centre_of(key.transpose(1, 2), rotation)
-    records, nbytes = encode(by_head[0], by_head[1], tiers.reshape(-1, *tiers.shape[-2:]), store.layout, centre)
+    _, *came = (x.flatten(0, 1).transpose(-3, -2) for x in raw.full_pages())
+    key, value = (x.masked_fill(~x.isfinite(), 0.0) for x in came)
+    tiers = tiers.reshape(-1, *tiers.shape[-2:])
+    centre = centre_of(key, rotation)
+    rotated = rotate(key, rotation), rotate(value, rotation)
+    readable = torch.stack([x.isfinite().flatten(2).all(2) for x in came]).all(0)
+    records, nbytes = encode(*rotated, tiers, store.layout, centre, readable)
     store.write(layer, pages, records, nbytes)
+    kept = torch.ones_like(tiers, dtype=torch.bool) if store.layout.near else tiers != PRUNED
+    coded = rotated[0] - centre.to(torch.float64)[:, :, None], rotated[1]
+    for rows in zip(came, coded, strict=True):
+        store.note_out_of_range(*((which & kept).sum() for which in out_of_range(*rows)))

@@ -99,7 +99,12 @@ def _scale_halves(places: Places) -> Tensor:
 
 
 def encode(
-    key: Tensor, value: Tensor, tiers: Tensor, layout: RecordLayout, centre: Tensor | None = None
+    key: Tensor,
+    value: Tensor,
+    tiers: Tensor,
+    layout: RecordLayout,
+    centre: Tensor | None = None,
+    readable: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Records of n pages, complete but for page, layer and block list (the store writes those).
 
@@ -107,6 +112,7 @@ def encode(
         key, value: rotated, float64 ``[n, H, P, D]``.
         tiers: integers ``[n, H, P]``.
         centre: of the keys, float16 ``[n, H, D]``; by default what ``centre_of`` makes of them as they are.
+        readable: bool ``[n, H]``, where not all that is read of a KV head shall be NaN; by default everywhere.
 
     Returns:
         bytes uint8 ``[n, record_bytes]`` and their lengths int64 ``[n]``.
@@ -134,6 +140,8 @@ def encode(
     for span, codes in zip(places.value, _split(v_code, places.value), strict=True):
         put(out, _value_bytes(span, places.token, layout), codes << _value_shift(span, places.token), 1)
     out = out[:, : layout.record_bytes].contiguous()
+    if readable is not None:
+        centre = centre.masked_fill(~readable[..., None], float("nan"))
     centres = centre.contiguous().view(torch.uint8).flatten(1)
     out[:, layout.centre_start : layout.centre_start + centres.shape[1]] = centres
     return out, _write_header(out, tiers, layout)

@@ -93,9 +93,11 @@ def _attend_page(
     blocks, kept_keys, kept_values, far, level, base, fine, near_at = rec.open_head(words, block, head, S)
     far_keys, far_values, high_values = rec.far_runs(base, fine, kept_keys, far, S)
     low_values, pruned_scales, pruned_keys, pruned_values = rec.near_runs(near_at, kept_keys, kept_values, far, S)
-    peak -= common
     pruned = S.page_size - far
     far_steps = (far + (N - 1)) // N
+    # That of a page of which nothing is read may be NaN.
+    common = tl.where(near | (far > 0), common, 0.0)
+    peak -= common
     for step in range(0, far_steps + tl.where(near, (pruned + (N - 1)) // N, 0)):
         # Far tokens; then, for the near view, pruned ones.
         is_far = step < far_steps
@@ -215,10 +217,10 @@ def merge_splits(
         part_sum = tl.load(state + 2 * at + 1, mask=here, other=0.0)
         part_out = tl.load(parts + at[:, None] * DIM + channel, mask=here[:, None] & (channel < DIM), other=0.0)
         peak, total, acc = merged(peak, total, acc, part_peak, part_sum, part_out)
-    x = hadamard(acc / tl.where(total > 0.0, total, 1.0)[:, None], LOG) * factor
+    x = hadamard(acc / tl.where(total == 0.0, 1.0, total)[:, None], LOG) * factor
     tl.store(out + row[:, None] * DIM + channel, x, mask=(row < rows)[:, None] & (channel < DIM))
-    log = tl.log2(tl.where(total > 0.0, total, 1.0))
-    tl.store(lse + row, (finite(peak) + log) * _LN2 + tl.where(total > 0.0, 0.0, -float("inf")), mask=row < rows)
+    log = tl.log2(tl.where(total == 0.0, 1.0, total))
+    tl.store(lse + row, (finite(peak) + log) * _LN2 + tl.where(total == 0.0, -float("inf"), 0.0), mask=row < rows)
 
 
 _attend = tuned(attend_pages, ["GROUP", "S", "R", "WHOLE"])

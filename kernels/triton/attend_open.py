@@ -27,6 +27,14 @@ _LOG2_E = 1.4426950408889634
 
 
 @triton.jit
+def in_range(x, otherwise):
+    """Keys and values brought into fp16's range; what is not finite as ``otherwise``."""
+    wide = x.to(tl.float32)
+    near = tl.minimum(tl.maximum(wide, -65504.0), 65504.0)
+    return tl.where(tl.abs(wide) < float("inf"), near, otherwise).to(x.dtype)
+
+
+@triton.jit
 def begin_pages(scores, at, tiles, length, B: tl.constexpr):
     """Zeroes the column scores, ``length`` numbers, of tiles that begin their page."""
     tile = tl.program_id(0)
@@ -41,7 +49,7 @@ def begin_pages(scores, at, tiles, length, B: tl.constexpr):
 def _scores(q, key, token, channel, last, position, factor, stride, D: tl.constexpr):
     # [M, N], base 2; -inf for keys that a query does not see.
     inside = (token <= last)[None, :] & (channel < D)[:, None]
-    k = tl.load(key + token[None, :] * stride + channel[:, None], mask=inside, other=0.0)
+    k = in_range(tl.load(key + token[None, :] * stride + channel[:, None], mask=inside, other=0.0), float("nan"))
     s = product(q, k.to(q.dtype), tl.full((q.shape[0], token.shape[0]), 0.0, tl.float32))
     return tl.where(token[None, :] <= position[:, None], s * factor, -float("inf"))
 
@@ -91,12 +99,16 @@ def attend_raw(
         p = tl.exp2(s - peak[:, None]) / total[:, None]
         inside = (token <= last)[:, None] & (channel < D)[None, :]
         v = tl.load(value + token[:, None] * token_stride + channel[None, :], mask=inside, other=0.0)
+        # A value that is not finite makes rows NaN that read it, and no others.
+        unreadable = tl.max(tl.where(tl.abs(v.to(tl.float32)) < float("inf"), 0, 1), 1) > 0
+        p = tl.where(unreadable[None, :] & (token[None, :] <= position[:, None]), float("nan"), p)
+        v = in_range(v, 0.0)
         if WIDE:
             acc = product(p, v.to(tl.float32), acc)
         else:
             high = p.to(v.dtype)
             acc = product((p - high.to(tl.float32)).to(v.dtype), v, product(high, v, acc))
-        given = tl.where(asked[:, None], tl.floor(tl.fma(p, _ONE, 0.5)).to(tl.int32), 0)
+        given = tl.where(asked[:, None] & (p == p), tl.floor(tl.fma(p, _ONE, 0.5)).to(tl.int32), 0)
         columns = tl.sum(tl.reshape(given, (M // PAD_GROUP, PAD_GROUP, N)), 0)
         group = tl.arange(0, PAD_GROUP)[:, None]
         to = scores + (page * (HEADS * GROUP) + head * GROUP + group) * PAGE + token[None, :]

@@ -89,9 +89,10 @@ def _extension(codes, scale, channel, BITS: tl.constexpr, MOST: tl.constexpr, DI
 @triton.jit
 def quantize(x, inside, BITS: tl.constexpr, MOST: tl.constexpr, DIM: tl.constexpr):
     """See ``reference.codec.quantize``, also for its parts: codes int32 ``[N, PAD]`` (0 where not inside), scale and
-    zero fp16 ``[N]``.
+    zero fp16 ``[N]``, and how many rows inside saturate.
     """
     channel = tl.arange(0, x.shape[1])[None, :] < DIM
+    beyond = tl.max(tl.where(channel, tl.abs(x), 0.0), 1) > _FP16_MAX
     x = tl.minimum(tl.maximum(x, -_FP16_MAX), _FP16_MAX)
     low, high = tl.min(tl.where(channel, x, float("inf")), 1), tl.max(tl.where(channel, x, -float("inf")), 1)
     codes, scale, zero = _code(x, low, high)
@@ -101,7 +102,7 @@ def quantize(x, inside, BITS: tl.constexpr, MOST: tl.constexpr, DIM: tl.constexp
         closer = _distance(other, other_scale, channel, BITS, MOST) < _distance(codes, scale, channel, BITS, MOST)
         codes = tl.where(closer[:, None], other, codes)
         scale, zero = tl.where(closer, other_scale, scale), tl.where(closer, other_zero, zero)
-    return tl.where(inside[:, None] & channel, codes, 0), scale, zero
+    return tl.where(inside[:, None] & channel, codes, 0), scale, zero, tl.sum((beyond & inside).to(tl.int64), 0)
 
 
 @triton.jit
@@ -116,7 +117,8 @@ def _rotated(raw, at, channel, inside, LOG: tl.constexpr, NORM: tl.constexpr, DI
 
 @triton.jit
 def pack_pages(
-    key, value, centres, order, counts, starts, records, record_words, page_stride, token_stride, head_stride,
+    key, value, centres, order, counts, starts, records, saturated, record_words, page_stride, token_stride,
+    head_stride,
     HEADS: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, NORM: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """N tokens of one page and KV head, far ones or pruned ones, into its record.
@@ -126,6 +128,7 @@ def pack_pages(
         order: int64 ``[n, H, P]``, positions high first, then mid, low, pruned.
         counts: int64 ``[n, H, 4]``, keys and values with refinement in the far section, far tokens, the header's word.
         starts: int64 ``[n, H, 3]``, bytes where the head's sections start.
+        saturated: int64, to which rows beyond fp16 are added.
     """
     KEY_BASE: tl.constexpr = S.key_base_bits
     VALUE_BASE: tl.constexpr = S.value_base_bits
@@ -154,9 +157,11 @@ def pack_pages(
         .to(tl.float64)
     )
     moved = _rotated(key, at, channel, inside, LOG, NORM, S.head_dim) - centre[None, :]
-    keys, key_scale, key_zero = quantize(moved, inside, KEY_BASE, KEY_BASE + KEY_REFINE, S.head_dim)
+    keys, key_scale, key_zero, beyond = quantize(moved, inside, KEY_BASE, KEY_BASE + KEY_REFINE, S.head_dim)
     moved = _rotated(value, at, channel, inside, LOG, NORM, S.head_dim)
-    values, value_scale, value_zero = quantize(moved, inside, VALUE_BASE, VALUE_BASE + VALUE_REFINE, S.head_dim)
+    values, value_scale, value_zero, more = quantize(moved, inside, VALUE_BASE, VALUE_BASE + VALUE_REFINE, S.head_dim)
+    if beyond + more > 0:
+        tl.atomic_add(saturated, beyond + more, sem="relaxed")
 
     record = records + page * record_words
     far_keys, far_values, high_values = rec.far_runs(base, fine, kept_keys, far, S)
@@ -196,7 +201,9 @@ def write_headers(
 
 def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, tiers: Tensor, rotation: str) -> None:
     """See ``reference.commit.commit_pages``; the same bytes."""
-    _, key, value = (x.flatten(0, 1) for x in raw.full_pages())
+    _, *came = (x.flatten(0, 1) for x in raw.full_pages())
+    finite = [x.isfinite() for x in came]
+    key, value = (x.masked_fill(~there, 0.0) for x, there in zip(came, finite, strict=True))
     layout, (n, page, heads, dim) = store.layout, key.shape
     planes.check_planes(layout)
     if not n:
@@ -210,10 +217,11 @@ def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, t
     starts, lengths = torch.stack(sections[:3], dim=2), sections.end.contiguous()
     order = torch.as_tensor(_RANK, device=tiers.device)[tiers.long()].argsort(dim=2, stable=True)
     records = torch.zeros(n, layout.record_bytes, dtype=torch.uint8, device=key.device)
-    halves = centres.view(torch.uint8).flatten(1)
+    readable = (finite[0] & finite[1]).transpose(1, 2).flatten(2).all(2)
+    halves = centres.masked_fill(~readable[..., None], float("nan")).view(torch.uint8).flatten(1)
     records[:, layout.centre_start : layout.centre_start + halves.shape[1]] = halves
     words, record_words = records.view(torch.int32), layout.record_bytes // 4
-    args = (key, value, centres, order, counts, starts, words, record_words, *key.stride()[:3])
+    args = (key, value, centres, order, counts, starts, words, store.saturated, record_words, *key.stride()[:3])
     # A constant of the kernel, for a float argument would be float32.
     norm = 1 / math.sqrt(1 << log)
     launch(pack_pages, (n * heads, page // TOKENS + 1), (*args, heads, shape, log, norm, TOKENS), TILE.options)
@@ -221,3 +229,6 @@ def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, t
     args = (tiers, counts, starts, lengths, words, record_words, level)
     launch(write_headers, (n * heads,), (*args, heads, shape, triton.next_power_of_2(page // 4)), TILE.options)
     store.write(layer, pages, records, lengths)
+    kept = tiers != PRUNED if not layout.near else torch.ones_like(tiers, dtype=torch.bool)
+    odd = [(~there.all(-1).transpose(1, 2) & kept).sum() for there in finite]
+    store.note_out_of_range(torch.zeros_like(odd[0]), odd[0] + odd[1])

@@ -26,13 +26,13 @@ def merge_rows(out_a, lse_a, out_b, lse_b, out, lse, rows, DIM: tl.constexpr, PA
     peak = tl.maximum(a, b)
     weight_a, weight_b = tl.exp2((a - finite(peak)) * _LOG2_E), tl.exp2((b - finite(peak)) * _LOG2_E)
     total = weight_a + weight_b
-    safe = tl.where(total > 0.0, total, 1.0)
+    safe = tl.where(total == 0.0, 1.0, total)
     channel = tl.arange(0, PAD)[None, :]
     at, mask = row[:, None] * DIM + channel, inside[:, None] & (channel < DIM)
     x, y = tl.load(out_a + at, mask=mask, other=0.0), tl.load(out_b + at, mask=mask, other=0.0)
     merged = tl.fma(x, (weight_a / safe)[:, None], y * (weight_b / safe)[:, None])
     tl.store(out + at, merged, mask=mask)
-    tl.store(lse + row, peak + tl.where(total > 0.0, tl.log2(safe) * _LN2, 0.0), mask=inside)
+    tl.store(lse + row, peak + tl.where(total == 0.0, 0.0, tl.log2(safe) * _LN2), mask=inside)
 
 
 def merge_states(

@@ -120,16 +120,18 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
     std::memset(near, 0, size_t(sizes.near));
 
     const int64_t source = a.source(n);
-    find_centre(a, source, h, s.centre_halves, s.centre);
+    const bool readable = find_centre(a, source, h, s.centre_halves, s.centre);
+    int64_t saturated = 0, not_finite = 0;
     const Bits key_bits{key_base, key_base + key_refine}, value_bits{value_base, value_base + value_refine};
     auto read = [&](int first, int tokens) {
         for (int i = 0; i < tokens; i++) {
             const size_t at = ((size_t(source) * page + s.order[first + i]) * heads + h) * dim;
-            Row key{s.key[i], 0, 0}, value{s.value[i], 0, 0};
+            Row key{s.key[i]}, value{s.value[i]};
             quantize(a, a.key, at, s.centre, key_bits, key);
             quantize(a, a.value, at, nullptr, value_bits, value);
             s.scales[0][i] = key.scale, s.scales[1][i] = key.zero;
             s.scales[2][i] = value.scale, s.scales[3][i] = value.zero;
+            saturated += key.saturated + value.saturated, not_finite += !key.finite + !value.finite;
         }
     };
     auto put_scales = [&](uint8_t* run, int count, int first, int tokens) {
@@ -168,11 +170,16 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
                    pruned, t);
     }
     const Writer writer{shape, a.blocks, list};
+    // A centre of NaN makes all that reads it NaN.
+    if (!readable)
+        for (int c = 0; c < dim; c++) s.centre_halves[c] = kHalfNaN;
     const uint8_t* halves = reinterpret_cast<const uint8_t*>(s.centre_halves);
     writer.put(int(shape.centre_start) + 2 * dim * h, halves, 2 * dim);
     writer.put(plan.base, base, sizes.base);
     writer.put(plan.refine, refine, sizes.refine);
     writer.put(plan.near, near, sizes.near);
+    if (saturated) __atomic_fetch_add(a.usage + kUsageSaturated, saturated, __ATOMIC_RELAXED);
+    if (not_finite) __atomic_fetch_add(a.usage + kUsageNotFinite, not_finite, __ATOMIC_RELAXED);
 }
 
 }  // namespace

@@ -140,13 +140,14 @@ static void finish_row(const AttendCommittedArgs& a, int64_t token, int64_t quer
     const int64_t at = token * a.query_heads + query_head;
     float* out = a.out + at * dim;
     const float sum = sum_lanes(load(s.sum)), zero = sum_lanes(load(s.zero));
-    a.lse[at] = sum > 0.0f ? (s.top + __builtin_log2f(sum)) * kLn2 : -__builtin_inff();
+    const bool empty = sum == 0.0f;
+    a.lse[at] = empty ? -__builtin_inff() : (s.top + __builtin_log2f(sum)) * kLn2;
     alignas(64) float x[2 * kMaxDim];
     for (int v = 0; v < channel_vectors(dim); v++)
         for (int i = 0; i < W; i += 4)
             if (const int c = channel_of(v, i); c < dim) std::memcpy(x + c, s.out + v * W + i, 16);
     for (int i = 0; i < dim; i += W) store(x + i, load(x + i) + zero);
-    float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
+    float factor = empty ? 0.0f : 1.0f / sum;
     if (a.rotated) factor *= rotate(x, dim);
     for (int c = 0; c < dim; c += W) store(out + c, load(x + c) * factor);
 }

@@ -55,6 +55,14 @@ LEANKV_INLINE void weigh_all_values(const OpenScratch& s, int keys, int dim, flo
     for (; c < dim; c += W) weigh_values<ROWS, 1>(s, keys, dim, c, out);
 }
 
+constexpr float kLargest = 65504.0f;
+
+// Numbers of a row of W lanes brought into float16's range; NaN is added to `off` where one is not finite.
+LEANKV_INLINE vf in_range(vf x, vf& off) {
+    off = off + (x - x);
+    return -max(-max(x, splat(-kLargest)), splat(-kLargest));
+}
+
 // Scores and softmax of one row over the first `keys` keys; returns 1 / sum.
 static float weigh_keys(OpenScratch& s, int keys, int dim, float* weights, float* lse) {
     vf peak = splat(-__builtin_inff());
@@ -88,12 +96,15 @@ static void open_tile(const AttendOpenArgs& a, int64_t u, int head) {
     const int offset = int(tile.offset), queries = int(tile.queries), written = offset + queries;
     const int dim = int(a.head_dim), group = int(a.group), page = int(a.page_size), rows = queries * group;
     const int64_t raw = a.at[u];
+    int finite = written;  // tokens before the first that is not
     for (int t = 0; t < written; t++) {
         const size_t row = ((size_t(raw) * page + t) * a.heads + head) * dim;
+        vf off{};
         for (int c = 0; c < dim; c += W) {
-            store(s.key + size_t(t) * dim + c, load_as_float(a.key, row + c, a.raw_dtype));
-            store(s.value + size_t(t) * dim + c, load_as_float(a.value, row + c, a.raw_dtype));
+            store(s.key + size_t(t) * dim + c, in_range(load_as_float(a.key, row + c, a.raw_dtype), off));
+            store(s.value + size_t(t) * dim + c, in_range(load_as_float(a.value, row + c, a.raw_dtype), off));
         }
+        if (finite == written && sum_lanes(off) != 0.0f) finite = t;
     }
     std::memset(s.key + size_t(written) * dim, 0, sizeof(float) * W * dim);
     for (int j = 0; j < group; j++) std::memset(s.columns[j], 0, sizeof(int32_t) * page);
@@ -106,11 +117,17 @@ static void open_tile(const AttendOpenArgs& a, int64_t u, int head) {
         for (int i = 0; i < n; i++) {
             const int query = (r0 + i) / group, j = (r0 + i) % group, keys = offset + query + 1;
             const int64_t at = (tile.first_query + query) * a.query_heads + head * group + j;
-            for (int c = 0; c < dim; c += W)
-                store(s.query + c, load_as_float(a.q, size_t(at) * dim + c, a.dtype) * (a.scale * kLog2E));
+            vf off{};
+            for (int c = 0; c < dim; c += W) {
+                const vf x = load_as_float(a.q, size_t(at) * dim + c, a.dtype) * (a.scale * kLog2E);
+                off = off + (x - x);
+                store(s.query + c, x);
+            }
             inverse[i] = weigh_keys(s, keys, dim, s.weights[i], a.lse + at);
+            const bool readable = keys <= finite && sum_lanes(off) == 0.0f;
+            if (!readable) a.lse[at] = inverse[i] = __builtin_nanf("");
             for (int k = round_up(keys, W); k < longest; k++) s.weights[i][k] = 0.0f;
-            for (int k = 0; k < keys; k += W) {
+            for (int k = 0; readable && k < keys; k += W) {
                 const vi column = round_to_int(load(s.weights[i] + k) * (inverse[i] * kColumnOne));
                 storei(s.columns[j] + k, loadi(s.columns[j] + k) + column);
             }
@@ -169,7 +186,8 @@ static void merge_states(const MergeArgs& a) {
         const size_t row = size_t(i) * size_t(a.head_dim);
         for (int64_t c = 0; c < a.head_dim; c += W)
             store(a.out + row + c, fma(load(a.out_a + row + c), splat(share_a), load(a.out_b + row + c) * share_b));
-        a.lse[i] = empty ? peak : peak + __builtin_log2f(total) * kLn2;
+        const bool readable = a.lse_a[i] == a.lse_a[i] && a.lse_b[i] == a.lse_b[i];
+        a.lse[i] = !readable ? __builtin_nanf("") : empty ? peak : peak + __builtin_log2f(total) * kLn2;
     }
 }
 

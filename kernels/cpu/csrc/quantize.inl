@@ -9,6 +9,7 @@ namespace leankv::LEANKV_NS {
 namespace {
 
 constexpr double kHalfMax = 65504.0;
+constexpr uint16_t kHalfNaN = 0x7e00;
 
 // The largest half that is at most x, as bits; |x| <= 65504.
 LEANKV_INLINE uint16_t half_floor(double x) {
@@ -74,22 +75,36 @@ LEANKV_INLINE uint16_t half_nearest(float x) {
     return off < rest || (off == rest && !(below & 1)) ? below : above;
 }
 
-// Reads a row into doubles.
-LEANKV_INLINE void widen(const void* raw, size_t row, int dim, int dtype, double* x) {
+// Reads a row into doubles, what is not finite as zeros; whether all of it was finite.
+LEANKV_INLINE bool widen(const void* raw, size_t row, int dim, int dtype, double* x) {
     alignas(64) float narrow[kMaxDim];
-    for (int c = 0; c < dim; c += W) store(narrow + c, load_as_float(raw, row + c, dtype));
+    vf off{};
+    for (int c = 0; c < dim; c += W) {
+        const vf v = load_as_float(raw, row + c, dtype), none = v - v;  // 0 or NaN
+        off = off + none;
+        store(narrow + c, as_float(as_int(v) & (none == vf{})));
+    }
     for (int c = 0; c < dim; c++) x[c] = narrow[c];
+    return sum_lanes(off) == 0.0f;
 }
 
-// The centre of a raw page's keys of one head (see reference/codec.py): as halves, and what those say.
-static void find_centre(const CommitArgs& a, int64_t n, int h, uint16_t* halves, double* centre) {
+// The centre of a raw page's keys of one head (see reference/codec.py): as halves, and what those say. Whether keys and
+// values are finite.
+static bool find_centre(const CommitArgs& a, int64_t n, int h, uint16_t* halves, double* centre) {
     const int dim = int(a.shape.head_dim);
     const int64_t page = a.shape.page_size, heads = a.shape.heads;
     constexpr double kSteps = 65536.0, magic = 6755399441055744.0;  // 1.5 * 2^52
     int64_t sum[kMaxDim] = {};
     alignas(64) double x[kMaxDim];
+    bool finite = true;
+    vf off{};
     for (int64_t t = 0; t < page; t++) {
-        widen(a.key, ((size_t(n) * page + t) * heads + h) * dim, dim, a.dtype, x);
+        const size_t row = ((size_t(n) * page + t) * heads + h) * dim;
+        for (int c = 0; c < dim; c += W) {
+            const vf v = load_as_float(a.value, row + c, a.dtype);
+            off = off + (v - v);
+        }
+        finite &= widen(a.key, row, dim, a.dtype, x);
         for (int c = 0; c < dim; c++) {
             const double clamped = x[c] > kHalfMax ? kHalfMax : x[c] < -kHalfMax ? -kHalfMax : x[c];
             sum[c] += int64_t((clamped * kSteps + magic) - magic);
@@ -102,6 +117,7 @@ static void find_centre(const CommitArgs& a, int64_t n, int h, uint16_t* halves,
         halves[c] = half_nearest(float(mean > kHalfMax ? kHalfMax : mean < -kHalfMax ? -kHalfMax : mean));
         centre[c] = half_value(halves[c]);
     }
+    return finite && sum_lanes(off) == 0.0f;
 }
 
 // The points at which codes are read, step * code + offset, in parts of a master code.
@@ -117,6 +133,7 @@ LEANKV_INLINE Points points_of(int bits) {
 struct Row {
     uint8_t* codes;
     uint16_t scale, zero;
+    bool saturated, finite;
 };
 
 // Codes a row over a range; in the order of the reference's operations.
@@ -165,7 +182,7 @@ static void code_bulk_on_point(const double* x, int dim, double low, double high
     const double share = double(way > 0 ? way : 0) / double(rest * (kPointParts * most - point));
     const double extension = share * (double(most) * half_value(row.scale)), below = low - extension;
     alignas(64) uint8_t codes[kMaxDim];
-    Row other{codes, 0, 0};
+    Row other{codes, 0, 0, false, true};
     if (upper)
         code_range(x, dim, low, high + extension, other);
     else
@@ -179,12 +196,14 @@ static void code_bulk_on_point(const double* x, int dim, double low, double high
 static void quantize(const CommitArgs& a, const void* raw, size_t at, const double* centre, Bits bits, Row& row) {
     const int dim = int(a.shape.head_dim);
     alignas(64) double x[kMaxDim];
-    widen(raw, at, dim, a.dtype, x);
+    row.finite = widen(raw, at, dim, a.dtype, x);
     const double norm = a.rotated ? rotate(x, dim) : 1.0;
-    vd low = vd{} + kHalfMax, high = vd{} - kHalfMax;
+    vd low = vd{} + kHalfMax, high = vd{} - kHalfMax, most_of_all{};
     for (int c = 0; c < dim; c += kDoubles) {
         vd v = load(x + c) * norm;
         if (centre) v -= load(centre + c);
+        const vd size = v < 0.0 ? -v : v;
+        most_of_all = size > most_of_all ? size : most_of_all;
         v = v > kHalfMax ? vd{} + kHalfMax : v < -kHalfMax ? vd{} - kHalfMax : v;
         v += 0.0;  // no negative zeros: one value, one code
         store(x + c, v);
@@ -192,6 +211,8 @@ static void quantize(const CommitArgs& a, const void* raw, size_t at, const doub
         high = v > high ? v : high;
     }
     double least = low[0], most = high[0];
+    row.saturated = false;
+    for (int i = 0; i < kDoubles; i++) row.saturated |= most_of_all[i] > kHalfMax;
     for (int i = 1; i < kDoubles; i++) {
         least = low[i] < least ? low[i] : least;
         most = high[i] > most ? high[i] : most;

@@ -126,9 +126,9 @@ static void count_usage(const RecordShape& shape, int64_t* usage, int64_t high, 
                              low * base, near};
     int64_t padding = blocks * shape.block_bytes;
     for (const int64_t bytes : held) padding -= bytes;
-    const int64_t parts[kUsageCounts] = {held[0], held[1], held[2], held[3], held[4], padding,
-                                         1,       blocks,  high,    mid,     low,     pruned};
-    for (int i = 0; i < kUsageCounts; i++) usage[i] += sign * parts[i];
+    const int64_t parts[kUsageSaturated] = {held[0], held[1], held[2], held[3], held[4], padding,
+                                            1,       blocks,  high,    mid,     low,     pruned};
+    for (int i = 0; i < kUsageSaturated; i++) usage[i] += sign * parts[i];
 }
 
 // Where a head's far sections lie, if in one piece each.

@@ -165,7 +165,7 @@ LEANKV_INLINE vf exponent(vf x) {
 
 LEANKV_INLINE float exp2_one(float x) { return exp2(splat(x))[0]; }
 
-// W halves at p to floats; finite numbers only.
+// W halves at p to floats.
 LEANKV_INLINE vf half_to_float(const uint16_t* p) {
 #if defined(__AVX512VNNI__)
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -182,6 +182,7 @@ LEANKV_INLINE vf half_to_float(const uint16_t* p) {
         f *= 0x1p112f;
         uint32_t bits;
         std::memcpy(&bits, &f, 4);
+        if ((h & 0x7c00) == 0x7c00) bits |= 0x7f800000;  // infinite, or no number
         bits |= sign;
         std::memcpy(&f, &bits, 4);
         out[i] = f;

@@ -97,6 +97,8 @@ LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens]
         total[r] = vu{};
     }
     common_top(before, own + common, page.top, page.keep, page.add);
+    // A centre or a query that is no number shows in no maximum; so it does in the sums.
+    page.add = page.add + (common - common);
     // Two loops: a longer chain of instructions would leave too few rows in flight.
     for (int t = 0; t < tokens; t += W) {
         pace.during(kWeightWork / kPanelVectors);

@@ -71,17 +71,22 @@ __device__ __forceinline__ void plan_commit(const CommitArgs& a) {
 }
 
 // A page's keys of one KV head in common: their mean, in steps of 2^-16 so that the order of the sum does not matter.
+// What is not finite counts as 0, and has NaN written where the centre goes. `flags`: a byte a channel.
 template <class S>
-__device__ __forceinline__ void find_centre(const CommitArgs& a, long long raw, int head, char* to,
+__device__ __forceinline__ void find_centre(const CommitArgs& a, long long raw, int head, char* to, char* flags,
                                             const Writer& record) {
     const int me = threadIdx.x, lane = me & 31, heads = (int)a.shape.heads;
     constexpr double steps = 65536.0;
     if (me < S::dim) {
         long long sum = 0;
+        bool finite = true;
         for (int t = 0; t < S::page; t++) {
-            const double x = number_at(a.key, ((raw * S::page + t) * heads + head) * S::dim + me, a.dtype);
-            sum += rounded(times(within_halves(x), steps));
+            const long long at = ((raw * S::page + t) * heads + head) * S::dim + me;
+            const float x = number_at(a.key, at, a.dtype);
+            if (is_finite(x)) sum += rounded(times(within_halves(x), steps));
+            finite &= is_finite(x) && is_finite(number_at(a.value, at, a.dtype));
         }
+        sts<uint8_t>(flags + me, finite);
         sts<double>(to + 8 * me, over((double)sum, times(steps, (double)S::page)));
     }
     __syncthreads();
@@ -103,7 +108,10 @@ __device__ __forceinline__ void find_centre(const CommitArgs& a, long long raw, 
         }
     }
     __syncthreads();
+    bool readable = true;
+    for (int c = 0; c < S::dim; c += 4) readable &= lds<uint32_t>(flags + c) == 0x01010101;
     record.run((int)a.shape.centre_start + 2 * S::dim * head, 2 * S::dim, [&](int w) {
+        if (!readable) return kHalfNaN << 16 | kHalfNaN;
         const double low = lds<double>(to + 16 * w), high = lds<double>(to + 16 * w + 8);
         return (uint32_t)nearest_half((float)low) | (uint32_t)nearest_half((float)high) << 16;
     });
@@ -171,7 +179,8 @@ __device__ __forceinline__ void pack_pages(const CommitArgs& a) {
     });
     if (me < kHeadWords) record.word(4 * (int)(s.head_word + kHeadWords * head + me), (uint32_t)words[me]);
     if (head == 0) write_header<S>(a, n, record);
-    find_centre<S>(a, raw, head, centre, record);
+    find_centre<S>(a, raw, head, centre, scales, record);
+    __syncthreads();
 
     const int key_base = (int)s.key_base_bits, key_refine = (int)s.key_refine_bits;
     const int value_base = (int)s.value_base_bits, value_refine = (int)s.value_refine_bits;
@@ -181,11 +190,15 @@ __device__ __forceinline__ void pack_pages(const CommitArgs& a) {
     for (int kind = 0; kind < 2; kind++) {
         for (int t = warp; t < S::page; t += S::warps) {
             double x[S::K];
+            bool finite = true, saturated = false;
             const long long row = ((raw * S::page + t) * heads + head) * S::dim;
 #pragma unroll
             for (int k = 0; k < S::K; k++) {
                 const int channel = lane + 32 * k;
-                x[k] = channel < S::dim ? (double)number_at(kind ? a.value : a.key, row + channel, a.dtype) : 0.0;
+                const float number =
+                    channel < S::dim ? number_at(kind ? a.value : a.key, row + channel, a.dtype) : 0.0f;
+                finite &= is_finite(number);
+                x[k] = is_finite(number) ? (double)number : 0.0;
             }
             rotate_exactly<S::K>(x, a.rotation_block, a.norm, lane);
             if (!kind)
@@ -195,11 +208,17 @@ __device__ __forceinline__ void pack_pages(const CommitArgs& a) {
             const Bits bits =
                 kind ? Bits{value_base, value_base + value_refine} : Bits{key_base, key_base + key_refine};
             const int place = lds<uint16_t>(places + 2 * t);
-            const Row<S::dim, S::K> coded = quantize<S::dim, S::K>(x, bits, lane);
+            const Row<S::dim, S::K> coded = quantize<S::dim, S::K>(x, bits, lane, saturated);
 #pragma unroll
             for (int k = 0; k < S::K; k++)
                 if (lane + 32 * k < S::dim)
                     sts<uint8_t>(codes + place * S::dim + lane + 32 * k, (uint8_t)coded.codes[k]);
+            int odd = saturated | !finite << 1;
+            for (int m = 1; m < 32; m *= 2) odd |= shfl_xor(odd, m);
+            if (odd && lane == 0 && (place < far || s.near)) {
+                atomic_add(a.usage + kUsageSaturated, (long long)(odd & 1));
+                atomic_add(a.usage + kUsageNotFinite, (long long)(odd >> 1));
+            }
             if (lane == 0) {
                 sts<uint16_t>(scales + 4 * place, (uint16_t)coded.scale);
                 sts<uint16_t>(scales + 4 * place + 2, (uint16_t)coded.zero);

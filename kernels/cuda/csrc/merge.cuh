@@ -171,7 +171,7 @@ struct Finish {
         for (int r = warp; r < rows.count; r += S::warps) {
             if (flagged && !lds<int>(flags + 4 * (r / S::group))) continue;
             const float top = lds<float>(from + 8 * r), sum = lds<float>(from + 8 * r + 4);
-            const float factor = sum > 0 ? a.back / sum : 0.0f;
+            const float factor = sum == 0.0f ? 0.0f : a.back / sum;
             float x[S::key_steps];
 #pragma unroll
             for (int k = 0; k < S::key_steps; k++) {
@@ -185,7 +185,7 @@ struct Finish {
                 const int channel = lane + 32 * k;
                 if (S::aligned || channel < S::dim) a.out[rows(r) * S::dim + channel] = x[k] * factor;
             }
-            if (lane == 0) a.lse[rows(r)] = sum > 0 ? (top + lg2(sum)) * 0.69314718f : -INFINITY;
+            if (lane == 0) a.lse[rows(r)] = sum == 0.0f ? -INFINITY : (top + lg2(sum)) * 0.69314718f;
         }
     }
 

@@ -5,6 +5,9 @@
 
 namespace leankv::cuda {
 
+// Whether a number is neither infinite nor none.
+__device__ __forceinline__ bool is_finite(float x) { return (float_bits(x) & 0x7F800000) != 0x7F800000; }
+
 enum Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };  // DTYPES in attend.py
 
 __device__ __forceinline__ float number_of(uint32_t bits, int dtype) {

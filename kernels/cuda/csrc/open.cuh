@@ -12,6 +12,9 @@ namespace leankv::cuda {
 
 constexpr float kColumnOne = 4194304.0f;  // 2^22, COLUMN_SCORE_ONE
 
+// A number of a raw key or value brought into the range of halves.
+__device__ __forceinline__ float in_range(float x) { return fminf(fmaxf(x, -65504.0f), 65504.0f); }
+
 template <int DIM, int GROUP, int QUERIES, int PAGE>
 struct OpenShape {
     static constexpr int dim = DIM, group = GROUP, queries = QUERIES, page = PAGE, threads = 128, warps = 4;
@@ -69,10 +72,16 @@ __device__ __forceinline__ void attend_open(const OpenArgs& a) {
         for (int r = 0; r < S::rows; r++) x[i][r] = 0;
         if (token <= last) {
             const long long from = page * a.key_page + (long long)token * a.key_token + raw_head * a.key_head;
+            float none = 0;  // or NaN, where the key is not finite
 #pragma unroll 1
             for (int c = 0; c < S::dim; c += 8) {
                 float k[8];
                 numbers_at<8>(k, a.key, from + c, a.raw_dtype);
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    none = fma_(k[j], 0.0f, none);
+                    k[j] = in_range(k[j]);
+                }
 #pragma unroll
                 for (int r = 0; r < S::rows; r++)
 #pragma unroll
@@ -84,6 +93,8 @@ __device__ __forceinline__ void attend_open(const OpenArgs& a) {
                         x[i][r] = fma_(bits_float(q.w), k[j + 3], x[i][r]);
                     }
             }
+#pragma unroll
+            for (int r = 0; r < S::rows; r++) x[i][r] += none;
         }
 #pragma unroll
         for (int r = 0; r < S::rows; r++)
@@ -147,7 +158,10 @@ __device__ __forceinline__ void attend_open(const OpenArgs& a) {
             int sum = 0;
 #pragma unroll
             for (int j = 0; j < S::queries; j++)
-                if (j < queries) sum += round_int(x[i][j * S::group + h] / total[j * S::group + h] * kColumnOne);
+                if (j < queries) {
+                    const float share = x[i][j * S::group + h] / total[j * S::group + h] * kColumnOne;
+                    sum += is_finite(share) ? round_int(share) : 0;
+                }
             int* to = a.scores + ((page * a.heads + head) * S::group + h) * S::page + token;
             if (begins)
                 *to = sum;
@@ -173,12 +187,19 @@ __device__ __forceinline__ void attend_open(const OpenArgs& a) {
                 const uint32_t w = ldg((const uint32_t*)((const uint16_t*)a.value + from + channel));
                 v[0] = number_of(w & 0xFFFF, a.raw_dtype), v[1] = number_of(w >> 16, a.raw_dtype);
             }
+            const float none = fma_(v[0], 0.0f, v[1] * 0.0f);
+            v[0] = in_range(v[0]), v[1] = in_range(v[1]);
 #pragma unroll
             for (int r = 0; r < S::rows; r++) {
                 const float weight = lds<float>(weights + 4 * (token * S::padded + r));
                 out[r][0] = fma_(weight, v[0], out[r][0]);
                 out[r][1] = fma_(weight, v[1], out[r][1]);
             }
+            // What is not finite is for those alone that read it; the weights of others are 0.
+            if (none != none)
+#pragma unroll
+                for (int r = 0; r < S::rows; r++)
+                    if (token <= first + r / S::group) out[r][0] = out[r][1] = none;
         }
 #pragma unroll
         for (int r = 0; r < S::rows; r++) {

@@ -7,6 +7,7 @@
 namespace leankv::cuda {
 
 constexpr double kHalfMax = 65504.0;
+constexpr uint32_t kHalfNaN = 0x7E00;
 
 __device__ __forceinline__ double within_halves(double x) {
     return x > kHalfMax ? kHalfMax : x < -kHalfMax ? -kHalfMax : x;
@@ -130,12 +131,13 @@ __device__ __forceinline__ double extension(const Row<DIM, K>& row, Bits bits, i
     return upper ? -by : by;
 }
 
-// Codes of a rotated row.
+// Codes of a rotated row; whether a channel of this lane saturates.
 template <int DIM, int K>
-__device__ __forceinline__ Row<DIM, K> quantize(double (&x)[K], Bits bits, int lane) {
+__device__ __forceinline__ Row<DIM, K> quantize(double (&x)[K], Bits bits, int lane, bool& saturated) {
     double low = kHalfMax, high = -kHalfMax;
 #pragma unroll
     for (int k = 0; k < K; k++) {
+        saturated |= x[k] > kHalfMax || x[k] < -kHalfMax;
         x[k] = add(within_halves(x[k]), 0.0);  // no negative zeros: one value, one code
         if (DIM % 32 && lane + 32 * k >= DIM) continue;
         low = x[k] < low ? x[k] : low;

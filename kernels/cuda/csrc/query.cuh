@@ -52,10 +52,11 @@ __device__ __forceinline__ void prepare_queries(const AttendArgs& a, F rows_at, 
             x[k] = inside ? number_at(a.q, rows_at(r) * S::dim + channel, a.q_dtype) : 0.0f;
         }
         rotate_row<S>(x, a.rotation_block, lane);
-        float top = 0;
+        float top = 0, none = 0;
 #pragma unroll
         for (int k = 0; k < K; k++) {
             x[k] *= a.factor;
+            none = fma_(x[k], 0.0f, none);  // NaN, of which maxima and integers tell nothing
             top = fmaxf(top, fabsf(x[k]));
         }
         for (int m = 1; m < 32; m *= 2) top = fmaxf(top, shfl_xor(top, m));
@@ -74,9 +75,12 @@ __device__ __forceinline__ void prepare_queries(const AttendArgs& a, F rows_at, 
             sts<char>(byte + 16, (char)low);
             if (S::aligned || channel < S::dim) sts<int16_t>(to.integers + r * S::query_row + 2 * channel, (int16_t)n);
         }
-        for (int m = 1; m < 32; m *= 2) sum += shfl_xor(sum, m);
+        for (int m = 1; m < 32; m *= 2) {
+            sum += shfl_xor(sum, m);
+            none += shfl_xor(none, m);
+        }
         if (lane == 0) {
-            sts<float>(to.steps + 8 * r, step);
+            sts<float>(to.steps + 8 * r, step + none);
             sts<float>(to.steps + 8 * r + 4, (float)sum);
         }
     }

@@ -51,8 +51,9 @@ struct HeadSizes {
     }
 };
 
-// What a record of so many blocks holds at a level, as the store's running usage counts it (Usage in store.py).
-constexpr int kUsageCounts = 12;
+// What a record of so many blocks holds at a level, as the store's running usage counts it (Usage in store.py); behind
+// that are two counts that only grow.
+constexpr int kUsageCounts = 12, kUsageSaturated = 12, kUsageNotFinite = 13;
 
 struct RecordUsage {
     long long parts[kUsageCounts];

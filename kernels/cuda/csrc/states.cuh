@@ -52,7 +52,7 @@ __device__ __forceinline__ void merge_states(const StatesArgs& a) {
         ((float*)a.out)[at] = out;
     else
         ((uint16_t*)a.out)[at] = a.out_dtype == kBfloat16 ? nearest_bfloat(out) : nearest_half(out);
-    if (at % a.dim == 0) a.lse[row] = total > 0 ? fma_(lg2(safe), 0.69314718f, base) : peak;
+    if (at % a.dim == 0) a.lse[row] = total == 0.0f ? peak : fma_(lg2(total), 0.69314718f, base);
 }
 
 }  // namespace leankv::cuda
