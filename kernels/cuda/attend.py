@@ -137,7 +137,6 @@ class AttendArgs(ctypes.Structure):
         ("rotation_block", ctypes.c_int),
         *((name, ctypes.c_float) for name in ("factor", "back", "key_centre_high", "key_centre_low")),
         *((name, ctypes.c_float) for name in ("value_centre_high", "value_centre_low")),
-        *((name, ctypes.c_float) for name in ("value_spread_high", "value_spread_low")),
     )
 
 
@@ -177,7 +176,6 @@ def attend_committed(
             *(shape.centre_start, plan.near_pages, int(shape.mid_keys_fine), int(shape.mid_values_fine), block),
             *(scale * math.log2(math.e) / math.sqrt(block), 1 / math.sqrt(block)),
             *(shape.key_centre_high, shape.key_centre_low, shape.value_centre_high, shape.value_centre_low),
-            *(shape.value_spread_high, shape.value_spread_low),
         )
         unit = Unit("attend", kernels[together])
         blocks = items * heads if table is not None else min(items * heads, MOST_BLOCKS)

@@ -36,8 +36,6 @@ VALUE_QUAD = 4
 """Tokens that share a byte per channel of a value plane."""
 KEY_PLANE, VALUE_PLANE = 4, 2
 """Bits of a code that one plane holds."""
-POINT_PARTS, TWO_BIT_STEP = 6, 352
-"""Parts of a master code in which the points are whole at which codes are read; those of two bits are so far apart."""
 CUTS = (0, 2, 4)
 """Bits that a low tier may cut off a key, or off a value, of the high tier."""
 MAX_PAGE, MAX_DIM = 256, 256
@@ -68,20 +66,10 @@ def bin_width(bits: int) -> int:
     return 1 << (MASTER_BITS - bits)
 
 
-def reading_points(bits: int) -> tuple[float, float]:
-    """``(step, offset)`` in master codes: a code ``q`` of ``bits`` bits is read as ``step * q + offset``.
-
-    That is the centre of its bin, but for two bits. Rows are bell-shaped, so their outer bins are emptier outwards:
-    read at 11/12 of the distance from the middle, two bits err less, and their outer points are points of four bits.
-    """
-    step, offset = whole_points(bits)
-    return step / POINT_PARTS, offset / POINT_PARTS
-
-
-def whole_points(bits: int) -> tuple[int, int]:
-    """``reading_points`` in parts of a master code, of which there are ``POINT_PARTS``: integers."""
-    step = TWO_BIT_STEP if bits == 2 else POINT_PARTS * bin_width(bits)
-    return step, (POINT_PARTS * ((1 << MASTER_BITS) - 1) - step * ((1 << bits) - 1)) // 2
+def bin_centre(bits: int) -> tuple[int, float]:
+    """``(step, offset)`` in master codes: a code ``q`` of ``bits`` bits is read as ``step * q + offset``."""
+    step = bin_width(bits)
+    return step, (step - 1) / 2
 
 
 def key_planes(bits: int) -> tuple[int, ...]:

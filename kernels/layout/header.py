@@ -62,10 +62,6 @@ _CONSTANTS: dict[str, list[tuple[str, int]]] = {
         ("kKeyWord", F.KEY_WORD),
         ("kValueQuad", F.VALUE_QUAD),
     ],
-    "Points at which codes are read: parts of a master code in which they are whole, steps of two bits in those.": [
-        ("kPointParts", F.POINT_PARTS),
-        ("kTwoBitStep", F.TWO_BIT_STEP),
-    ],
     "The longest page and the widest head.": [("kMaxPage", F.MAX_PAGE), ("kMaxDim", F.MAX_DIM)],
 }
 

@@ -54,10 +54,6 @@ constexpr int kKeyGroup = 16;
 constexpr int kKeyWord = 8;
 constexpr int kValueQuad = 4;
 
-// Points at which codes are read: parts of a master code in which they are whole, steps of two bits in those.
-constexpr int kPointParts = 6;
-constexpr int kTwoBitStep = 352;
-
 // The longest page and the widest head.
 constexpr int kMaxPage = 256;
 constexpr int kMaxDim = 256;
@@ -87,9 +83,7 @@ constexpr int kMaxDim = 256;
     X(double, key_centre_low) \
     X(double, value_step) \
     X(double, value_centre_high) \
-    X(double, value_centre_low) \
-    X(double, value_spread_high) \
-    X(double, value_spread_low)
+    X(double, value_centre_low)
 
 struct RecordShape {
     int64_t page_size;
@@ -116,8 +110,6 @@ struct RecordShape {
     double value_step;
     double value_centre_high;
     double value_centre_low;
-    double value_spread_high;
-    double value_spread_low;
 };
 
 }  // namespace leankv

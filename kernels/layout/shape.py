@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from leankv_kernels.layout.format import bin_width, reading_points
+from leankv_kernels.layout.format import bin_centre
 
 if TYPE_CHECKING:
     from leankv_kernels.layout.sizes import RecordLayout
@@ -19,8 +19,8 @@ class RecordShape:
     """What a kernel has to know of a :class:`RecordLayout`.
 
     Of bits there are those of a base code, which every far token has, and those of the refinement that a high token has
-    besides; what planes they lie in says :mod:`~leankv_kernels.layout.format`. A code, its missing bits zero, is read
-    as ``spread * code + centre`` in steps of the master code; keys have a spread of 1.
+    besides; what planes they lie in says :mod:`~leankv_kernels.layout.format`. A code is read at its bin's centre:
+    ``*_centre_*`` is how far above the code, its missing bits zero, in steps of the master code.
     """
 
     page_size: int
@@ -41,23 +41,18 @@ class RecordShape:
     head_word: int
     tier_map_start: int
     centre_start: int
-    key_step: float  # width of a high code's bin, in steps of the master code
+    key_step: float  # of a high code, in steps of the master code
     key_centre_high: float
     key_centre_low: float
     value_step: float
     value_centre_high: float
     value_centre_low: float
-    value_spread_high: float
-    value_spread_low: float
 
     @classmethod
     def of(cls, layout: RecordLayout) -> RecordShape:
         """The numbers of a layout."""
-        high, low = layout.high, layout.low
-        key_points, low_key_points = reading_points(high.key_bits), reading_points(low.key_bits)
-        if (key_points[0], low_key_points[0]) != (bin_width(high.key_bits), bin_width(low.key_bits)):
-            raise ValueError("keys of two bits are not read")
-        value_points, low_value_points = reading_points(high.value_bits), reading_points(low.value_bits)
+        key_step, key_centre = bin_centre(layout.high.key_bits)
+        value_step, value_centre = bin_centre(layout.high.value_bits)
         return cls(
             page_size=layout.page_size,
             heads=layout.num_kv_heads,
@@ -77,14 +72,12 @@ class RecordShape:
             head_word=layout.head_word,
             tier_map_start=layout.tier_map_start,
             centre_start=layout.centre_start,
-            key_step=float(bin_width(high.key_bits)),
-            key_centre_high=key_points[1],
-            key_centre_low=low_key_points[1],
-            value_step=float(bin_width(high.value_bits)),
-            value_centre_high=value_points[1],
-            value_centre_low=low_value_points[1],
-            value_spread_high=value_points[0] / bin_width(high.value_bits),
-            value_spread_low=low_value_points[0] / bin_width(low.value_bits),
+            key_step=float(key_step),
+            key_centre_high=key_centre,
+            key_centre_low=bin_centre(layout.low.key_bits)[1],
+            value_step=float(value_step),
+            value_centre_high=value_centre,
+            value_centre_low=bin_centre(layout.low.value_bits)[1],
         )
 
     # What Triton kernels count in: words, halves, powers of two.

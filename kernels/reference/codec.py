@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from leankv_kernels.layout import MASTER_BITS, POINT_PARTS, whole_points
+from leankv_kernels.layout import MASTER_BITS, bin_centre, bin_width
 
-__all__ = ["centre_of", "pack", "quantize", "rotate", "rotation_block", "unpack"]
+__all__ = ["bin_centre", "centre_of", "pack", "quantize", "rotate", "rotation_block", "unpack"]
 
 _FP16_MAX = 65504.0
 _CENTRE_STEPS = 65536.0
@@ -30,9 +30,9 @@ def quantize(x: Tensor, bits: tuple[int, int] = (MASTER_BITS, MASTER_BITS)) -> t
     common offset is: ``|x - (code * scale + zero)| <= scale / 2`` for |x| <= 65504.
 
     Rows that are read with fewer bits are coded twice, the second time over a range extended on one side, so that the
-    bulk of the channels comes to lie where a code is read. The second stays where its readings are closer, by the sum
-    of squared distances. Else a row whose range is one outlier, as a token of nearly equal channels is once rotated,
-    would be off by the same in all other channels, which adds up in one when it is rotated back.
+    bulk of the channels comes to lie at the centre of a bin. The second coding stays where its readings are closer, by
+    the sum of squared distances. Else a row whose range is one outlier, as a token of nearly equal channels is once
+    rotated, would be off by the same in all other channels, which adds up in one when it is rotated back.
 
     Args:
         x: float64 ``[..., D]``.
@@ -45,52 +45,52 @@ def quantize(x: Tensor, bits: tuple[int, int] = (MASTER_BITS, MASTER_BITS)) -> t
     x = x.clamp(-_FP16_MAX, _FP16_MAX) + 0.0
     low, high = x.amin(-1), x.amax(-1)
     codes, scale, zero = _code(x, low, high)
-    if bits[0] < MASTER_BITS:
-        below, above = _extension(codes, scale, bits)
+    widths = tuple(bin_width(n) for n in bits)
+    if widths[0] > 1:
+        below, above = _extension(codes, scale, widths)
         other = _code(x, (low - below).clamp(min=-_FP16_MAX), high + above)
-        closer = _distance(*other[:2], bits) < _distance(codes, scale, bits)
+        closer = _distance(*other[:2], widths) < _distance(codes, scale, widths)
         codes = torch.where(closer[..., None], other[0], codes)
         scale, zero = torch.where(closer, other[1], scale), torch.where(closer, other[2], zero)
     return codes.to(torch.uint8), scale, zero
 
 
 def _code(x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes int64, scale and zero of rows over a range."""
+    """Codes int32, scale and zero of rows over a range."""
     zero = _half_floor(low)
     scale = -_half_floor(-(high - zero.to(x.dtype)) / (2**MASTER_BITS - 1))
     step = scale.to(x.dtype)[..., None]
     codes = ((x - zero.to(x.dtype)[..., None]) / torch.where(step > 0, step, torch.ones_like(step))).round()
-    return codes.to(torch.int64), scale, zero
+    return codes.to(torch.int32), scale, zero
 
 
-def _extension(codes: Tensor, scale: Tensor, bits: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """By how much a row's range is extended, float64 ``[...]``, below or above.
+def _extension(codes: Tensor, scale: Tensor, widths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """By how much a row's range is extended, float64 ``[...]``, below or above, for bins of so many codes.
 
     Integers are exact, so every backend extends alike. The bulk is the mean of a row's codes without the two ends of
-    its range, counted from the nearer one; it is moved away from there, to the first point at most half a step before.
-    Where codes are read whole as well, to a place between that point, which is no code, and the code before.
+    its range, counted from the nearer one; it is moved away from there, to the first centre of a widest bin at most
+    half a code before. Where there are narrower bins too it is that of the last such bin before, since what is read
+    with more bits matters more. All in halves of a code.
     """
-    (step, offset), rest, most = whole_points(bits[0]), codes.shape[-1] - 2, 2**MASTER_BITS - 1
-    offset -= POINT_PARTS // 3 * (bits[1] == MASTER_BITS)
+    width, rest, most = widths[0], codes.shape[-1] - 2, 2**MASTER_BITS - 1
     bulk = codes.sum(-1) - most  # times rest
     upper = 2 * bulk > most * rest
     bulk = torch.where(upper, most * rest - bulk, bulk)
-    past = POINT_PARTS * bulk - (POINT_PARTS // 2 + offset) * rest
-    point = offset + step * (torch.div(past + step * rest - 1, step * rest, rounding_mode="floor")).clamp(min=0)
-    way = (point * rest - POINT_PARTS * bulk).clamp(min=0)
-    share = way.to(torch.float64) / (rest * (POINT_PARTS * most - point)).to(torch.float64)
-    extension = share * (most * scale.to(torch.float64))
+    first, bin_ = width - 1 - widths[1] * (widths[1] < width), 2 * width * rest
+    past = (2 * bulk - (1 + first) * rest).clamp(min=0)
+    centre = first + 2 * width * torch.div(past + bin_ - 1, bin_, rounding_mode="floor")
+    way = (centre * rest - 2 * bulk).clamp(min=0)
+    extension = way.double() / (rest * (2 * most - centre)).double() * (most * scale.double())
     none = torch.zeros_like(extension)
     return torch.where(upper, none, extension), torch.where(upper, extension, none)
 
 
-def _distance(codes: Tensor, scale: Tensor, bits: tuple[int, int]) -> Tensor:
-    """Of rows from what is read of them with few bits and with most, squared: float64, exact."""
+def _distance(codes: Tensor, scale: Tensor, widths: tuple[int, ...]) -> Tensor:
+    """Of rows from what is read of them, squared, in halves of a code: float64, exact."""
     total = torch.zeros_like(codes)
-    for n in bits:
-        step, offset = whole_points(n)
-        total += (POINT_PARTS * codes - (step * (codes >> (MASTER_BITS - n)) + offset)).square()
-    return total.sum(-1).to(torch.float64) * scale.to(torch.float64).square()
+    for width in widths:
+        total += (2 * (codes & (width - 1)) - (width - 1)).square()
+    return total.sum(-1).double() * scale.double().square()
 
 
 def out_of_range(raw: Tensor, rotated: Tensor) -> tuple[Tensor, Tensor]:

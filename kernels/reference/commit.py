@@ -13,7 +13,7 @@ from leankv_kernels.store import RecordStore
 
 # Of tiers and commit in torch: for each number of a page's keys, beside copies of these and of the values; for each
 # token of a KV head; for each column score. Measured, and a test holds it.
-_NUMBER_BYTES, _TOKEN_BYTES, _SCORE_BYTES = 52, 128, 24
+_NUMBER_BYTES, _TOKEN_BYTES, _SCORE_BYTES = 56, 128, 24
 
 
 def commit_bytes(layout: RecordLayout, query_heads: int, itemsize: int) -> int:

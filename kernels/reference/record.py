@@ -22,8 +22,8 @@ from leankv_kernels.layout import (
     RecordLayout,
     Span,
     TierCounts,
+    bin_centre,
     read_header,
-    reading_points,
 )
 from leankv_kernels.reference.codec import centre_of, pack, quantize, unpack
 
@@ -221,14 +221,14 @@ def decode(records: Tensor, layout: RecordLayout, near: Tensor | bool) -> View:
         codes = read(spans[0])
         for span in spans[1:base]:
             codes = (codes << span.width) | read(span)
-        step, offset = reading_points(low)
+        step, offset = bin_centre(low)
         if low == high:
             return codes, step, offset
         finer = codes
         for span in spans[base:]:
             finer = (finer << span.width) | read(span)
         codes = torch.where(fine[..., None], finer, codes)
-        points = torch.tensor([[step, offset], reading_points(high)], dtype=torch.float64, device=codes.device)
+        points = torch.tensor([[step, offset], bin_centre(high)], dtype=torch.float64, device=codes.device)
         steps, offsets = points[fine.long()].unbind(-1)
         return codes, steps, offsets
 

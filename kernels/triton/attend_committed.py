@@ -128,16 +128,13 @@ def _attend_page(
         p = tl.exp2(s - finite(top)[:, None])
         decay = tl.exp2(peak - finite(top))
         peak = top
-        high: tl.constexpr = S.value_centre_high - 256.0 * S.value_spread_high
-        low: tl.constexpr = S.value_centre_low - 256.0 * S.value_spread_low
-        zero = tl.fma(vs, tl.where(token < fine_values, high, low), vz)
+        zero = tl.fma(vs, tl.where(token < fine_values, S.value_centre_high, S.value_centre_low) - 256.0, vz)
         sums = tl.fma(sums, decay[:, None], p)
         zeros = tl.fma(zeros, decay[:, None], p * zero[None, :])
         values = read.read_values(
             words, blocks, value_at, fine_value_at, low_values, split_values, fine_values, stop, far, begin, S, N
         )
-        vs *= tl.where(token < fine_values, S.value_spread_high * _LIFT, S.value_spread_low * _LIFT)
-        acc = product(stacked(p * vs[None, :]), values, acc * twice(decay)[:, None])
+        acc = product(stacked(p * (vs * _LIFT)[None, :]), values, acc * twice(decay)[:, None])
     return peak + common, acc, sums, zeros
 
 

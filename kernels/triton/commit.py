@@ -33,7 +33,6 @@ _RANK = [[HIGH, MID, LOW, PRUNED].index(tier) for tier in range(4)]
 TILE = Launch(0, TOKENS, 4, 1)
 _ROUND = tl.constexpr(6755399441055744.0)  # 1.5 * 2**52: what is added to it loses its fraction, to even
 _FP16_MAX = tl.constexpr(65504.0)
-_PARTS, _TWO_BIT_STEP = tl.constexpr(L.POINT_PARTS), tl.constexpr(L.TWO_BIT_STEP)
 
 
 @triton.jit
@@ -56,32 +55,24 @@ def _code(x, low, high):
 
 
 @triton.jit
-def _off(codes, BITS: tl.constexpr):
-    STEP: tl.constexpr = _TWO_BIT_STEP if BITS == 2 else _PARTS * (1 << (8 - BITS))
-    OFFSET: tl.constexpr = (255 * _PARTS - STEP * ((1 << BITS) - 1)) // 2
-    return codes * _PARTS - ((codes >> (8 - BITS)) * STEP + OFFSET)
-
-
-@triton.jit
-def _distance(codes, scale, channel, BITS: tl.constexpr, MOST: tl.constexpr):
-    few, many = _off(codes, BITS), _off(codes, MOST)
+def _distance(codes, scale, channel, WIDTH: tl.constexpr, LEAST: tl.constexpr):
+    far, near = (codes & (WIDTH - 1)) * 2 - (WIDTH - 1), (codes & (LEAST - 1)) * 2 - (LEAST - 1)
     wide = scale.to(tl.float32).to(tl.float64)
-    return tl.sum(tl.where(channel, few * few + many * many, 0), 1).to(tl.float64) * (wide * wide)
+    return tl.sum(tl.where(channel, far * far + near * near, 0), 1).to(tl.float64) * (wide * wide)
 
 
 @triton.jit
-def _extension(codes, scale, channel, BITS: tl.constexpr, MOST: tl.constexpr, DIM: tl.constexpr):
-    STEP: tl.constexpr = _TWO_BIT_STEP if BITS == 2 else _PARTS * (1 << (8 - BITS))
-    POINT: tl.constexpr = (255 * _PARTS - STEP * ((1 << BITS) - 1)) // 2
-    OFFSET: tl.constexpr = POINT - (_PARTS // 3 if MOST == 8 else 0)
+def _extension(codes, scale, channel, WIDTH: tl.constexpr, LEAST: tl.constexpr, DIM: tl.constexpr):
     REST: tl.constexpr = DIM - 2
+    FIRST: tl.constexpr = WIDTH - 1 - LEAST if LEAST < WIDTH else WIDTH - 1
+    BIN: tl.constexpr = 2 * WIDTH * REST
     bulk = tl.sum(tl.where(channel, codes, 0), 1) - 255
     upper = 2 * bulk > 255 * REST
     bulk = tl.where(upper, 255 * REST - bulk, bulk)
-    past = tl.maximum(bulk * _PARTS - (_PARTS // 2 + OFFSET) * REST, 0)
-    point = (past + STEP * REST - 1) // (STEP * REST) * STEP + OFFSET
-    way = tl.maximum(point * REST - bulk * _PARTS, 0)
-    share = way.to(tl.float64) / ((point - 255 * _PARTS) * (-REST)).to(tl.float64)
+    past = tl.maximum(2 * bulk - (1 + FIRST) * REST, 0)
+    centre = (past + (BIN - 1)) // BIN * (2 * WIDTH) + FIRST
+    way = tl.maximum(centre * REST - 2 * bulk, 0)
+    share = way.to(tl.float64) / ((510 - centre) * REST).to(tl.float64)
     extension = share * (255.0 * scale.to(tl.float32).to(tl.float64))
     return tl.where(upper, 0.0, extension), tl.where(upper, extension, 0.0)
 
@@ -97,9 +88,11 @@ def quantize(x, inside, BITS: tl.constexpr, MOST: tl.constexpr, DIM: tl.constexp
     low, high = tl.min(tl.where(channel, x, float("inf")), 1), tl.max(tl.where(channel, x, -float("inf")), 1)
     codes, scale, zero = _code(x, low, high)
     if BITS < 8:
-        below, above = _extension(codes, scale, channel, BITS, MOST, DIM)
+        WIDTH: tl.constexpr = 1 << (8 - BITS)
+        LEAST: tl.constexpr = 1 << (8 - MOST)
+        below, above = _extension(codes, scale, channel, WIDTH, LEAST, DIM)
         other, other_scale, other_zero = _code(x, tl.maximum(low - below, -_FP16_MAX), high + above)
-        closer = _distance(other, other_scale, channel, BITS, MOST) < _distance(codes, scale, channel, BITS, MOST)
+        closer = _distance(other, other_scale, channel, WIDTH, LEAST) < _distance(codes, scale, channel, WIDTH, LEAST)
         codes = tl.where(closer[:, None], other, codes)
         scale, zero = tl.where(closer, other_scale, scale), tl.where(closer, other_zero, zero)
     return tl.where(inside[:, None] & channel, codes, 0), scale, zero, tl.sum((beyond & inside).to(tl.int64), 0)

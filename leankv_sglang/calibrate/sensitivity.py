@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, RecordLayout
-from leankv_kernels.layout import bin_width, reading_points
+from leankv_kernels.layout import bin_centre, bin_width
 from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
 from leankv_kernels.reference.codec import centre_of, quantize, rotate
 from leankv_kernels.reference.tiers import SINK_TOKENS
@@ -127,7 +127,7 @@ def _stored(x: Tensor, precisions: set[int], rotation: str, page: int) -> dict[i
     codes, scale, zero = quantize(rotated - centre, (min(precisions), max(precisions)))
     stored = {}
     for bits in precisions:
-        step, offset = reading_points(bits)
+        step, offset = bin_centre(bits)
         read = (codes // bin_width(bits) * step + offset) * scale.double()[..., None] + zero.double()[..., None]
         stored[bits] = rotate(read + centre, rotation).float()
     return stored

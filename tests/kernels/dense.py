@@ -42,7 +42,7 @@ def widest_step(x: Array) -> Array:
 
 def widest_error(x: Array, bits: int, fewest: int) -> Array:
     """How far what ``bits`` bits give back of rows ``[..., D]`` can be off."""
-    return widest_step(x) * GROWTH[fewest] * (39.5 if bits == 2 else 2 ** (8 - bits) / 2)
+    return widest_step(x) * GROWTH[fewest] * 2 ** (8 - bits) / 2
 
 
 class Coded(NamedTuple):
@@ -53,17 +53,14 @@ class Coded(NamedTuple):
     zero: Array
 
     def read(self, bits: int) -> Array:
-        """What is read of the top ``bits`` bits of the codes."""
-        code = self.codes.astype(np.int64) >> (8 - bits)
-        return (points(bits)[code] / 6) * self.scale[..., None] + self.zero[..., None]
+        """What is read of the top ``bits`` bits of the codes: the centre of each one's bin."""
+        members = 2 ** (8 - bits)
+        return (self.codes // members * members + (members - 1) / 2) * self.scale[..., None] + self.zero[..., None]
 
-
-def points(bits: int) -> NDArray[np.int64]:
-    """Where codes of so many bits are read, in sixths of a master code, in which all points are whole."""
-    if bits == 2:
-        return np.array([237, 589, 941, 1293])
-    width = 2 ** (8 - bits)
-    return 6 * width * np.arange(2**bits) + 3 * (width - 1)
+    def distance(self, bits: tuple[int, int]) -> Array:
+        """From what is read to what the codes stand for, squared, summed over both."""
+        off = [(2 * (self.codes % 2 ** (8 - n)) - (2 ** (8 - n) - 1)) ** 2 for n in bits]
+        return np.sum(off, axis=(0, -1)) * self.scale**2
 
 
 def over_range(x: Array, low: Array, high: Array) -> Coded:
@@ -78,21 +75,17 @@ def master_codes(x: Array, bits: tuple[int, int] = (8, 8)) -> Coded:
     first = over_range(x, x.min(-1), x.max(-1))
     if bits[0] == 8:
         return first
-    few, rest = points(bits[0]) - 2 * (bits[1] == 8), x.shape[-1] - 2
+    # All that decides is whole, so that nothing but the extension itself is rounded.
+    members, rest = 2 ** (8 - bits[0]), x.shape[-1] - 2
+    centres = np.arange(members - 1, 510, 2 * members) - 2 ** (8 - bits[1]) * (bits[0] < bits[1])  # in halves of a code
     bulk = first.codes.astype(np.int64).sum(-1) - 255
     upper = 2 * bulk > 255 * rest
     bulk = np.where(upper, 255 * rest - bulk, bulk)
-    target = few[(few * rest >= 6 * bulk[..., None] - 3 * rest).argmax(-1)]
-    by = np.maximum(target * rest - 6 * bulk, 0) / (rest * (6 * 255 - target)) * (255 * first.scale)
+    target = centres[(centres * rest >= 2 * bulk[..., None] - rest).argmax(-1)]
+    by = np.maximum(target * rest - 2 * bulk, 0) / (rest * (510 - target)) * (255 * first.scale)
     low, high = x.min(-1) - np.where(upper, 0, by), x.max(-1) + np.where(upper, by, 0)
     second = over_range(x, np.maximum(low, -65504), high)
-
-    def distance(coded: Coded) -> Array:
-        code = coded.codes.astype(np.int64)
-        off = [(6 * code - points(n)[code >> (8 - n)]) ** 2 for n in bits]
-        return np.sum(off, axis=(0, -1)) * coded.scale**2
-
-    closer = distance(second) < distance(first)
+    closer = second.distance(bits) < first.distance(bits)
     chosen = (np.where(closer, b, a) for a, b in zip(first[1:], second[1:], strict=True))
     return Coded(np.where(closer[..., None], second.codes, first.codes), *chosen)
 

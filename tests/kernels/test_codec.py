@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leankv_kernels.layout import POINT_PARTS, bin_width, reading_points, whole_points
+from leankv_kernels.layout import bin_centre, bin_width
 from leankv_kernels.reference.codec import pack, quantize, rotate, unpack
 from tests.kernels import dense
 from tests.kernels.draws import HEAD_DIMS, generator
@@ -87,7 +87,7 @@ def test_codes_are_those_of_the_specification(kind: str, bits: tuple[int, int]) 
 def come_back(x: Tensor, bits: tuple[int, int], read: int) -> Tensor:
     """Rows ``[..., D]`` rotated, coded, read with so many bits, and rotated back."""
     codes, scale, zero = quantize(rotate(x, "hadamard"), bits)
-    step, offset = reading_points(read)
+    step, offset = bin_centre(read)
     held = (codes // bin_width(read) * step + offset) * scale.double()[..., None] + zero.double()[..., None]
     return rotate(held, "hadamard")
 
@@ -101,9 +101,10 @@ def test_nearly_equal_channels_come_back(level: float, noise: float, head_dim: i
     centres of end bins that was 1.6 times the value with four bits, 7.5 times with two.
     """
     x = level * (1 + noise * normal(head_dim, 64, head_dim))
-    for read, most in ((2, 0.8), (4, 0.7), (8, 0.5)):
-        if bits[0] <= read <= bits[1]:
-            assert (come_back(x, bits, read) - x).abs().max() <= most * abs(level)
+    # Beside four bits two are read a quarter of a bin off, since tokens that are read with four matter more.
+    most = {2: 0.8 if bits[1] == 2 else 2.5 * head_dim / 64, 4: 0.8, 8: 0.5}
+    for read in set(bits):
+        assert (come_back(x, bits, read) - x).abs().max() <= most[read] * abs(level)
 
 
 @pytest.mark.parametrize("bits", READ[1:], ids=str)
@@ -112,7 +113,7 @@ def test_patterns_of_two_levels_come_back(bits: tuple[int, int]) -> None:
     alternating = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(32)
     for x in (alternating, alternating - 1, 2 + alternating, -4 - alternating, 1 + 3 * alternating):
         x = x + 1e-2 * normal(7, 16, 64)
-        for read, most in ((bits[0], 0.5), (8, 0.1)):
+        for read, most in ((2, 0.6 if bits[1] == 2 else 2.5), (4, 0.5), (8, 0.1)):
             if read in bits:
                 assert (come_back(x, bits, read) - x).abs().max() <= most * x.abs().max()
 
@@ -127,7 +128,7 @@ def test_a_second_coding_is_kept_only_where_it_reads_closer(
 
     def off(held: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         codes, scale, _ = (part.double() for part in held)
-        read = [(codes // bin_width(n) * reading_points(n)[0] + reading_points(n)[1] - codes) for n in bits]
+        read = [(codes // bin_width(n) * bin_centre(n)[0] + bin_centre(n)[1] - codes) for n in bits]
         return sum(r.square().sum(-1) for r in read) * scale.square()
 
     assert bool((off(quantize(x, bits)) <= off(quantize(x)) * (1 + 1e-9)).all())
@@ -180,27 +181,12 @@ def test_no_bits_pack_to_no_bytes() -> None:
     assert torch.equal(unpack(packed, 0, 16), torch.zeros(3, 16, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("bits", [2, 4, 6, 8])
 def test_a_code_is_read_at_the_centre_of_its_bin(bits: int) -> None:
-    step, offset = reading_points(bits)
+    step, offset = bin_centre(bits)
     for code in range(1 << bits):
         members = [master for master in range(256) if master >> (8 - bits) == code]
         assert step * code + offset == sum(members) / len(members)
-
-
-def test_two_bits_are_read_nearer_to_the_middle() -> None:
-    """Eleven twelfths as far as the centres of their bins, and so with outer points that four bits have as well."""
-    step, offset = reading_points(2)
-    points = [step * code + offset for code in range(4)]
-    np.testing.assert_allclose([p - 127.5 for p in points], [-88, -88 / 3, 88 / 3, 88])
-    assert {points[0], points[3]} <= {16 * code + 7.5 for code in range(16)}
-
-
-@pytest.mark.parametrize("bits", [2, 4, 6, 8])
-def test_points_are_whole_in_parts_of_a_code(bits: int) -> None:
-    (step, offset), exact = whole_points(bits), reading_points(bits)
-    assert (step / POINT_PARTS, offset / POINT_PARTS) == exact
-    assert dense.points(bits).tolist() == [step * code + offset for code in range(1 << bits)]
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -163,7 +162,7 @@ def test_a_decode_step_replays_from_a_cuda_graph(triton: Backend) -> None:
 
 @pytest.mark.skipif(INTERPRETED, reason="what is interpreted cannot be compiled")
 def test_every_kernel_compiles_for_hopper_without_spills() -> None:
-    """For decode, and but for a few bytes for prefill; in a process of its own, whatever this one did to Triton."""
+    """For decode and for prefill, in a process of its own, whatever this one did to Triton."""
     code = (
         "import sys, json; from bench.kernels.triton_aot import main;"
         "argv = ['--models', 'SmolLM2', '--tiers', 'k8v4,k4v2', '--queries'];"
@@ -172,8 +171,7 @@ def test_every_kernel_compiles_for_hopper_without_spills() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
     )
-    decode, prefill = (json.loads(line) for line in done.stderr.splitlines()[-2:])
-    for rows, most in ((decode, 0), (prefill, 32)):
-        assert len(rows) >= 7
-        assert "attend_pages" in {row["kernel"] for row in rows}, done.stderr[-4000:]
-        assert max(row["spilled"] for row in rows) <= most, done.stdout
+    tables = done.stderr.splitlines()[-2:]
+    for told in tables:
+        assert '"kernel": "attend_pages"' in told, done.stderr[-4000:]
+        assert told.count('"spilled": 0') == told.count('"spilled"') >= 7, done.stdout

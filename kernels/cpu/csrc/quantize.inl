@@ -120,16 +120,6 @@ static bool find_centre(const CommitArgs& a, int64_t n, int h, uint16_t* halves,
     return finite && sum_lanes(off) == 0.0f;
 }
 
-// The points at which codes are read, step * code + offset, in parts of a master code.
-struct Points {
-    int step, offset;
-};
-
-LEANKV_INLINE Points points_of(int bits) {
-    const int step = bits == 2 ? kTwoBitStep : kPointParts << (kMasterBits - bits);
-    return {step, (kPointParts * ((1 << kMasterBits) - 1) - step * ((1 << bits) - 1)) / 2};
-}
-
 struct Row {
     uint8_t* codes;
     uint16_t scale, zero;
@@ -151,38 +141,35 @@ struct Bits {
     int fewest, most;
 };
 
-// Of a row from what is read of it, squared; exact.
+// Of a row from what is read of it, squared, in halves of a code; exact.
 LEANKV_INLINE double distance(const Row& row, int dim, Bits bits) {
-    const Points few = points_of(bits.fewest), many = points_of(bits.most);
-    const int few_shift = kMasterBits - bits.fewest, many_shift = kMasterBits - bits.most;
+    const int wide = (1 << (kMasterBits - bits.fewest)) - 1, narrow = (1 << (kMasterBits - bits.most)) - 1;
     int32_t sum = 0;
     for (int c = 0; c < dim; c++) {
-        const int32_t code = row.codes[c], whole = kPointParts * code;
-        const int32_t near = whole - (many.step * (code >> many_shift) + many.offset);
-        const int32_t far = whole - (few.step * (code >> few_shift) + few.offset);
+        const int32_t far = 2 * (row.codes[c] & wide) - wide, near = 2 * (row.codes[c] & narrow) - narrow;
         sum += far * far + near * near;
     }
     const double scale = half_value(row.scale);
     return double(sum) * (scale * scale);
 }
 
-// Where the bulk of a row lies between two points at which codes of few bits are read, codes it again over a range
-// that brings it to one, and keeps what is closer (reference/codec.py).
-static void code_bulk_on_point(const double* x, int dim, double low, double high, Bits bits, Row& row) {
-    Points points = points_of(bits.fewest);
-    if (bits.most == kMasterBits) points.offset -= kPointParts / 3;
-    const int rest = dim - 2, most = (1 << kMasterBits) - 1;
+// Codes a row again over a range that brings the bulk of its channels to the centre of a widest bin, and keeps
+// what is read closer (reference/codec.py).
+static void code_bulk_at_centre(const double* x, int dim, double low, double high, Bits bits, Row& row) {
+    const int width = 1 << (kMasterBits - bits.fewest), rest = dim - 2, most = (1 << kMasterBits) - 1;
     int bulk = -most;
     for (int c = 0; c < dim; c++) bulk += row.codes[c];
     const bool upper = 2 * bulk > most * rest;
     if (upper) bulk = most * rest - bulk;
-    const int past = kPointParts * bulk - (kPointParts / 2 + points.offset) * rest, each = points.step * rest;
-    const int point = points.offset + points.step * (past > 0 ? (past + each - 1) / each : 0);
-    const int way = point * rest - kPointParts * bulk;
-    const double share = double(way > 0 ? way : 0) / double(rest * (kPointParts * most - point));
+    const int narrow = bits.most > bits.fewest ? 1 << (kMasterBits - bits.most) : 0;
+    const int first = width - 1 - narrow, past = 2 * bulk - (1 + first) * rest;
+    const int bin = 2 * width * rest;
+    const int centre = first + 2 * width * (past > 0 ? (past + bin - 1) / bin : 0);  // in halves of a code
+    const int way = centre * rest - 2 * bulk;
+    const double share = double(way > 0 ? way : 0) / double(rest * (2 * most - centre));
     const double extension = share * (double(most) * half_value(row.scale)), below = low - extension;
     alignas(64) uint8_t codes[kMaxDim];
-    Row other{codes, 0, 0, false, true};
+    Row other{codes};
     if (upper)
         code_range(x, dim, low, high + extension, other);
     else
@@ -218,7 +205,7 @@ static void quantize(const CommitArgs& a, const void* raw, size_t at, const doub
         most = high[i] > most ? high[i] : most;
     }
     code_range(x, dim, least, most, row);
-    if (bits.fewest < kMasterBits) code_bulk_on_point(x, dim, least, most, bits, row);
+    if (bits.fewest < kMasterBits) code_bulk_at_centre(x, dim, least, most, bits, row);
 }
 
 }  // namespace

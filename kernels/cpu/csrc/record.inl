@@ -126,9 +126,9 @@ static void count_usage(const RecordShape& shape, int64_t* usage, int64_t high, 
                              low * base, near};
     int64_t padding = blocks * shape.block_bytes;
     for (const int64_t bytes : held) padding -= bytes;
-    const int64_t parts[kUsageSaturated] = {held[0], held[1], held[2], held[3], held[4], padding,
-                                            1,       blocks,  high,    mid,     low,     pruned};
-    for (int i = 0; i < kUsageSaturated; i++) usage[i] += sign * parts[i];
+    const int64_t parts[kUsageCounts] = {held[0], held[1], held[2], held[3], held[4], padding,
+                                         1,       blocks,  high,    mid,     low,     pruned};
+    for (int i = 0; i < kUsageCounts; i++) usage[i] += sign * parts[i];
 }
 
 // Where a head's far sections lie, if in one piece each.
@@ -175,12 +175,11 @@ LEANKV_INLINE double value_middle(const RecordShape& shape) {
 LEANKV_INLINE void decode_scales(const uint8_t* staged, int tokens, int fine_keys, int fine_values,
                                  const RecordShape& shape, HeadView& view, int first) {
     const uint16_t* halves = reinterpret_cast<const uint16_t*>(staged);
-    const float step_high = float(shape.value_step * shape.value_spread_high),
-                step_low = float(shape.value_step * shape.value_spread_low);
+    const float value_step = float(shape.value_step);
     const double middle = shape.value_step * value_middle(shape);
     const float key_high = float(shape.key_centre_high), key_low = float(shape.key_centre_low);
-    const float value_high = float(shape.value_centre_high + shape.value_spread_high * middle),
-                value_low = float(shape.value_centre_low + shape.value_spread_low * middle);
+    const float value_high = float(shape.value_centre_high + middle),
+                value_low = float(shape.value_centre_low + middle);
     auto vector = [&]<bool WHOLE>(int t) {
         const vi lane = lane_ids() + t;
         const vi valid = lane < tokens, fine_key = lane < fine_keys, fine_value = lane < fine_values;
@@ -189,7 +188,7 @@ LEANKV_INLINE void decode_scales(const uint8_t* staged, int tokens, int fine_key
             return WHOLE ? x : as_float(as_int(x) & valid);
         };
         const vf key_scale = array(0), key_zero = array(1), zero = array(3), scale = array(2),
-                 step = scale * (fine_value ? splat(step_high) : splat(step_low));
+                 step = scale * value_step;
         const int at = first + t;
         store(view.key_scale + at, key_scale);
         store(view.key_zero + at, fma(key_scale, fine_key ? splat(key_high) : splat(key_low), key_zero));

@@ -154,7 +154,7 @@ __device__ __forceinline__ bool attend_split(const AttendArgs& a, int unit, int 
         cp_wait<1>();
         __syncwarp();
         if (pass.tokens) {
-            state.take(weights, a.value_spread_high);
+            state.take(weights);
             values.add(state, weights, pass);
         }
         __syncwarp();

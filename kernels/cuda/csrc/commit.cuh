@@ -205,8 +205,8 @@ __device__ __forceinline__ void pack_pages(const CommitArgs& a) {
 #pragma unroll
                 for (int k = 0; k < S::K; k++)
                     if (lane + 32 * k < S::dim) x[k] = less(x[k], lds<double>(centre + 8 * (lane + 32 * k)));
-            const Bits bits =
-                kind ? Bits{value_base, value_base + value_refine} : Bits{key_base, key_base + key_refine};
+            const int fewest = kind ? value_base : key_base, more = kind ? value_refine : key_refine;
+            const Bits bits{fewest, fewest + more};
             const int place = lds<uint16_t>(places + 2 * t);
             const Row<S::dim, S::K> coded = quantize<S::dim, S::K>(x, bits, lane, saturated);
 #pragma unroll

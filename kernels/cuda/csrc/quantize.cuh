@@ -60,14 +60,6 @@ __device__ __forceinline__ void rotate_exactly(double (&x)[K], int block, double
         for (int k = 0; k < K; k++) x[k] = times(x[k], norm);
 }
 
-// The points at which codes are read, step * code + offset, in parts of a master code.
-struct Points {
-    int step, offset;
-    __device__ __forceinline__ explicit Points(int bits)
-        : step(bits == 2 ? kTwoBitStep : kPointParts << (kMasterBits - bits)),
-          offset((kPointParts * 255 - step * ((1 << bits) - 1)) / 2) {}
-};
-
 // Bits with which rows are read, at least and at most.
 struct Bits {
     int fewest, most;
@@ -99,13 +91,11 @@ struct Row {
         return sum;
     }
 
-    // From what is read of it, squared; exact.
+    // From what is read of it, squared, in halves of a code; exact.
     __device__ __forceinline__ double distance(Bits bits, int lane) const {
-        const Points few(bits.fewest), many(bits.most);
+        const int wide = (1 << (kMasterBits - bits.fewest)) - 1, narrow = (1 << (kMasterBits - bits.most)) - 1;
         const int off = sum(lane, [&](int code) {
-            const int whole = kPointParts * code;
-            const int far = whole - (few.step * (code >> (kMasterBits - bits.fewest)) + few.offset);
-            const int near = whole - (many.step * (code >> (kMasterBits - bits.most)) + many.offset);
+            const int far = 2 * (code & wide) - wide, near = 2 * (code & narrow) - narrow;
             return far * far + near * near;
         });
         const double step = half_value(scale);
@@ -113,20 +103,21 @@ struct Row {
     }
 };
 
-// Where the bulk of a row lies between two points at which codes of so many bits are read: by how much the range is
-// extended, below if positive, else above.
+// By how much a row's range is extended so that the bulk of its channels comes to the centre of a widest bin:
+// below if positive, else above.
 template <int DIM, int K>
 __device__ __forceinline__ double extension(const Row<DIM, K>& row, Bits bits, int lane) {
     constexpr int rest = DIM - 2;
-    Points points(bits.fewest);
-    if (bits.most == kMasterBits) points.offset -= kPointParts / 3;
+    const int width = 1 << (kMasterBits - bits.fewest);
     int bulk = row.sum(lane, [](int code) { return code; }) - 255;
     const bool upper = 2 * bulk > 255 * rest;
     if (upper) bulk = 255 * rest - bulk;
-    const int past = kPointParts * bulk - (kPointParts / 2 + points.offset) * rest, each = points.step * rest;
-    const int point = points.offset + points.step * (past > 0 ? (past + each - 1) / each : 0);
-    const int way = point * rest - kPointParts * bulk;
-    const double share = over((double)(way > 0 ? way : 0), (double)(rest * (kPointParts * 255 - point)));
+    const int narrow = bits.most > bits.fewest ? 1 << (kMasterBits - bits.most) : 0;
+    const int first = width - 1 - narrow, past = 2 * bulk - (1 + first) * rest;
+    const int bin = 2 * width * rest;
+    const int centre = first + 2 * width * (past > 0 ? (past + bin - 1) / bin : 0);  // in halves of a code
+    const int way = centre * rest - 2 * bulk;
+    const double share = over((double)(way > 0 ? way : 0), (double)(rest * (510 - centre)));
     const double by = times(share, times(255.0, half_value(row.scale)));
     return upper ? -by : by;
 }

@@ -100,7 +100,7 @@ struct AttendArgs {
     int tokens, splits, heads, parts, list_word, head_word, centre_start, near_pages, mid_keys_fine, mid_values_fine,
         rotation_block;  // tokens and splits are read where there is no work list
     float factor, back;  // scale * log2(e) / sqrt(rotation block); 1 / sqrt(rotation block)
-    float key_centre_high, key_centre_low, value_centre_high, value_centre_low, value_spread_high, value_spread_low;
+    float key_centre_high, key_centre_low, value_centre_high, value_centre_low;
 };
 
 }  // namespace leankv::cuda

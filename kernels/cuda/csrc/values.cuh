@@ -26,8 +26,7 @@ struct State {
         }
     }
 
-    // `spread` is that of the codes of all tokens; of low ones beside high ones it is in their scales.
-    __device__ __forceinline__ void take(const Weights<S>& w, float spread) {
+    __device__ __forceinline__ void take(const Weights<S>& w) {
 #pragma unroll
         for (int n = 0; n < N; n++) {
             const float higher = fmaxf(peak[n], w.peak[n]);
@@ -37,7 +36,7 @@ struct State {
             sum[n] = fma_(sum[n], decay[n], w.sum[n] * up);
             zeros[n] = fma_(zeros[n], decay[n], w.zeros[n] * up);
             // Sums are of codes, scales are of steps of the master code.
-            gain[n] = up * w.step[n] * spread * (float)(1 << (kMasterBits - kValuePlaneBits * S::value_planes));
+            gain[n] = up * w.step[n] * (float)(1 << (kMasterBits - kValuePlaneBits * S::value_planes));
         }
     }
 };

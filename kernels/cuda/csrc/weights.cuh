@@ -35,7 +35,6 @@ struct Weights {
                 const int token = 32 * i + 4 * quad_of(i, keys.g) + e;
                 const bool fine = !S::refined || token < p.fine_values;
                 const float scale = half_float(h.y & 0xFFFF);
-                const float spread = S::value_refine && !fine ? scale * keys.a.value_spread_low : scale;
                 const float zero =
                     fma_(scale, fine ? keys.a.value_centre_high : keys.a.value_centre_low, half_float(h.y >> 16));
 #pragma unroll
@@ -43,7 +42,7 @@ struct Weights {
                     const float weight = ex2(fma_(x[n][i][e], row_step[n], -top[n]));
                     sum[n] += weight;
                     zeros[n] = fma_(weight, zero, zeros[n]);
-                    x[n][i][e] = weight * spread;
+                    x[n][i][e] = weight * scale;
                     bound[n] = fmaxf(bound[n], x[n][i][e]);
                 }
             }
