@@ -16,6 +16,8 @@ _GAUGES = {
     "pages_trimmed": "Pages whose near part was cut, since the start.",
     "pages_demoted": "Pages whose refinement was cut, since the start.",
     "pages_healed": "Cut pages that were made whole by a recomputation, since the start.",
+    "saturated_rows": "Keys and values of tokens, a KV head's each, with a channel beyond 65,504, since the start.",
+    "nonfinite_rows": "Keys and values of tokens, a KV head's each, with a channel not finite, since the start.",
     "blocks_free": "Blocks of the pool that hold no record.",
     "bytes_open_pages": "Bytes of the raw open pages of all request rows.",
     "bytes_allocated": "Bytes of everything the pool allocated.",

@@ -55,6 +55,8 @@ def pool_figures(pool: LeanKVPool, usage: Usage | None = None) -> dict[str, Any]
         "blocks_total": pool.store.num_blocks,
         "block_bytes": layout.block_bytes,
         "page_size": layout.page_size,
+        "saturated_rows": usage.saturated,
+        "nonfinite_rows": usage.not_finite,
         "device_reads": pool.slot_reader.reads,
     }
 
