@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 from bench.common.table import print_table, write_json
 from leankv_kernels.cuda.unit import SOURCE
 
-TESTS = tuple(f"tests/kernels/test_{name}.py" for name in ("cuda_emulated", "cuda_layers", "cuda_work", "shrink"))
+TESTS = tuple(
+    f"tests/kernels/test_{name}.py" for name in ("cuda_emulated", "cuda_layers", "cuda_work", "out_of_range", "shrink")
+)
 READ = "any_pages_read and not slow or ugly or bits"
 TOGETHER = "no_bit_shows"
 OPEN = "sequences and 64"
@@ -27,6 +29,7 @@ MERGE = "states_merge"
 COMMIT = "committed_to and 64-64"
 TIERS = "tiers_are_those"
 SHRINK = "same_as_the_reference and cuda"
+RANGE = "cuda and (bytes_of or who_reads or is_alone)"
 
 
 class Fault(NamedTuple):
@@ -160,6 +163,22 @@ FAULTS = (
         "(head + taken) % a.num_blocks",
         COMMIT,
     ),
+    Fault("a second coding kept always", "quantize.cuh", "? other : row;", "? other : other;", COMMIT),
+    Fault("ranges extended too far", "quantize.cuh", "times(share, times(255.0", "times(share, times(256.0", COMMIT),
+    Fault(
+        "bulks moved to centres of wide bins",
+        "quantize.cuh",
+        "const int first = width - 1 - narrow",
+        "const int first = width - 1",
+        COMMIT,
+    ),
+    Fault("pages that are not finite read", "commit.cuh", "if (!readable) return", "if (false) return", RANGE),
+    Fault(
+        "values that are not finite not seen", "commit.cuh", "&& is_finite(number_at(a.value, at, a.dtype))", "", RANGE
+    ),
+    Fault("queries that are not finite read", "query.cuh", "step + none", "step", RANGE),
+    Fault("values of later tokens read", "open.cuh", "if (token <= first + r / S::group) out", "out", RANGE),
+    Fault("keys that are not finite read", "open.cuh", "x[i][r] += none;", "x[i][r] += 0;", RANGE),
     Fault(
         "page of the record not written",
         "write.cuh",

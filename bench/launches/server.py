@@ -44,6 +44,7 @@ class TinyServer:
         from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
         from leankv_sglang.attention import backend
+        from leankv_sglang.kvcache import pool as pool_module
         from leankv_sglang.kvcache.allocator import LeanKVAllocator
         from leankv_sglang.kvcache.commit_log import CommitLog
         from leankv_sglang.kvcache.pool import LeanKVPool
@@ -60,7 +61,11 @@ class TinyServer:
         self.runner: Any = SimpleNamespace(
             token_to_kv_pool=pool, req_to_token_pool=self.rows, model=torch.nn.Module(), model_config=model
         )
-        with mock.patch.object(backend, "get_parallel", return_value=SimpleNamespace(attn_tp_size=1)):
+        # The backend settles the pool's kernels: those it has already, which are counted.
+        with (
+            mock.patch.object(backend, "get_parallel", return_value=SimpleNamespace(attn_tp_size=1)),
+            mock.patch.object(pool_module, "kernels_for", return_value=pool.ops),
+        ):
             self.backend = backend.LeanKVBackend(self.runner)
         self.cache = LeanKVRadixCache(
             CacheInitParams(

@@ -217,20 +217,19 @@ def decode(records: Tensor, layout: RecordLayout, near: Tensor | bool) -> View:
 
     def field(
         read: Callable[[Span], Tensor], spans: list[Span], base: int, low: int, high: int, fine: Tensor
-    ) -> tuple[Tensor, Tensor | float, Tensor | float]:
+    ) -> tuple[Tensor, Tensor | int, Tensor | float]:
         codes = read(spans[0])
         for span in spans[1:base]:
             codes = (codes << span.width) | read(span)
-        step, offset = bin_centre(low)
+        step, centre = bin_centre(low)
         if low == high:
-            return codes, step, offset
+            return codes, step, centre
         finer = codes
         for span in spans[base:]:
             finer = (finer << span.width) | read(span)
+        fine_step, fine_centre = bin_centre(high)
         codes = torch.where(fine[..., None], finer, codes)
-        points = torch.tensor([[step, offset], bin_centre(high)], dtype=torch.float64, device=codes.device)
-        steps, offsets = points[fine.long()].unbind(-1)
-        return codes, steps, offsets
+        return codes, torch.where(fine, fine_step, step), torch.where(fine, fine_centre, centre).to(torch.float64)
 
     low, high = layout.low, layout.high
     base_keys, base_values = len(L.key_planes(low.key_bits)), len(L.value_planes(low.value_bits))

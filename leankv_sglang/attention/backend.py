@@ -24,6 +24,7 @@ from leankv_sglang.compression.build import build_significance
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.deferred import FilledPages
+from leankv_sglang.kvcache.heap import Heap
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.pool import LeanKVPool
 from leankv_sglang.kvcache.sizing import most_tokens
@@ -63,6 +64,7 @@ class LeanKVBackend(AttentionBackend):
             if isinstance(module, RadixAttention):
                 check_layer(module)
         self.pool = pool
+        self.heap = Heap() if torch.device(pool.device).type == "cpu" else None
         self.near_pages = config.near_pages
         self.req_to_token_pool = runner.req_to_token_pool
         rows = self.req_to_token_pool.req_to_token.shape[0]
@@ -100,6 +102,8 @@ class LeanKVBackend(AttentionBackend):
 
         The plan also finds requests that share pages, which decode then reads once for all of them.
         """
+        if self.heap is not None:
+            self.heap.trim_if_due()
         self.pool.drain()
         self.filled, self.thresholds = self.filled[:0], None
         mode = forward_batch.forward_mode

@@ -19,7 +19,7 @@ from leankv_sglang.kvcache import sizing
 LAYERS, PAGE, KV_HEADS, HEADS, DIM, CONTEXT = 4, 128, 2, 6, 64, 1 << 20
 LAYOUT = make_layout(LeanKVConfig(), PAGE, KV_HEADS, DIM)
 ROW = sizing.open_page_bytes(LAYOUT, LAYERS, HEADS, 4)
-ONE = LAYOUT.num_kv_heads * PAGE * (DIM * 60 + 128) + HEADS * PAGE * 24
+ONE = LAYOUT.num_kv_heads * PAGE * (DIM * 64 + 128) + HEADS * PAGE * 24
 """What torch takes to commit one page of one layer."""
 SPARE = ROW // LAYERS
 """A spare page, of one layer."""
