@@ -46,8 +46,8 @@ def _assert_retracted_requests_keep_their_accuracy(server: Server) -> None:
         return server.generate(prompt, 140, fields={"leankv": accuracy, "cache_salt": salt}, **length)
 
     before = server.retractions()
-    with ThreadPoolExecutor(9) as pool:
-        jobs = [pool.submit(ask, accuracy, str(i)) for i in range(3) for accuracy in accuracies]
+    with ThreadPoolExecutor(12) as pool:
+        jobs = [pool.submit(ask, accuracy, str(i)) for i in range(4) for accuracy in accuracies]
         together = [job.result() for job in jobs]
     assert server.retractions() > before
     server.flush()
