@@ -100,13 +100,10 @@ class RecordStore:
         self.usage_counts += self._measure(read_header(records, lay))
 
     @property
-    def saturated(self) -> Tensor:
-        """Where rows that saturate are counted, int64 ``[1]``; see :class:`Usage`."""
-        return self.usage_counts[_HELD : _HELD + 1]
-
-    def note_out_of_range(self, saturated: Tensor, not_finite: Tensor) -> None:
-        """Count rows of what was committed, integers on the device; see :class:`Usage`."""
-        self.usage_counts[_HELD:] += torch.stack([saturated, not_finite])
+    def out_of_range(self) -> Tensor:
+        """Where rows of what is committed are counted that saturate, and that are not finite, int64 ``[2]``; see
+        :class:`Usage`."""
+        return self.usage_counts[_HELD:]
 
     def gather(self, layer: int, pages: Tensor) -> Tensor:
         """The records of ``pages`` int64 ``[n]`` as uint8 ``[n, record_bytes]``; an absent one reads as all pruned."""

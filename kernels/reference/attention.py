@@ -12,11 +12,10 @@ from torch import Tensor
 
 from leankv_kernels.plan import Plan
 from leankv_kernels.raw import RawPages
-from leankv_kernels.reference.codec import rotate
+from leankv_kernels.reference.codec import FP16_MAX, rotate
 from leankv_kernels.reference.record import View, decode
 from leankv_kernels.store import RecordStore
 
-_LARGEST = 65504.0
 COLUMN_SCORE_ONE = 1 << 22
 """Fixed-point one of column scores: integers add up exactly in any order, so a score does not depend on the split."""
 
@@ -63,7 +62,7 @@ def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Ten
     stale = plan.unwritten[..., None, None]
     k, v = (x[raw.at].to(torch.float64).masked_fill(stale, 0.0).transpose(1, 2) for x in (raw.key, raw.value))
     unreadable = ~(k.isfinite().all(-1) & v.isfinite().all(-1))  # [U, H, P]
-    k, v = (x.nan_to_num(0.0, 0.0, 0.0).clamp(-_LARGEST, _LARGEST) for x in (k, v))
+    k, v = (x.nan_to_num(0.0, 0.0, 0.0).clamp(-FP16_MAX, FP16_MAX) for x in (k, v))
     # [U, H, g * Q, D]
     rows = _by_tile(q.to(torch.float64) * scale, plan).unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     scores = (rows @ k.transpose(2, 3)).unflatten(2, (-1, plan.max_queries))

@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from leankv_kernels.layout import MASTER_BITS, bin_centre, bin_width
+from leankv_kernels.layout import MASTER_BITS, bin_width
 
-__all__ = ["bin_centre", "centre_of", "pack", "quantize", "rotate", "rotation_block", "unpack"]
+__all__ = ["FP16_MAX", "centre_of", "pack", "quantize", "rotate", "rotation_block", "unpack"]
 
-_FP16_MAX = 65504.0
+FP16_MAX = 65504.0
+"""At which keys and values saturate."""
 _CENTRE_STEPS = 65536.0
 
 
@@ -42,13 +43,13 @@ def quantize(x: Tensor, bits: tuple[int, int] = (MASTER_BITS, MASTER_BITS)) -> t
         codes uint8 ``[..., D]``; scale and zero float16 ``[...]``. A code k stands for ``k * scale + zero``.
     """
     # Adding zero turns negative zeros into positive ones: one value, one code.
-    x = x.clamp(-_FP16_MAX, _FP16_MAX) + 0.0
+    x = x.clamp(-FP16_MAX, FP16_MAX) + 0.0
     low, high = x.amin(-1), x.amax(-1)
     codes, scale, zero = _code(x, low, high)
     widths = tuple(bin_width(n) for n in bits)
     if widths[0] > 1:
         below, above = _extension(codes, scale, widths)
-        other = _code(x, (low - below).clamp(min=-_FP16_MAX), high + above)
+        other = _code(x, (low - below).clamp(min=-FP16_MAX), high + above)
         closer = _distance(*other[:2], widths) < _distance(codes, scale, widths)
         codes = torch.where(closer[..., None], other[0], codes)
         scale, zero = torch.where(closer, other[1], scale), torch.where(closer, other[2], zero)
@@ -95,7 +96,7 @@ def _distance(codes: Tensor, scale: Tensor, widths: tuple[int, ...]) -> Tensor:
 
 def out_of_range(raw: Tensor, rotated: Tensor) -> tuple[Tensor, Tensor]:
     """Which rows ``[..., D]`` saturate, of them as they are coded, and which are not finite, as they came."""
-    return (rotated.abs() > _FP16_MAX).any(-1), ~raw.isfinite().all(-1)
+    return (rotated.abs() > FP16_MAX).any(-1), ~raw.isfinite().all(-1)
 
 
 def centre_of(keys: Tensor, rotation: str) -> Tensor:
@@ -111,10 +112,10 @@ def centre_of(keys: Tensor, rotation: str) -> Tensor:
     Returns:
         float16 ``[..., D]``.
     """
-    steps = (keys.to(torch.float64).clamp(-_FP16_MAX, _FP16_MAX) * _CENTRE_STEPS).round().to(torch.int64)
+    steps = (keys.to(torch.float64).clamp(-FP16_MAX, FP16_MAX) * _CENTRE_STEPS).round().to(torch.int64)
     mean = steps.sum(-2).to(torch.float64) / (_CENTRE_STEPS * keys.shape[-2])
     # Halves are rounded from float32, as every backend can, and have one zero.
-    return rotate(mean, rotation).clamp(-_FP16_MAX, _FP16_MAX).to(torch.float32).to(torch.float16) + 0.0
+    return rotate(mean, rotation).clamp(-FP16_MAX, FP16_MAX).to(torch.float32).to(torch.float16) + 0.0
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

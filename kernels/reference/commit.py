@@ -51,7 +51,12 @@ def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, t
     readable = torch.stack([x.isfinite().flatten(2).all(2) for x in came]).all(0)
     records, nbytes = encode(*rotated, tiers, store.layout, centre, readable)
     store.write(layer, pages, records, nbytes)
-    kept = torch.ones_like(tiers, dtype=torch.bool) if store.layout.near else tiers != PRUNED
+    kept = kept_rows(tiers, store.layout)
     coded = rotated[0] - centre.to(torch.float64)[:, :, None], rotated[1]
     for rows in zip(came, coded, strict=True):
-        store.note_out_of_range(*((which & kept).sum() for which in out_of_range(*rows)))
+        store.out_of_range.add_(torch.stack([(which & kept).sum() for which in out_of_range(*rows)]))
+
+
+def kept_rows(tiers: Tensor, layout: RecordLayout) -> Tensor:
+    """Of which tokens a record keeps keys and values, bool; pruned ones are in the near part alone."""
+    return (tiers != PRUNED) | layout.near

@@ -19,7 +19,7 @@ from leankv_kernels.plan import Plan
 from leankv_kernels.raw import RawPages
 from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
 from leankv_kernels.triton.config import launch, open_launch
-from leankv_kernels.triton.numbers import product
+from leankv_kernels.triton.numbers import FP16_MAX, product
 
 _ONE = tl.constexpr(float(COLUMN_SCORE_ONE))
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -30,7 +30,7 @@ _LOG2_E = 1.4426950408889634
 def in_range(x, otherwise):
     """Keys and values brought into fp16's range; what is not finite as ``otherwise``."""
     wide = x.to(tl.float32)
-    near = tl.minimum(tl.maximum(wide, -65504.0), 65504.0)
+    near = tl.minimum(tl.maximum(wide, -FP16_MAX), FP16_MAX)
     return tl.where(tl.abs(wide) < float("inf"), near, otherwise).to(x.dtype)
 
 

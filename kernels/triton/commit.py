@@ -18,11 +18,12 @@ from leankv_kernels import layout as L
 from leankv_kernels.layout import HIGH, LOW, MID, PRUNED, TierCounts
 from leankv_kernels.raw import RawPages
 from leankv_kernels.reference.codec import centre_of
+from leankv_kernels.reference.commit import kept_rows
 from leankv_kernels.store import RecordStore
 from leankv_kernels.triton import planes
 from leankv_kernels.triton import record as rec
 from leankv_kernels.triton.config import Launch, launch
-from leankv_kernels.triton.numbers import hadamard, rotation_log
+from leankv_kernels.triton.numbers import FP16_MAX, hadamard, rotation_log
 from leankv_kernels.triton.planes import store_keys, store_values
 from leankv_kernels.triton.write import store_head, store_lengths, store_tiers
 
@@ -32,7 +33,6 @@ _RANK = [[HIGH, MID, LOW, PRUNED].index(tier) for tier in range(4)]
 """Place of every tier in the order of tokens."""
 TILE = Launch(0, TOKENS, 4, 1)
 _ROUND = tl.constexpr(6755399441055744.0)  # 1.5 * 2**52: what is added to it loses its fraction, to even
-_FP16_MAX = tl.constexpr(65504.0)
 
 
 @triton.jit
@@ -83,15 +83,15 @@ def quantize(x, inside, BITS: tl.constexpr, MOST: tl.constexpr, DIM: tl.constexp
     zero fp16 ``[N]``, and how many rows inside saturate.
     """
     channel = tl.arange(0, x.shape[1])[None, :] < DIM
-    beyond = tl.max(tl.where(channel, tl.abs(x), 0.0), 1) > _FP16_MAX
-    x = tl.minimum(tl.maximum(x, -_FP16_MAX), _FP16_MAX)
+    beyond = tl.max(tl.where(channel, tl.abs(x), 0.0), 1) > FP16_MAX
+    x = tl.minimum(tl.maximum(x, -FP16_MAX), FP16_MAX)
     low, high = tl.min(tl.where(channel, x, float("inf")), 1), tl.max(tl.where(channel, x, -float("inf")), 1)
     codes, scale, zero = _code(x, low, high)
     if BITS < 8:
         WIDTH: tl.constexpr = 1 << (8 - BITS)
         LEAST: tl.constexpr = 1 << (8 - MOST)
         below, above = _extension(codes, scale, channel, WIDTH, LEAST, DIM)
-        other, other_scale, other_zero = _code(x, tl.maximum(low - below, -_FP16_MAX), high + above)
+        other, other_scale, other_zero = _code(x, tl.maximum(low - below, -FP16_MAX), high + above)
         closer = _distance(other, other_scale, channel, WIDTH, LEAST) < _distance(codes, scale, channel, WIDTH, LEAST)
         codes = tl.where(closer[:, None], other, codes)
         scale, zero = tl.where(closer, other_scale, scale), tl.where(closer, other_zero, zero)
@@ -214,7 +214,7 @@ def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, t
     halves = centres.masked_fill(~readable[..., None], float("nan")).view(torch.uint8).flatten(1)
     records[:, layout.centre_start : layout.centre_start + halves.shape[1]] = halves
     words, record_words = records.view(torch.int32), layout.record_bytes // 4
-    args = (key, value, centres, order, counts, starts, words, store.saturated, record_words, *key.stride()[:3])
+    args = (key, value, centres, order, counts, starts, words, store.out_of_range, record_words, *key.stride()[:3])
     # A constant of the kernel, for a float argument would be float32.
     norm = 1 / math.sqrt(1 << log)
     launch(pack_pages, (n * heads, page // TOKENS + 1), (*args, heads, shape, log, norm, TOKENS), TILE.options)
@@ -222,6 +222,5 @@ def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, t
     args = (tiers, counts, starts, lengths, words, record_words, level)
     launch(write_headers, (n * heads,), (*args, heads, shape, triton.next_power_of_2(page // 4)), TILE.options)
     store.write(layer, pages, records, lengths)
-    kept = tiers != PRUNED if not layout.near else torch.ones_like(tiers, dtype=torch.bool)
-    odd = [(~there.all(-1).transpose(1, 2) & kept).sum() for there in finite]
-    store.note_out_of_range(torch.zeros_like(odd[0]), odd[0] + odd[1])
+    kept = kept_rows(tiers, layout)
+    store.out_of_range[1:].add_(sum((~there.all(-1).transpose(1, 2) & kept).sum() for there in finite))

@@ -11,6 +11,8 @@ from leankv_kernels.reference.codec import rotation_block
 from leankv_kernels.triton.config import INTERPRETED
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
+FP16_MAX = tl.constexpr(65504.0)
+"""At which keys and values saturate."""
 LOW_SCALE = tl.constexpr(2048.0)
 """What the lower half of a number is scaled by, so that it stays clear of fp16's smallest numbers."""
 

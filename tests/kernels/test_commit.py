@@ -218,7 +218,7 @@ def test_a_committed_page_reads_as_its_raw_tokens_do(ops: Ops, head_dim: int) ->
             off = np.abs(getattr(view, f"{kind}s")().numpy() @ matrix - wanted)
             # A zero or a centre may be rounded to another half where the two ways to rotate differ in the last bit, and
             # of two codings of a row that read alike the other one kept.
-            assert (off > 1e-6).mean() < 0.01
+            assert (off > 1e-6).mean() < 5e-3
             assert off.max() < 1
 
 

@@ -11,7 +11,8 @@ namespace leankv {
 // Model dtypes of queries, keys and values.
 enum Dtype : int { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 
-constexpr int kMaxGroup = 64;  // the most query heads per KV head
+constexpr double kHalfMax = 65504.0;  // at which keys and values saturate
+constexpr int kMaxGroup = 64;         // the most query heads per KV head
 // Numbers of Usage in store.py, and those of them that only grow.
 constexpr int kUsageCounts = 14, kUsageSaturated = 12, kUsageNotFinite = 13;
 

@@ -55,12 +55,11 @@ LEANKV_INLINE void weigh_all_values(const OpenScratch& s, int keys, int dim, flo
     for (; c < dim; c += W) weigh_values<ROWS, 1>(s, keys, dim, c, out);
 }
 
-constexpr float kLargest = 65504.0f;
-
 // Numbers of a row of W lanes brought into float16's range; NaN is added to `off` where one is not finite.
 LEANKV_INLINE vf in_range(vf x, vf& off) {
     off = off + (x - x);
-    return -max(-max(x, splat(-kLargest)), splat(-kLargest));
+    const vf least = splat(-float(kHalfMax));
+    return -max(-max(x, least), least);
 }
 
 // Scores and softmax of one row over the first `keys` keys; returns 1 / sum.

@@ -8,7 +8,6 @@
 namespace leankv::LEANKV_NS {
 namespace {
 
-constexpr double kHalfMax = 65504.0;
 constexpr uint16_t kHalfNaN = 0x7e00;
 
 // The largest half that is at most x, as bits; |x| <= 65504.

@@ -5,6 +5,8 @@
 
 namespace leankv::cuda {
 
+constexpr double kHalfMax = 65504.0;  // at which keys and values saturate
+
 // Whether a number is neither infinite nor none.
 __device__ __forceinline__ bool is_finite(float x) { return (float_bits(x) & 0x7F800000) != 0x7F800000; }
 

@@ -13,7 +13,7 @@ namespace leankv::cuda {
 constexpr float kColumnOne = 4194304.0f;  // 2^22, COLUMN_SCORE_ONE
 
 // A number of a raw key or value brought into the range of halves.
-__device__ __forceinline__ float in_range(float x) { return fminf(fmaxf(x, -65504.0f), 65504.0f); }
+__device__ __forceinline__ float in_range(float x) { return fminf(fmaxf(x, -(float)kHalfMax), (float)kHalfMax); }
 
 template <int DIM, int GROUP, int QUERIES, int PAGE>
 struct OpenShape {

@@ -6,7 +6,6 @@
 
 namespace leankv::cuda {
 
-constexpr double kHalfMax = 65504.0;
 constexpr uint32_t kHalfNaN = 0x7E00;
 
 __device__ __forceinline__ double within_halves(double x) {
