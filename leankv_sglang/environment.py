@@ -61,9 +61,10 @@ def prepare_cpu() -> None:
     # Spinning OpenMP threads of several processes cost ten times under contention. Read when libgomp loads, so it
     # reaches the scheduler, which is a child process.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    # oneDNN keeps the kernels of the last 1,024 shapes of products, 0.6 MiB each, and every length of a prompt is one;
-    # so many have the batches of decode, which come again.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+    # oneDNN keeps the kernels of the last 1,024 shapes of products and torch keeps their descriptors, together 0.6 MiB
+    # a shape, and every length of a prompt is one; so many have the batches of decode, which come again.
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "256")
     # After a crash SGLang sleeps 65 seconds for dumps of what runs on GPUs, and its clients hang.
     for dump in ("SGLANG_CUDA_COREDUMP_BEFORE_CRASH", "SGLANG_PYSPY_DUMP_BEFORE_CRASH"):
         os.environ.setdefault(dump, "0")
