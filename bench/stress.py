@@ -154,13 +154,8 @@ def main() -> None:
     totals = {k: sum(row[k] for row in rows) for k in ("requests", "answered", "aborted")}
     lost = {row["lost"] for row in rows} - {"none"}
     print_table([{**rows[-1], **totals, "lost": "; ".join(lost) or "none"}], f"Stress, {len(rows)} rounds")
-    memory = {
-        "first minute": trend.most(0, 60),
-        f"until {args.settled:.0f} s": trend.most(0, args.settled),
-        "at most": trend.most(),
-        "growth since": trend.growth(args.settled),
-    }
-    print_table([memory], "Resident memory of the scheduler, MiB")
+    print_table(trend.rows(), "Resident memory of the scheduler")
+    print(f"\nGrowth of the median since the first {args.settled:.0f} s: {trend.growth(args.settled):.1f} MiB")
     write_json(args.json, [*rows, {"seconds": trend.seconds, "scheduler_mib": trend.mib}])
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 
 import psutil
 
@@ -32,15 +33,27 @@ class Trend:
     seconds: list[float] = field(default_factory=list)
     mib: list[float] = field(default_factory=list)
 
-    def most(self, begin: float = 0.0, end: float = float("inf")) -> float:
-        """The largest sample between two times, in seconds since the start; NaN without any."""
-        return max((m for s, m in zip(self.seconds, self.mib, strict=True) if begin <= s < end), default=float("nan"))
+    def between(self, begin: float, end: float = float("inf")) -> list[float]:
+        """Samples between two times, in seconds since the start."""
+        return [mib for second, mib in zip(self.seconds, self.mib, strict=True) if begin <= second < end]
+
+    def rows(self, every: float = 300.0) -> list[dict[str, float]]:
+        """What every five minutes held in the middle and at most. Work comes and goes, and free memory goes back to
+        the system now and then, so samples of one minute differ by more than a trend of many."""
+        count = int(self.seconds[-1] // every) + 1 if self.seconds else 0
+        parts = ((part, self.between(part * every, (part + 1) * every)) for part in range(count))
+        return [
+            {"from minute": part * every / 60, "median MiB": median(mib), "at most MiB": max(mib)}
+            for part, mib in parts
+            if mib
+        ]
 
     def growth(self, settled: float) -> float:
-        """MiB by which the last quarter's largest sample is above that of the second half of the first ``settled``
-        seconds, in which a server has seen all kinds of work."""
+        """MiB by which the median of the last quarter is above that of the second half of the first ``settled``
+        seconds, in which a server has seen all kinds of work; NaN where there was no time for that."""
         last = self.seconds[-1] if self.seconds else 0.0
-        return self.most(max(settled, 0.75 * last)) - self.most(0.5 * settled, settled)
+        early, late = self.between(0.5 * settled, settled), self.between(max(settled, 0.75 * last))
+        return median(late) - median(early) if early and late else float("nan")
 
 
 @contextmanager
