@@ -19,13 +19,24 @@ CUDA_SOURCES := $(wildcard kernels/cuda/csrc/*.cuh kernels/cuda/csrc/emulator/*)
 
 setup: $(VENV)/.installed model
 
+# Progress where somebody looks on.
+PIP := $(PY) -m pip install $(shell test -t 2 || echo --quiet) --disable-pip-version-check
+TORCH := $(shell grep '^torch==' requirements-cpu.lock)
+# An index with a CPU build of torch, such as https://download.pytorch.org/whl/cpu; elsewhere torch may be the CUDA
+# build, which does not load without 3 GB of libraries.
+TORCH_INDEX ?=
+
 $(VENV)/.requirements: requirements-cpu.lock
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-cpu.lock
+	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) $(TORCH))
+	$(PIP) --no-deps -r requirements-cpu.lock
+	@$(PY) -c "import torch" 2>/dev/null || { \
+	  echo "This index has torch's CUDA build: fetching the libraries that it loads, about 3 GB. For a small one: make setup TORCH_INDEX=URL, an index with CPU builds."; \
+	  $(PIP) $(TORCH); $(PY) -c "import torch"; }
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.requirements pyproject.toml $(CPU_SOURCES)
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
 model: $(VENV)/.installed
