@@ -48,3 +48,13 @@ def test_the_container_has_the_cuda_release_of_our_compiler() -> None:
     assert base
     assert nvcc
     assert base[1] == nvcc[1]
+
+
+def test_the_lock_follows_sglang_but_for_torch() -> None:
+    locked = dict(
+        line.split("==") for line in (ROOT / "requirements-cpu.lock").read_text().splitlines() if "==" in line
+    )
+    versions = {canonicalize_name(name): version for name, version in locked.items()}
+    ours = [name for name, pin in SGLANGS.items() if name in versions and not pin.specifier.contains(versions[name])]
+    assert ours == ["torch"]
+    assert {"openai-harmony", "llguidance", "outlines"} <= versions.keys()
