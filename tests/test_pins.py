@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import requires
 from pathlib import Path
@@ -16,6 +18,9 @@ from leankv_patches import SGLANG_VERSION
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CUDA = [Requirement(line) for line in PROJECT["optional-dependencies"]["cuda"]]
+CPU = [Requirement(line) for line in PROJECT["optional-dependencies"]["cpu"]]
+UNDECLARED = {"dill"}
+"""What sglang imports and does not ask for."""
 SGLANGS = {canonicalize_name(one.name): one for one in map(Requirement, requires("sglang") or []) if not one.marker}
 
 
@@ -23,10 +28,38 @@ def test_the_extra_pins_the_release_of_sglang() -> None:
     assert str(next(one for one in CUDA if one.name == "sglang").specifier) == f"=={SGLANG_VERSION}"
 
 
-@pytest.mark.parametrize("package", [one.name for one in CUDA if one.name != "sglang"])
-def test_the_extra_pins_what_sglang_pins(package: str) -> None:
-    ours, theirs = next(one for one in CUDA if one.name == package), SGLANGS[canonicalize_name(package)]
-    assert (ours.specifier, ours.extras) == (theirs.specifier, theirs.extras)
+@pytest.mark.parametrize("ours", [*CUDA, *CPU], ids=str)
+def test_the_extras_pin_what_sglang_pins(ours: Requirement) -> None:
+    if ours.name not in {"sglang", *UNDECLARED}:
+        theirs = SGLANGS[canonicalize_name(ours.name)]
+        assert (ours.specifier, ours.extras) == (theirs.specifier, theirs.extras)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", ["cpu", "cuda"])
+def test_the_extras_resolve(extra: str) -> None:
+    """Without what is installed here."""
+    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"][extra]]
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", *wanted]
+    done = subprocess.run(pip, capture_output=True, text=True, timeout=600, check=False)
+    if "Failed to establish a new connection" in done.stderr:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr
+
+
+def test_everything_locked_is_in_the_extra_or_comes_with_it() -> None:
+    """So that a wheel and the lock give the same server, but for sglang, which is installed without what it asks for."""
+    lock = (ROOT / "requirements-cpu.lock").read_text().split("# Tests, lint")[0]
+    left = {canonicalize_name(line.split("==")[0]) for line in lock.splitlines() if "==" in line} - {"sglang"}
+    wanted = [*map(Requirement, PROJECT["dependencies"]), *CPU]
+    seen: set[str] = set()
+    while wanted:
+        one = wanted.pop()
+        name = canonicalize_name(one.name)
+        if name in left - seen and (one.marker is None or one.marker.evaluate({"extra": ""})):
+            seen.add(name)
+            wanted += map(Requirement, requires(name) or [])
+    assert left == seen
 
 
 def test_the_compiled_packages_are_pinned() -> None:
