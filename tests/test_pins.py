@@ -24,6 +24,13 @@ UNDECLARED = {"dill"}
 SGLANGS = {canonicalize_name(one.name): one for one in map(Requirement, requires("sglang") or []) if not one.marker}
 
 
+def locked(before: str = "# Never") -> dict[str, Requirement]:
+    """Packages of the lock, as far as a line that has ``before``."""
+    text = (ROOT / "requirements-cpu.lock").read_text().split(before)[0]
+    ones = [Requirement(line) for line in text.splitlines() if "==" in line]
+    return {canonicalize_name(one.name): one for one in ones}
+
+
 def test_the_extra_pins_the_release_of_sglang() -> None:
     assert str(next(one for one in CUDA if one.name == "sglang").specifier) == f"=={SGLANG_VERSION}"
 
@@ -48,9 +55,8 @@ def test_the_extras_resolve(extra: str) -> None:
 
 
 def test_everything_locked_is_in_the_extra_or_comes_with_it() -> None:
-    """So that a wheel and the lock give the same server, but for sglang, which is installed without what it asks for."""
-    lock = (ROOT / "requirements-cpu.lock").read_text().split("# Tests, lint")[0]
-    left = {canonicalize_name(line.split("==")[0]) for line in lock.splitlines() if "==" in line} - {"sglang"}
+    """So that a wheel and the lock give the same server; sglang is installed without what it asks for."""
+    left = {name for name, one in locked("# Tests, lint").items() if not one.marker} - {"sglang"}
     wanted = [*map(Requirement, PROJECT["dependencies"]), *CPU]
     seen: set[str] = set()
     while wanted:
@@ -84,10 +90,7 @@ def test_the_container_has_the_cuda_release_of_our_compiler() -> None:
 
 
 def test_the_lock_follows_sglang_but_for_torch() -> None:
-    locked = dict(
-        line.split("==") for line in (ROOT / "requirements-cpu.lock").read_text().splitlines() if "==" in line
-    )
-    versions = {canonicalize_name(name): version for name, version in locked.items()}
+    versions = {name: next(iter(one.specifier)).version for name, one in locked().items()}
     ours = [name for name, pin in SGLANGS.items() if name in versions and not pin.specifier.contains(versions[name])]
     assert ours == ["torch"]
     assert {"openai-harmony", "llguidance", "outlines"} <= versions.keys()

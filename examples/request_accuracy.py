@@ -1,0 +1,12 @@
+"""One server, several accuracies: the field ``leankv`` says how a request's own pages are compressed."""
+
+from openai import OpenAI
+
+client = OpenAI(base_url="http://127.0.0.1:30000/v1", api_key="none")
+prompt = "The city of Paris has many museums. " * 100 + "The capital of France is"
+for profile in ("lossless", "balanced", "small"):
+    answer = client.completions.create(
+        model="default", prompt=prompt, max_tokens=8, temperature=0, extra_body={"leankv": {"profile": profile}}
+    )
+    told = answer.metadata["leankv"][0]
+    print(f"{profile:9} {answer.choices[0].text!r}: {told['bytes']:,} bytes, {told['ratio']:.2f} times fewer than 16 bits")
