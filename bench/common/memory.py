@@ -49,10 +49,10 @@ class Trend:
         ]
 
     def growth(self, settled: float) -> float:
-        """MiB by which the median of the last quarter is above that of the second half of the first ``settled``
-        seconds, in which a server has seen all kinds of work; NaN where there was no time for that."""
+        """MiB by which the median of the last quarter is above that of as long a time as ``settled`` seconds after
+        those, in which a server has seen all kinds of work; NaN where there was no time for that."""
         last = self.seconds[-1] if self.seconds else 0.0
-        early, late = self.between(0.5 * settled, settled), self.between(max(settled, 0.75 * last))
+        early, late = self.between(settled, 2 * settled), self.between(max(2 * settled, 0.75 * last))
         return median(late) - median(early) if early and late else float("nan")
 
 
