@@ -9,4 +9,6 @@ for profile in ("lossless", "balanced", "small"):
         model="default", prompt=prompt, max_tokens=8, temperature=0, extra_body={"leankv": {"profile": profile}}
     )
     told = answer.metadata["leankv"][0]
-    print(f"{profile:9} {answer.choices[0].text!r}: {told['bytes']:,} bytes, {told['ratio']:.2f} times fewer than 16 bits")
+    print(
+        f"{profile:9} {answer.choices[0].text!r}: {told['bytes']:,} bytes, {told['ratio']:.2f} times fewer than 16 bits"
+    )

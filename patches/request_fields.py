@@ -68,7 +68,9 @@ def normalize(original: Callable[[Any], None], obj: Any) -> None:
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, str) and len(one) > MAX_NAME:
                 raise ValueError(f"{name} has {len(one)} characters; at most {MAX_NAME} are taken.")
-    _check_embeds(getattr(obj, "positional_embed_overrides", None))
+    embeds = getattr(obj, "positional_embed_overrides", None)
+    for one in embeds if isinstance(embeds, list) else [embeds]:
+        _check_embeds(one)
     if getattr(obj, "custom_labels", None):
         _check_labels(obj.custom_labels)
     _fit(original, obj)
@@ -134,6 +136,7 @@ def check_wire(request: Any) -> None:
     """
     from sglang.srt.managers import io_struct
 
+    _check_embeds(request.positional_embed_overrides)
     # Of these only SGLang itself is the author; the first is wrapped when it is sent.
     plain = dict.fromkeys(("time_stats", "mm_inputs", "positional_embed_overrides"))
     try:
@@ -152,9 +155,8 @@ def _fit(original: Callable[..., Any], *args: Any, **named: Any) -> Any:
 def _check_embeds(given: Any) -> None:
     from sglang.srt.managers.embed_types import PositionalEmbeds
 
-    for one in given if isinstance(given, list) else [given]:
-        if one is not None and not isinstance(one, PositionalEmbeds):
-            raise ValueError("positional_embed_overrides takes tensors, which only the engine's Python interface has.")
+    if given is not None and not isinstance(given, PositionalEmbeds):
+        raise ValueError("positional_embed_overrides takes tensors, which only the engine's Python interface has.")
 
 
 def _check_labels(labels: Any) -> None:

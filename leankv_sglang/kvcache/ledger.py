@@ -119,9 +119,10 @@ class Ledger:
         self._blocks[pages[alive], 1:] = counts[alive, :3]
         self._tokens[pages[alive]] = counts[alive, 3:]
 
-    def blocks_held(self, pages: Pages) -> NDArray[np.int64]:
-        """Blocks that pages hold in all layers at their present level, 0 for those that were not committed."""
-        return self._blocks[pages, self.level[pages]].astype(np.int64)
+    def blocks_held(self, pages: Pages, at_most: int = LEVEL_NEAR) -> NDArray[np.int64]:
+        """Blocks that pages hold in all layers at their present level, or would hold were they cut down to ``at_most``;
+        0 for those that were not committed."""
+        return self._blocks[pages, np.minimum(self.level[pages], at_most)].astype(np.int64)
 
     def tokens_held(self, pages: Pages) -> tuple[int, NDArray[np.int64]]:
         """How many of these pages have known counts, and their tokens of all layers and heads: high, mid and low."""

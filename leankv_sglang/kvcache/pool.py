@@ -218,11 +218,11 @@ class LeanKVPool(MHATokenToKVPool):
         self.store.clear()
         self.version += 1
 
-    def bytes_of_pages(self, pages: Pages) -> int:
+    def bytes_of_pages(self, pages: Pages, trimmed: bool = False) -> int:
         """Physical bytes of the records of pages, with their table entries, by what the ledger was told: the worst for
-        what a forward under way has committed, nothing for pages not committed."""
+        what a forward under way has committed, nothing for pages not committed. Trimmed: without near parts."""
         self.commits.note_arrived()
-        blocks = self.ledger.blocks_held(pages)
+        blocks = self.ledger.blocks_held(pages, LEVEL_FAR if trimmed else LEVEL_NEAR)
         records = int(np.count_nonzero(blocks)) * self.layer_num
         return int(blocks.sum()) * self.layout.block_bytes + records * PAGE_TABLE_ENTRY
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from leankv_kernels.store import Usage
@@ -16,7 +17,8 @@ def pool_figures(pool: LeanKVPool, usage: Usage | None = None) -> dict[str, Any]
 
     ``bytes`` are in use by committed pages; their parts add up to ``bytes_total``, which also counts the pages' table
     entries. ``ratio`` is what the same tokens would take in the model's dtype over ``bytes_total``;
-    ``ratio_with_open_pages`` adds the raw open pages of all request rows to the latter.
+    ``ratio_with_open_pages`` adds the raw open pages of all request rows to the latter. ``bytes_once_trimmed`` and
+    ``ratio_once_trimmed`` are without near parts, which go first when memory is short.
     """
     usage, layout, layers = usage or pool.usage(), pool.layout, pool.layer_num
     parts = {
@@ -31,6 +33,7 @@ def pool_figures(pool: LeanKVPool, usage: Usage | None = None) -> dict[str, Any]
     total = sum(parts.values())
     tokens = usage.records * layout.page_size // layers
     raw = tokens * model_dtype_bytes_per_token(layout, layers, pool.model_dtype.itemsize)
+    trimmed = pool.bytes_of_pages(np.flatnonzero(pool.ledger.price), trimmed=True)
     token_heads = max(usage.high_tokens + usage.mid_tokens + usage.low_tokens + usage.pruned_tokens, 1)
     return {
         "config": pool.config.describe(),
@@ -40,6 +43,8 @@ def pool_figures(pool: LeanKVPool, usage: Usage | None = None) -> dict[str, Any]
         "bytes_allocated": pool.store.nbytes() + pool.open_pages.nbytes() + pool.open_pages.spare_nbytes(),
         "tokens_held": tokens,
         "ratio": raw / total if total else 0.0,
+        "bytes_once_trimmed": trimmed,
+        "ratio_once_trimmed": raw / trimmed if trimmed else 0.0,
         "ratio_with_open_pages": raw / (total + pool.open_pages.nbytes()) if total else 0.0,
         "share_high": usage.high_tokens / token_heads,
         "share_mid": usage.mid_tokens / token_heads,

@@ -1,4 +1,9 @@
-"""What a finished request is told about its own KV in ``meta_info["leankv"]``: its accuracy, bytes, ratio and tiers."""
+"""What a finished request is told about its own KV in ``meta_info["leankv"]``.
+
+Its accuracy; how many of its tokens lie in compressed pages, what those take now and will take once they are trimmed,
+each with its ratio to the model's dtype (null where no page is full yet); what its raw open page takes beside them; and
+the shares of its tokens by tier.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +30,20 @@ def note_release(req: Any, tree_cache: Any) -> None:
 def _figures(pool: LeanKVPool, req: Any, rows: PageRows) -> dict[str, Any]:
     tokens, page = req.owned_kv_len(), pool.page_size
     pages = rows.of(req.kv.req_pool_idx, tokens // page)
-    held = pool.bytes_of_pages(pages) + (pool.open_pages.row_nbytes() if tokens % page else 0)
-    raw = tokens * model_dtype_bytes_per_token(pool.layout, pool.layer_num, pool.model_dtype.itemsize)
-    accuracy = accuracy_of(req.cache_salt, pool.config)
+    held, trimmed = pool.bytes_of_pages(pages), pool.bytes_of_pages(pages, trimmed=True)
+    per_token = model_dtype_bytes_per_token(pool.layout, pool.layer_num, pool.model_dtype.itemsize)
+    raw = tokens // page * page * per_token
+    figures = {
+        **accuracy_of(req.cache_salt, pool.config).describe(),
+        "compressed_tokens": tokens // page * page,
+        "bytes": held,
+        "bytes_once_trimmed": trimmed,
+        "bytes_open_page": pool.open_pages.row_nbytes() if tokens % page else 0,
+        "ratio": raw / held if held else None,
+        "ratio_once_trimmed": raw / trimmed if trimmed else None,
+    }
     shares = {tier: round(share, 4) for tier, share in pool.tier_shares(pages).items()}
-    tiers = {"tiers": shares} if shares else {}
-    return {**accuracy.describe(), "bytes": held, "ratio": raw / held if held else 0.0, **tiers}
+    return {**figures, "tiers": shares} if shares else figures
 
 
 def reporting_streamer(base: type) -> type:

@@ -40,6 +40,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("negative token", {"input_ids": [-1]}, "has token -1"),
     ("many log-probabilities", {"return_logprob": True, "top_logprobs_num": 10**6}, "from 0 to 512, not 1000000"),
     ("embeddings", {"positional_embed_overrides": [1, 2]}, "positional_embed_overrides takes tensors"),
+    ("no embeddings", {"positional_embed_overrides": []}, "positional_embed_overrides takes tensors"),
+    ("embeddings of nothing", {"positional_embed_overrides": [None]}, "positional_embed_overrides takes tensors"),
     ("top-k beyond int32", {"sampling_params": {"top_k": 2**40}}, "top_k goes from -1"),
     ("labels", {"custom_labels": {"a": "b"}}, "custom_labels names 'a'"),
     ("choices", {"sampling_params": {"n": 10**9}}, "n is a whole number"),

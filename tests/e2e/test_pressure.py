@@ -12,6 +12,7 @@ from bench.stress import ENV, stress
 from tests.e2e.prompts import tiny_passages
 
 FIGURES = ("bytes", "ratio")
+"""What trimming changes."""
 
 
 def test_requests_survive_a_pool_too_small(tiny: Path) -> None:

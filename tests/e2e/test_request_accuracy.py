@@ -45,19 +45,24 @@ def test_an_accuracy_decides_tiers_and_is_told_back(plain: Server, prompt: list[
         assert figures["tokens_held"] == 3 * PAGE
         # Three pages as the pool counts them, and the open page.
         kv = answers[name].kv
-        open_page = figures["bytes_open_pages"] // (32 + 1)
-        assert kv["bytes"] == figures["bytes_total"] + open_page
+        assert kv["compressed_tokens"] == 3 * PAGE
+        assert kv["bytes"] == figures["bytes_total"]
+        assert kv["bytes_once_trimmed"] == figures["bytes_once_trimmed"]
+        # Where all tokens are high there is no near part.
+        assert (kv["bytes_once_trimmed"] < kv["bytes"]) == (name != "lossless")
+        assert kv["bytes_open_page"] == figures["bytes_open_pages"] // (32 + 1)
         assert tuple(kv["tiers"].values()) == pytest.approx(shares[name], abs=1e-4)
-        assert kv["ratio"] == pytest.approx((LENGTH + 8 - 1) * TOKEN_BYTES / kv["bytes"], rel=0.01)
+        for when in ("", "_once_trimmed"):
+            assert kv[f"ratio{when}"] == pytest.approx(figures[f"ratio{when}"])
+            assert kv[f"ratio{when}"] == pytest.approx(3 * PAGE * TOKEN_BYTES / kv[f"bytes{when}"])
     assert shares["lossless"] == (1.0, 0.0, 0.0)
     assert 0.1 < shares["absent"][0] < 0.9
     assert shares["absent"][2] == 0.0
     # Four sinks of 384 tokens.
     assert shares["small"] == pytest.approx((4 / 384, 380 / 384, 0.0))
     assert shares["thresholds"][2] > 0.02
-    told = {
-        name: {k: v for k, v in a.kv.items() if k not in ("bytes", "ratio", "tiers")} for name, a in answers.items()
-    }
+    said = ("profile", "alpha_high", "alpha_low")
+    told = {name: {k: v for k, v in a.kv.items() if k in said} for name, a in answers.items()}
     assert told == {**FIELDS, "absent": {"profile": "balanced"}}
     assert len({tuple(a.logprobs) for a in answers.values()}) == len(FIELDS)
 

@@ -184,6 +184,13 @@ def test_what_the_schedulers_decoder_refuses_is_named(name: str, value: Any) -> 
         fields.check_wire(_tokenized(**{name: value}))
 
 
+@pytest.mark.parametrize("given", [[], [None], {}, 0, "", False])
+def test_the_scheduler_gets_embeddings_as_tensors_alone(given: object) -> None:
+    """A list of none for a single prompt ended it."""
+    with pytest.raises(ValueError, match="positional_embed_overrides takes tensors"):
+        fields.check_wire(_tokenized(positional_embed_overrides=given))
+
+
 def test_what_the_schedulers_decoder_takes_passes() -> None:
     fields.check_wire(_tokenized(priority=3, extra_key="a", token_indices_to_pool=[1], time_stats=object()))
     with pytest.raises(ValueError, match=r"^priority does not fit: Expected `int"):
