@@ -9,6 +9,7 @@ from pathlib import Path
 
 from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
 from leankv_sglang.handover import leave
+from leankv_sglang.noise import UNDER_LEANKV, quiet
 
 ROW_STABLE_ISA = "AVX512_CORE_FP16"
 """The highest instruction set up to which oneDNN's 16-bit products do not depend on the number of rows (measured; a CPU
@@ -80,6 +81,7 @@ def prepare_cpu() -> None:
 def prepare_environment(config: LeanKVConfig) -> None:
     """Set what sglang and its child processes read from the environment; before sglang is imported."""
     unshadow_kernels()
+    quiet(UNDER_LEANKV)
     os.environ[CONFIG_ENV] = leave(config.to_json())
     # The pool is sized once, at start.
     os.environ["SGLANG_ENABLE_POST_CAPTURE_KV_SIZING"] = "0"

@@ -50,8 +50,9 @@ def _prepare(argv: Sequence[str]) -> Any:
         argv = args.merge_config_file(argv)
     ours, rest = args.split_args(argv)
     if "-h" in rest or "--help" in rest:
-        prepare_environment(LeanKVConfig())
-        args.print_help()
+        if not (ours_alone := "leankv" in rest):
+            prepare_environment(LeanKVConfig())
+        args.print_help(ours_alone)
         return None
     os.environ[DRAIN_ENV] = str(args.drain_seconds(ours))
     check_ports(rest)

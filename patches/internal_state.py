@@ -1,6 +1,6 @@
 """Target: ``SchedulerInternalStateController.get_internal_state`` of sglang 0.5.23.
 
-Reason: ``/get_server_info`` has no seam for a pool's own figures; a hook adds a ``leankv`` entry to the answer.
+Reason: ``/server_info`` has no seam for a pool's own figures; a hook adds a ``leankv`` entry to the answer.
 """
 
 from __future__ import annotations

@@ -41,7 +41,10 @@ if "cpu" in available_backends():
 
     LESSER_ISAS += [f"cpu-{isa}" for isa in cpu.isas()[1:]]
 
-settings.register_profile("fast", max_examples=10)
+# No example has a time to keep: other processes take what they like of the machine.
+settings.register_profile("whole", deadline=None)
+settings.register_profile("fast", deadline=None, max_examples=10)
+settings.load_profile("whole")
 
 
 @pytest.fixture(scope="session")

@@ -123,7 +123,7 @@ class Server:
 
     def info(self) -> dict[str, Any]:
         """The scheduler's internal state."""
-        state: dict[str, Any] = requests.get(self.url + "/get_server_info", timeout=60).json()["internal_states"][0]
+        state: dict[str, Any] = requests.get(self.url + "/server_info", timeout=60).json()["internal_states"][0]
         return state
 
     def retractions(self) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ModelError
+from .hub import check_hub_name
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model")
@@ -17,7 +18,7 @@ _LENGTH_BYTES, _LONGEST_HEADER = 8, 100 << 20
 def check_model_folder(name: str, flag: str = "--model-path", weights: bool = True, tokenizer: bool = True) -> None:
     """Check the folder of a Hugging Face model: its configuration, its tokenizer, and that no weight file is cut short.
 
-    What is no folder here may be a name of a hub, and is let pass unless it looks like a path.
+    What is no folder here may be a name of a hub, unless it looks like a path.
 
     Args:
         name: the folder.
@@ -34,6 +35,7 @@ def check_model_folder(name: str, flag: str = "--model-path", weights: bool = Tr
             raise ModelError(f"{flag} {name} is a file; give the folder of a Hugging Face model, or a .gguf file.")
         if "://" not in name and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
             raise ModelError(f"{flag} {name} does not exist; give the folder of a Hugging Face model.")
+        check_hub_name(name, flag)
         return
     try:
         _config(folder, flag)

@@ -1,4 +1,4 @@
-"""The pool's figures, for ``/get_server_info`` and Prometheus alike: one place computes them."""
+"""The pool's figures, for ``/server_info`` and Prometheus alike: one place computes them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def pool_figures(pool: LeanKVPool, usage: Usage | None = None) -> dict[str, Any]
 
 
 def server_info(_scheduler: Any) -> dict[str, Any]:
-    """The ``leankv`` entry of ``/get_server_info``: the figures, and ``bytes_by_head``, a list a layer of bytes by KV
+    """The ``leankv`` entry of ``/server_info``: the figures, and ``bytes_by_head``, a list a layer of bytes by KV
     head.
 
     The latter reads every record's header, so nobody gets it who does not ask. Over tensor-parallel ranks all of it is

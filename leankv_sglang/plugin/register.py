@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from leankv_sglang.config import NAME, active_config
+from leankv_sglang.noise import ALWAYS, UNDER_LEANKV, quiet
 from leankv_sglang.plugin.lifeline import hold_on
-
-_NOISE = {
-    "sglang.srt.models.registry": "Ignore import error when loading ",
-    # Four hundred resolved flags on one line; /get_server_info has them.
-    "sglang.srt.entrypoints.engine": "server_args=",
-}
-
-
-class _Quiet(logging.Filter):
-    """Drops messages that start with a prefix."""
-
-    def __init__(self, prefix: str) -> None:
-        super().__init__()
-        self.prefix = prefix
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """False for a message to drop."""
-        return not record.getMessage().startswith(self.prefix)
 
 
 def register() -> None:
     """Register backend, hooks and patches; without a LeanKV configuration only quiets sglang's import noise."""
-    for name, prefix in _NOISE.items():
-        logging.getLogger(name).addFilter(_Quiet(prefix))
+    quiet(ALWAYS)
     if active_config() is None:
         return
+    quiet(UNDER_LEANKV)
     hold_on()
     from sglang.srt.arg_groups.choices import (
         add_attention_backend_choices,

@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from leankv_sglang.compression.profile import NO_PROFILE, chosen_profile
 from leankv_sglang.compression.profile_file import Profile
@@ -19,7 +20,7 @@ from leankv_sglang.config import (
 )
 from leankv_sglang.environment import DEFAULT_DRAIN_SECONDS
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.models import resolve_model_path
+from leankv_sglang.models import DEFAULT_MODEL, resolve_model_path
 from leankv_sglang.models.check import check_model_folder, check_tokenizer
 
 _METHOD_FLAGS = (
@@ -198,18 +199,25 @@ def merge_config_file(argv: Sequence[str]) -> list[str]:
     return ConfigArgumentMerger(parser).merge_config_with_args(list(argv))
 
 
-def print_help() -> None:
-    """Print all flags, ours first; imports sglang."""
+def print_help(ours_alone: bool) -> None:
+    """Print our flags at once, then SGLang's unless ours alone were asked for; the latter imports sglang."""
+    usage = "python -m leankv_sglang.launch_server"
+    parser = argparse.ArgumentParser(prog=usage, usage=f"{usage} [LeanKV's flags] [SGLang's flags]", add_help=False)
+    add_flags(parser)
+    print(parser.format_help(), flush=True)
+    if ours_alone:
+        return
     from sglang.srt.server_args import ServerArgs
 
-    parser = argparse.ArgumentParser(prog="python -m leankv_sglang.launch_server")
-    add_flags(parser)
-    ServerArgs.add_cli_args(parser)
-    parser.print_help()
+    theirs = argparse.ArgumentParser(prog=usage, usage=argparse.SUPPRESS, add_help=False)
+    ServerArgs.add_cli_args(theirs.add_argument_group("SGLang", "Flags of SGLang's own server; all are taken here"))
+    print(theirs.format_help())
 
 
 def with_model_path(rest: Sequence[str]) -> tuple[list[str], str]:
     """SGLang's flags with the model replaced by a folder on disk, and that folder; without one, the default model's.
+
+    A model of the catalog, or of a .gguf file, is served under its name, not under the path of what it became.
 
     Raises:
         ModelError: where the model is not to be had.
@@ -217,8 +225,10 @@ def with_model_path(rest: Sequence[str]) -> tuple[list[str], str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model-path", "--model")
     found, others = parser.parse_known_args(list(rest))
-    folder = resolve_model_path(found.model_path)
-    return ["--model-path", folder, *others], folder
+    given, folder = found.model_path or DEFAULT_MODEL, resolve_model_path(found.model_path)
+    named = any(arg.split("=")[0] == "--served-model-name" for arg in others)
+    name = [] if named or folder == given else ["--served-model-name", Path(given).name.removesuffix(".gguf")]
+    return ["--model-path", folder, *name, *others], folder
 
 
 def page_size_of(rest: Sequence[str]) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from leankv_patches import (
     choice_seeds,
+    detokenized_tokens,
     drain,
     hook,
     meta_info,
@@ -21,7 +22,7 @@ from leankv_sglang.compression.request_params import FIELD
 from leankv_sglang.environment import DEFAULT_DRAIN_SECONDS, DRAIN_ENV
 from leankv_sglang.plugin.faults import on_child_failure
 from leankv_sglang.plugin.selfcheck import stop_if
-from leankv_sglang.server.middleware import TAKING, RequestFieldMiddleware, bad_request
+from leankv_sglang.server.middleware import TAKING, RequestFieldMiddleware, bad_request, misfit
 
 
 def install_tokenizer() -> None:
@@ -69,11 +70,14 @@ def install_http(app: Any) -> None:
     install_tokenizer()
     if not any(m.cls is RequestFieldMiddleware for m in app.user_middleware):
         openai_metadata.install(FIELD)
+        detokenized_tokens.install()
         HookRegistry.apply_hooks()
         # Innermost: behind authentication, decompression and CORS, which add themselves at the other end.
         app.user_middleware.append(Middleware(RequestFieldMiddleware))
         # Some routes of SGLang catch it themselves, and mean a request that is wrong.
         app.add_exception_handler(ValueError, bad_request)
+        for kind in (AttributeError, LookupError, TypeError):
+            app.add_exception_handler(kind, misfit)
     stop_if(_problems(app))
 
 
@@ -86,7 +90,7 @@ def _problems(app: Any) -> list[str]:
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
     from sglang.srt.managers.io_struct import GenerateReqInput
 
-    problems = [problem] if (problem := openai_metadata.problem()) else []
+    problems = [problem for patch in (openai_metadata, detokenized_tokens) if (problem := patch.problem())]
     paths = {getattr(route, "path", None) for route in app.routes}
     problems += [f"there is no route {path}" for path in TAKING if path not in paths]
     for taker in (GenerateReqInput, CompletionRequest, ChatCompletionRequest, Engine.generate):

@@ -46,6 +46,9 @@ _WORDS = (FIELD.encode(), _HEALTH.encode(), b"\\u006", b"\\u007", b"\0")
 _OTHER_JSON = b'[0123456789-"tfnNI'
 _PROMPTS = ("text", "input_ids", "input_embeds")
 
+_READS_BODY = "request_body_to_args"
+"""Of fastapi."""
+
 _NOT_HERE = f"{FIELD} is not taken here; {', '.join(TAKING[:-1])} and {TAKING[-1]} take it."
 
 
@@ -188,6 +191,19 @@ async def bad_request(_request: Any, error: Exception) -> Any:
     from fastapi.responses import JSONResponse
 
     return JSONResponse(error_body(str(error), _NATIVE), HTTPStatus.BAD_REQUEST.value)
+
+
+async def misfit(request: Any, error: Exception) -> Any:
+    """As :func:`bad_request` where a route's model of a body could not read it; anything else goes on.
+
+    SGLang's models look into fields before their types are checked, and fastapi takes only ValueError for a refusal.
+    """
+    place = error.__traceback__
+    while place is not None and place.tb_frame.f_code.co_name != _READS_BODY:
+        place = place.tb_next
+    if place is None:
+        raise error
+    return await bad_request(request, ValueError(f"The request's fields do not fit together: {error}."))
 
 
 async def _refuse(sentence: str, form: str, send: Send) -> None:

@@ -111,3 +111,29 @@ def test_random_requests(hostile: Server) -> None:
     figures = hostile.info()["leankv"]
     assert figures["blocks_free"] == figures["blocks_total"]
     assert not any(word in hostile.log_text() for word in ("leak detected", "[pool-bytes]"))
+
+
+ODD: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/detokenize", {"tokens": [[3], [2**31, 7]]}, "tokens are from 0 to 511, which 2147483648 is not"),
+    ("/v1/detokenize", {"tokens": [-1]}, "tokens are from 0 to 511, which -1 is not"),
+    (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "Hi"}], "response_format": [5]},
+        "The request's fields do not fit together: 'list' object has no attribute 'get'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("route", "fields", "said"), ODD, ids=[said for *_, said in ODD])
+def test_what_was_an_error_of_the_server_is_the_clients(
+    hostile: Server, route: str, fields: dict[str, Any], said: str
+) -> None:
+    answer = requests.post(hostile.url + route, json={"model": "default", **fields}, timeout=60)
+    assert answer.status_code == 400
+    assert said in answer.text
+
+
+def test_what_the_vocabulary_has_is_detokenized(hostile: Server) -> None:
+    answer = requests.post(hostile.url + "/v1/detokenize", json={"tokens": [[40, 41], [42]]}, timeout=60)
+    assert answer.ok
+    assert len(answer.json()["text"]) == 2

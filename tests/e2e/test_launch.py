@@ -48,9 +48,10 @@ def test_a_seam_that_did_not_take_stops_the_start(zygote: Zygote) -> None:
 
 def test_help_groups_our_flags(zygote: Zygote) -> None:
     _, text = zygote.run(["--help"], {})
-    group = text[text.index("LeanKV:") :]
-    assert "--leankv-tiers" in group
-    assert "--max-total-tokens" in text
+    ours, theirs = text.split("\nSGLang:\n")
+    assert "--leankv-tiers" in ours
+    assert "--max-total-tokens" in theirs
+    assert zygote.run(["--help", "leankv"], {})[1].strip() == ours.strip()
 
 
 def test_plain_sglang_serves_from_the_same_environment(tiny: Path, zygote: Zygote) -> None:

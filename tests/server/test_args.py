@@ -15,7 +15,8 @@ import pytest
 from leankv_kernels import available_backends
 from leankv_sglang.config import Alphas, LeanKVConfig
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.server.args import add_flags, config_from_args, drain_seconds, split_args
+from leankv_sglang.server import args
+from leankv_sglang.server.args import add_flags, config_from_args, drain_seconds, split_args, with_model_path
 from tests.sentences import is_one_sentence
 
 
@@ -220,3 +221,15 @@ def test_the_limit_of_a_drain_is_a_time() -> None:
     for wrong in ("-1", "nan", "inf"):
         with pytest.raises(LeanKVError, match="--leankv-drain-seconds is a number of at least 0"):
             drain_seconds(split_args([f"--leankv-drain-seconds={wrong}"])[0])
+
+
+def test_a_model_of_the_catalog_is_served_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not under the path of the folder that it became."""
+    monkeypatch.setattr(args, "resolve_model_path", lambda name: name if name == "/a/folder" else "/home/models/it")
+    assert with_model_path(["--tp", "1"]) == (
+        ["--model-path", "/home/models/it", "--served-model-name", "SmolLM2-135M-Instruct", "--tp", "1"],
+        "/home/models/it",
+    )
+    assert with_model_path(["--model", "/b/some.gguf"])[0][2:] == ["--served-model-name", "some"]
+    assert with_model_path(["--served-model-name=x"])[0][2:] == ["--served-model-name=x"]
+    assert with_model_path(["--model-path", "/a/folder"])[0] == ["--model-path", "/a/folder"]
