@@ -53,18 +53,26 @@ NEIGHBOURS: dict[str, dict[str, Any]] = {
 """Sampling parameters of what is beside it."""
 
 
-def _fields(kind: str, rng: random.Random) -> dict[str, Any]:
+def _others(server: Server) -> list[dict[str, Any]]:
+    """Accuracies of neighbours: names, and thresholds where tokens are scored by attention."""
+    thresholds = {"alpha_high": 2.0, "alpha_low": 1.0}
+    ask = {"text": "Hello", "sampling_params": {"max_new_tokens": 1}, "leankv": thresholds}
+    taken = requests.post(server.url + "/generate", json=ask, timeout=600).ok
+    return [{"profile": "lossless"}, {"profile": "balanced"}, *([thresholds] if taken else [])]
+
+
+def _fields(kind: str, rng: random.Random, others: list[dict[str, Any]]) -> dict[str, Any]:
     if kind == "top log-probabilities":
         return {"return_logprob": True, "top_logprobs_num": 20, "logprob_start_len": 0}
     if kind == "other accuracies":
-        return {"leankv": rng.choice([{"profile": "lossless"}, {"alpha_high": 2.0, "alpha_low": 1.0}])}
+        return {"leankv": rng.choice(others)}
     return {}
 
 
 @contextmanager
 def neighbours(server: Server, kind: str, prompts: list[list[int]], clients: int = 3) -> Iterator[list[int]]:
     """While this runs, requests of one kind come and go; the list counts those that were answered."""
-    stop, answered = threading.Event(), [0]
+    stop, answered, others = threading.Event(), [0], _others(server)
 
     def ask(seed: int) -> None:
         rng, count = random.Random(f"{kind} {seed}"), 0
@@ -76,7 +84,7 @@ def neighbours(server: Server, kind: str, prompts: list[list[int]], clients: int
                 "input_ids": rng.choice(prompts)[: rng.randrange(20, 200)],
                 "rid": rid,
                 "sampling_params": {**sampling, **NEIGHBOURS[kind]},
-                **_fields(kind, rng),
+                **_fields(kind, rng, others),
             }
             if kind == "aborted":
                 later = threading.Timer(
@@ -156,16 +164,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=48, help="new tokens")
-    parser.add_argument("--pool", type=int, default=2048, help="tokens of the pool: little enough to retract requests")
+    parser.add_argument(
+        "--pools",
+        type=int,
+        nargs="+",
+        default=[1536, 8192],
+        help="tokens of the pools: one so small that requests are retracted, one that has room for hits",
+    )
     parser.add_argument("--neighbours", nargs="+", choices=list(NEIGHBOURS))
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     prompts = random_prompts(args.prompts, 120, 400)
-    flags = ("--max-total-tokens", str(args.pool), "--schedule-conservativeness", "0.05", "--enable-mixed-chunk")
-    with serve(*flags, "--chunked-prefill-size", "256", env=ENV) as server:
-        rows = company(server, prompts, args.tokens, args.neighbours)
+    rows: list[dict[str, Any]] = []
+    for pool in args.pools:
+        flags = ("--max-total-tokens", str(pool), "--schedule-conservativeness", "0.05", "--enable-mixed-chunk")
+        with serve(*flags, "--chunked-prefill-size", "256", env=ENV) as server:
+            rows += [{"pool": pool, **row} for row in company(server, prompts, args.tokens, args.neighbours)]
+        write_json(args.json, rows)
     print_table(rows, "Answers in company against answers alone")
-    write_json(args.json, rows)
+    if parted := [row["neighbours"] for row in rows if row["bit_equal"] < row["answers"]]:
+        raise SystemExit(f"Answers differ beside {', '.join(parted)}.")
 
 
 if __name__ == "__main__":
