@@ -19,12 +19,12 @@ from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
 from leankv_sglang.command import exit_code
 from leankv_sglang.compression.build import make_layout
 from leankv_sglang.compression.profile import shipped_profile
-from leankv_sglang.compression.profile_file import CALIBRATED_TOKENS, load_profile, measured_ratios
+from leankv_sglang.compression.profile_file import load_profile, measured_ratios
 from leankv_sglang.config import PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.kvcache.lasting import calibrated_cost, lasting_cost
 from leankv_sglang.kvcache.ledger import Ledger
 from leankv_sglang.kvcache.sizing import open_page_bytes, page_bytes, tokens_for
-from leankv_sglang.kvcache.tree.trim import keep_every
 from leankv_sglang.models.shape import ModelShape, read_shape
 from leankv_sglang.table import print_table
 
@@ -77,13 +77,7 @@ def lasting_units(layout: RecordLayout, form: Form, near_pages: int, num_layers:
         length = int(layout.level_bytes(counts, torch.tensor([level])))
         blocks = torch.tensor([-(-length // layout.block_bytes) * num_layers])
         prices.append(float(ledger.units_of(blocks.numpy())[0]))
-    return _lasting(prices[0], prices[1], near_pages) / layout.page_size
-
-
-def _lasting(far: float, near: float, near_pages: int) -> float:
-    """What a long-held page costs, of its price trimmed and whole."""
-    kept = min(near_pages / keep_every(near_pages), 1.0)
-    return (1 - kept) * far + kept * near
+    return lasting_cost(prices[0], prices[1], near_pages) / layout.page_size
 
 
 def plan_rows(shape: ModelShape, memory: int, page_size: int, requests: int, near_pages: int) -> list[dict[str, Any]]:
@@ -124,11 +118,9 @@ def profile_rows(profile: Path, shape: ModelShape, memory: int, page_size: int, 
     if loaded.page_size != page_size:
         return []
     layout = make_layout(loaded.config, page_size, shape.kv_heads, shape.head_dim)
-    whole = page_bytes(layout, shape.layers) / page_size
-    own_page = open_page_bytes(layout, shape.layers, shape.query_heads) / CALIBRATED_TOKENS
     rows = []
     for name, ratio in measured_ratios(profile).items():
-        cost = _lasting((shape.token_bytes / ratio - own_page) / whole, 1.0, loaded.config.near_pages)
+        cost = calibrated_cost(ratio, layout, shape.layers, shape.query_heads, loaded.config.near_pages)
         rows.append(_row(f"profile, {name}", f"--leankv-profile {name}", layout, cost, shape, memory, requests))
     return rows
 

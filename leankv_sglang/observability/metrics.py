@@ -1,4 +1,4 @@
-"""Prometheus gauges of the pool, beside SGLang's own."""
+"""Prometheus gauges and counters of the pool, beside SGLang's own."""
 
 from __future__ import annotations
 
@@ -12,26 +12,30 @@ from leankv_sglang.observability.pool_stats import pool_figures
 _GAUGES = {
     "tokens_held": "Tokens in committed pages.",
     "ratio": "Bytes of the held tokens in the model's dtype over their physical bytes.",
+    "ratio_once_trimmed": "The same once near parts are trimmed, which go first when memory is short.",
+    "blocks_free": "Blocks of the pool that hold no record.",
+    "blocks_total": "Blocks of the pool.",
+    "bytes_open_pages": "Bytes of the raw open pages of all request rows.",
+    "bytes_allocated": "Bytes of everything the pool allocated.",
+}
+_COUNTERS = {
     "pages_committed": "Pages committed since the start.",
     "pages_trimmed": "Pages whose near part was cut, since the start.",
     "pages_demoted": "Pages whose refinement was cut, since the start.",
     "pages_healed": "Cut pages that were made whole by a recomputation, since the start.",
     "saturated_rows": "Keys and values of tokens, a KV head's each, with a channel beyond 65,504, since the start.",
     "nonfinite_rows": "Keys and values of tokens, a KV head's each, with a channel not finite, since the start.",
-    "blocks_free": "Blocks of the pool that hold no record.",
-    "bytes_open_pages": "Bytes of the raw open pages of all request rows.",
-    "bytes_allocated": "Bytes of everything the pool allocated.",
 }
 
 
 class LeanKVMetricsCollector(SchedulerMetricsCollector):
-    """SGLang's scheduler collector plus ``leankv:*`` gauges, set whenever it logs its own."""
+    """SGLang's scheduler collector plus ``leankv:*`` gauges and counters, set whenever it logs its own."""
 
     def __init__(self, labels: dict[str, str], *args: Any, **kwargs: Any) -> None:
         super().__init__(labels, *args, **kwargs)
-        from prometheus_client import Gauge
+        from prometheus_client import Counter, Gauge
 
-        gauge = self._gauge_cls or Gauge
+        gauge, count = self._gauge_cls or Gauge, self._counter_cls or Counter
         names = list(labels)
 
         def make(name: str, text: str, extra: list[str]) -> Any:
@@ -39,6 +43,8 @@ class LeanKVMetricsCollector(SchedulerMetricsCollector):
 
         self._leankv = {name: make(name, text, []) for name, text in _GAUGES.items()}
         self._leankv_bytes = make("bytes", "Physical bytes in use by committed pages, by what they hold.", ["part"])
+        self._counters = {name: count(f"leankv:{name}", text, names) for name, text in _COUNTERS.items()}
+        self._counted = dict.fromkeys(_COUNTERS, 0)
 
     def log_stats(self, stats: Any) -> None:
         """Log SGLang's figures, then ours."""
@@ -51,3 +57,6 @@ class LeanKVMetricsCollector(SchedulerMetricsCollector):
             gauge.labels(**self.labels).set(figures[name])
         for part, value in figures["bytes"].items():
             self._leankv_bytes.labels(**self.labels, part=part).set(value)
+        for name, counter in self._counters.items():
+            counter.labels(**self.labels).inc(max(0, figures[name] - self._counted[name]))
+            self._counted[name] = figures[name]

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from leankv_sglang.compression.build import kernels_for, make_layout
+from leankv_sglang.compression.profile import shipped_profile
+from leankv_sglang.compression.profile_file import measured_ratios
 from leankv_sglang.config import LeanKVConfig
-from leankv_sglang.kvcache.sizing import model_dtype_bytes_per_token, page_bytes
+from leankv_sglang.kvcache.lasting import calibrated_cost
+from leankv_sglang.kvcache.sizing import model_dtype_bytes_per_token, open_page_bytes, page_bytes
 
 
 def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]]:
@@ -31,13 +34,24 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
         pages = cfg.max_total_tokens // page
         bytes_kv = pages * page_bytes(layout, layers)
         rows = (cfg.max_running_requests or 0) + 1
-        bytes_open = rows * page * raw
-        lines.append(("KV cache", f"{bytes_kv / 2**20:,.0f} MiB for {pages * page:,} tokens"))
+        bytes_open = rows * open_page_bytes(layout, layers, group * layout.num_kv_heads, model.dtype.itemsize)
+        lines.append(("KV cache", f"{bytes_kv / 2**20:,.0f} MiB: {pages * page:,} tokens when all were just committed"))
+        if ratio := _measured_ratio(cfg.model_path, config):
+            held = int(
+                pages * page / calibrated_cost(ratio, layout, layers, group * layout.num_kv_heads, config.near_pages)
+            )
+            lines.append(("", f"some {held:,} tokens once trimmed ({held * raw / bytes_kv:.1f}x 16 bits)"))
         lines.append(("open pages", f"{bytes_open / 2**20:,.0f} MiB for {rows - 1} running requests"))
     else:
         lines.append(("KV cache", "sized from the free device memory (--mem-fraction-static)"))
     lines.append(("address", f"http://{cfg.host}:{cfg.port}"))
     return lines
+
+
+def _measured_ratio(model: str, config: LeanKVConfig) -> float | None:
+    """What the point in use of a profile that comes with the package was measured to save."""
+    shipped = shipped_profile(model) if config.profile else None
+    return measured_ratios(shipped).get(config.profile.split()[-1]) if shipped and config.profile else None
 
 
 def print_banner(server_args: Any, config: LeanKVConfig) -> None:

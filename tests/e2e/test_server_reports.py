@@ -25,10 +25,20 @@ def test_gauges_agree_with_server_info(server: Server) -> None:
     server.generate(passages(1, 140, 140, seed=8)[0], 45)
     figures, gauges = server.info()["leankv"], _gauges(server)
     # Gauges are written when SGLang logs; the pages of the finished request may come after.
-    assert {"tokens_held", "ratio", "pages_committed", "blocks_free", "bytes_allocated"} <= set(gauges)
+    assert {"tokens_held", "ratio", "pages_committed_total", "blocks_free", "bytes_allocated"} <= set(gauges)
     assert gauges["bytes_allocated"] == figures["bytes_allocated"]
     assert gauges["bytes_high"] > gauges["bytes_header"] > 0
     assert gauges["ratio"] == pytest.approx(figures["ratio"], rel=0.05)
+
+
+def test_counters_count(server: Server) -> None:
+    """What only grows is a counter for Prometheus, so that its rates can be asked for."""
+    before = _gauges(server)
+    server.flush()
+    server.generate(passages(1, 300, 300, seed=9)[0], 45)
+    after = _gauges(server)
+    assert after["pages_committed_total"] >= before["pages_committed_total"] + 2
+    assert "# TYPE leankv:pages_trimmed_total counter" in requests.get(server.url + "/metrics", timeout=60).text
 
 
 def test_starts_fast_and_quietly(server: Server) -> None:
@@ -36,5 +46,7 @@ def test_starts_fast_and_quietly(server: Server) -> None:
     assert "LeanKV beneath SGLang" in log
     assert "k8v4,k4v4,k4v2" in log
     assert "thresholds from SmolLM2-135M-Instruct lossless" in log
+    assert re.search(r"tokens when all were just committed\n +some [\d,]+ tokens once trimmed \(4\.\dx 16 bits\)", log)
+    assert "low performance expected" not in log
     assert "Ignore import error" not in log
     assert "server_args={" not in log
