@@ -25,9 +25,11 @@ from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.lasting import calibrated_cost, lasting_cost
 from leankv_sglang.kvcache.ledger import Ledger
 from leankv_sglang.kvcache.sizing import open_page_bytes, page_bytes, tokens_for
-from leankv_sglang.models.shape import ModelShape, read_shape
+from leankv_sglang.models.known_shapes import KNOWN_SHAPES, known_shape
+from leankv_sglang.models.shape import ModelShape, read_shape, shape_of
 from leankv_sglang.table import print_table
 
+SHAPE_FLAGS = ("--layers", "--query-heads", "--kv-heads", "--head-dim")
 MOST_MEMORY, MOST_REQUESTS = 2**60, 2**20
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -152,12 +154,37 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(
         prog="python -m leankv_sglang.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    out.add_argument("--model", help="a folder, a .gguf file or a name of the catalog (default: the default model)")
+    out.add_argument(
+        "--model",
+        help="a folder, a .gguf file, a name of the catalog, or one of "
+        f"{', '.join(KNOWN_SHAPES)} (default: the default model)",
+    )
+    shape = out.add_argument_group("another model's shape, instead of --model")
+    for name in SHAPE_FLAGS:
+        shape.add_argument(name, type=int, metavar="N")
     out.add_argument("--memory", default="2GiB", help="bytes for the KV cache in all (default: 2GiB)")
     out.add_argument("--page-size", type=int, default=128, choices=PAGE_SIZES)
     out.add_argument("--max-running-requests", type=int, default=32, help="each has a raw open page (default: 32)")
     out.add_argument("--near-pages", "--window", type=int, default=1, help="--leankv-near-pages (default: 1)")
     return out
+
+
+def stated_shape(args: argparse.Namespace) -> ModelShape | None:
+    """The shape that the flags give, if they do.
+
+    Raises:
+        LeanKVError: where they give a part of one, one that no model has, or ``--model`` beside it.
+    """
+    numbers = (args.layers, args.query_heads, args.kv_heads, args.head_dim)
+    if numbers == (None,) * 4:
+        return None
+    if None in numbers or args.model:
+        raise LeanKVError(f"Give --model, or all of {', '.join(SHAPE_FLAGS)}.")
+    names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    try:
+        return shape_of(dict(zip(names, numbers, strict=True)))
+    except ValueError as error:
+        raise LeanKVError(f"{', '.join(SHAPE_FLAGS)} give no shape of a model: {error}.") from None
 
 
 def run(args: argparse.Namespace) -> None:
@@ -172,10 +199,18 @@ def run(args: argparse.Namespace) -> None:
     if not 1 <= requests <= MOST_REQUESTS:
         raise LeanKVError(f"--max-running-requests is a number from 1 to {MOST_REQUESTS:,}, not {requests}.")
     LeanKVConfig(near_pages=args.near_pages)
-    folder = resolve_model_path(args.model)
-    shape = read_shape(folder)
+    folder = None
+    shape = stated_shape(args) or (known_shape(args.model) if args.model else None)
+    if shape is None:
+        folder = resolve_model_path(args.model)
+        if args.model and not Path(folder).is_dir():
+            raise LeanKVError(
+                f"--model {args.model} is neither a folder nor a known name ({', '.join(KNOWN_SHAPES)}); "
+                f"give {', '.join(SHAPE_FLAGS)} instead."
+            )
+        shape = read_shape(folder)
     rows = plan_rows(shape, memory, args.page_size, requests, args.near_pages)
-    if shipped := shipped_profile(folder):
+    if folder and (shipped := shipped_profile(folder)):
         rows[1:1] = profile_rows(shipped, shape, memory, args.page_size, requests)
     layers, query_heads, kv_heads, head_dim = shape
     title = f"{layers} layers, {query_heads} query heads on {kv_heads} KV heads of {head_dim}; {memory:,} bytes in all"

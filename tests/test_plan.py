@@ -161,3 +161,32 @@ def test_a_shipped_profile_has_rows_of_its_own(capsys: pytest.CaptureFixture[str
     assert profile_rows(shipped, SMOLLM2, 2 << 30, 64, 16) == []
     assert main(["--memory", "2GiB"]) == 0
     assert "--leankv-profile balanced" in capsys.readouterr().out
+
+
+def test_known_models_and_stated_shapes_need_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "meta-llama/llama-3-8b", "--memory", "16GiB"]) == 0
+    known = capsys.readouterr().out
+    flags = ["--layers", "32", "--query-heads", "32", "--kv-heads", "8", "--head-dim", "128"]
+    assert main([*flags, "--memory", "16GiB"]) == 0
+    assert capsys.readouterr().out == known
+    assert "32 layers, 32 query heads on 8 KV heads of 128" in known
+
+
+SHAPES = "--layers {} --query-heads {} --kv-heads {} --head-dim 64"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--layers 32", "Give --model, or all of --layers"),
+        ("--model Llama-3-8B " + SHAPES.format(1, 1, 1), "Give --model, or all"),
+        (SHAPES.format(0, 1, 1), "give no shape of a model: num_hidden_layers"),
+        (SHAPES.format(2, 3, 2), "cannot share 2 KV heads evenly"),
+        ("--model Llama-9", "is neither a folder nor a known name"),
+    ],
+)
+def test_shapes_that_cannot_be_are_one_sentence(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line.split()) == 2
+    told = capsys.readouterr().err.strip()
+    assert said in told
+    assert is_one_sentence(told.removeprefix("error: "))
