@@ -58,7 +58,7 @@ def _others(server: Server) -> list[dict[str, Any]]:
     thresholds = {"alpha_high": 2.0, "alpha_low": 1.0}
     ask = {"text": "Hello", "sampling_params": {"max_new_tokens": 1}, "leankv": thresholds}
     taken = requests.post(server.url + "/generate", json=ask, timeout=600).ok
-    return [{"profile": "lossless"}, {"profile": "balanced"}, *([thresholds] if taken else [])]
+    return [{"profile": "near-lossless"}, {"profile": "balanced"}, *([thresholds] if taken else [])]
 
 
 def _fields(kind: str, rng: random.Random, others: list[dict[str, Any]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from leankv_sglang.models.shape import read_shape
 
 PRUNED = "pruned"
 FLAGS = "by flags"
-SHIPPED = ("lossless", "balanced", "small")
+SHIPPED = ("near-lossless", "balanced", "small")
 CHARACTERS = 4.3
 """Of WikiText a token, about."""
 

@@ -30,7 +30,7 @@ ENV = {
 }
 
 
-ACCURACIES: tuple[dict[str, Any], ...] = ({}, {}, {"profile": "lossless"}, {"profile": "small"})
+ACCURACIES: tuple[dict[str, Any], ...] = ({}, {}, {"profile": "near-lossless"}, {"profile": "small"})
 
 
 def _ask(

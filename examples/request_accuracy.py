@@ -4,7 +4,7 @@ from openai import OpenAI
 
 client = OpenAI(base_url="http://127.0.0.1:30000/v1", api_key="none")
 prompt = "The city of Paris has many museums. " * 100 + "The capital of France is"
-for profile in ("lossless", "balanced", "small"):
+for profile in ("near-lossless", "balanced", "small"):
     answer = client.completions.create(
         model="default", prompt=prompt, max_tokens=8, temperature=0, extra_body={"leankv": {"profile": profile}}
     )

@@ -23,7 +23,7 @@ def engine(model_path: str | None = None, leankv: LeanKVConfig | str | None = No
     Args:
         model_path: a folder, a .gguf file or a name of the catalog; None for the default model.
         leankv: how pages are compressed: a configuration, or a profile as ``--leankv-profile`` names it; None for the
-            defaults: the lossless point of the profile shipped for the model, if there is one.
+            defaults: the near-lossless point of the profile shipped for the model, if there is one.
         server_args: as for ``sglang.Engine``.
 
     Returns:

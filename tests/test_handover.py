@@ -52,7 +52,7 @@ def profile_of(path: Path, layers: int, kv_heads: int, digits: int) -> str:
         "predictor": pack_predictor(torch.zeros(layers, kv_heads, num_features(64))),
         "points": {
             name: {"alpha_high": table(), "alpha_mid": table(), "alpha_low": table()}
-            for name in ("lossless", "balanced", "small")
+            for name in ("near-lossless", "balanced", "small")
         },
     }
     path.write_text(json.dumps(document))

@@ -154,7 +154,7 @@ def test_a_shipped_profile_has_rows_of_its_own(capsys: pytest.CaptureFixture[str
     shipped = shipped_profile(resolve_model_path(None))
     assert shipped is not None
     rows = profile_rows(shipped, SMOLLM2, 2 << 30, 128, 16)
-    assert [row["flags"].split()[1] for row in rows] == ["lossless", "balanced", "small"]
+    assert [row["flags"].split()[1] for row in rows] == ["near-lossless", "balanced", "small"]
     for row, ratio in zip(rows, measured_ratios(shipped).values(), strict=True):
         # Some boundaries stay whole, and the requests' open pages are not the cache's.
         assert 0.75 * ratio < row["x 16 bits"] < 1.1 * ratio

@@ -1,6 +1,6 @@
 """``python -m leankv_sglang.calibrate``: thresholds per layer and KV head for one model, written as a profile.
 
-Without a target it finds ``lossless``, ``balanced`` and ``small``.
+Without a target it finds ``near-lossless``, ``balanced`` and ``small``.
 """
 
 from __future__ import annotations

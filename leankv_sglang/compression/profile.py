@@ -13,8 +13,8 @@ from leankv_sglang.errors import LeanKVError
 
 SHIPPED = Path(__file__).with_name("profiles")
 """Folder of the profiles that come with the package, one file a model."""
-SERVED_POINT = "lossless"
-"""What a server takes that was told nothing: nobody gets other answers than the model's without asking."""
+SERVED_POINT = "near-lossless"
+"""What a server takes that was told nothing: the point nearest to the model's own answers."""
 NO_PROFILE = "none"
 """What ``--leankv-profile`` takes for no profile at all, whatever is shipped."""
 
@@ -48,7 +48,7 @@ def find_profile(text: str, model: str, kernels: str = "auto") -> Profile:
 
 
 def chosen_profile(text: str | None, model: str, page_size: int | None, kernels: str = "auto") -> Profile | None:
-    """The profile that a server takes; where nothing was said about compression, the shipped one's lossless point.
+    """The profile that a server takes; where nothing was said about compression, the shipped one's near-lossless point.
 
     Args:
         text: what ``--leankv-profile`` says, if it was given.

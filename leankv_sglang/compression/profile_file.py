@@ -27,6 +27,7 @@ CALIBRATED_TOKENS = 4096
 DEFAULT_POINT = "balanced"
 _KEYS = {"leankv_profile", "model", "page_size", "tiers", "rotation", "significance", "near_pages", "points"}
 _OPTIONAL = {"calibration", "predictor", "keep_first"}
+_FORMER_FIELDS, _FORMER_POINTS = {"window": "near_pages"}, {"lossless": "near-lossless"}
 _MODEL_KEYS = ("num_layers", "num_kv_heads", "head_dim")
 _ALPHAS = tuple(f"alpha_{tier}" for tier in Alphas._fields)
 
@@ -107,7 +108,7 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
         if type(data[name]) is not int or (name == "page_size" and data[name] not in PAGE_SIZES):
             raise broken(f'"{name}" must be {allowed}')
     points = _points(data["points"], shape, broken)
-    chosen = point or (DEFAULT_POINT if DEFAULT_POINT in points else next(iter(points)))
+    chosen = current_point(point) if point else (DEFAULT_POINT if DEFAULT_POINT in points else next(iter(points)))
     if chosen not in points:
         raise broken(f"has no point {chosen!r}, it has {', '.join(points)}")
     try:
@@ -137,14 +138,23 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
 
 
 def current_names(data: dict[str, Any]) -> dict[str, Any]:
-    """A profile's fields as they are called now; files of earlier releases call ``near_pages`` ``window``."""
-    return {"near_pages" if name == "window" else name: value for name, value in data.items()}
+    """A profile's fields and points as they are called now; files of earlier releases have others."""
+    data = {_FORMER_FIELDS.get(name, name): value for name, value in data.items()}
+    if isinstance(points := data.get("points"), dict):
+        data["points"] = {current_point(name): value for name, value in points.items()}
+    return data
+
+
+def current_point(name: str) -> str:
+    """What a point is called now."""
+    return _FORMER_POINTS.get(name, name)
 
 
 def measured_ratios(path: Path) -> dict[str, float]:
     """What a shipped profile's points were measured to save, by name: the bytes of 16-bit contexts of
     ``CALIBRATED_TOKENS`` over all of theirs."""
-    return {name: float(point["measured"]["ratio"]) for name, point in json.loads(path.read_text())["points"].items()}
+    points = current_names(json.loads(path.read_text()))["points"]
+    return {name: float(point["measured"]["ratio"]) for name, point in points.items()}
 
 
 def read_predictor(path: str, digest: str | None = None) -> Tensor:
@@ -194,7 +204,7 @@ def _predictor(data: dict[str, Any], shape: CacheShape, broken: Broken) -> Tenso
 
 def _points(data: Any, shape: CacheShape, broken: Broken) -> dict[str, Alphas]:
     named = isinstance(data, dict) and data and all(isinstance(point, dict) for point in data.values())
-    if not named or any(not name.isidentifier() for name in data):
+    if not named or any(not name.replace("-", "_").isidentifier() for name in data):
         raise broken('"points" must give thresholds by name')
     defaults = Alphas()._asdict()
     points = {}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from leankv_sglang.compression.profile_file import current_point
 from leankv_sglang.config import Alphas, LeanKVConfig, check_thresholds
 from leankv_sglang.errors import LeanKVError
 
@@ -29,7 +30,7 @@ def named(config: LeanKVConfig) -> dict[str, Alphas]:
     if config.points:
         return dict(config.points)
     # Significance is never negative, so all of it is above -1; above 0 it is not.
-    return {"lossless": Alphas(-1.0), BALANCED: config.alphas, "small": Alphas(math.inf)}
+    return {"near-lossless": Alphas(-1.0), BALANCED: config.alphas, "small": Alphas(math.inf)}
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ def resolve(field: Any, config: LeanKVConfig) -> Accuracy:
         if len(field) > 1:
             raise LeanKVError(f"{FIELD} takes a profile or thresholds, not both.")
         name = field["profile"]
-        if not isinstance(name, str) or name not in named(config):
+        if not isinstance(name, str) or (point := current_point(name)) not in named(config):
             raise LeanKVError(f"{FIELD}.profile takes {names}, not {_say(name)}.")
-        return _accuracy(named(config)[name], config)
+        return _accuracy(named(config)[point], config)
     for name, value in field.items():
         if not _is_number(value):
             raise LeanKVError(f"{FIELD}.{name} is a number of at least 0, not {_say(value)}.")

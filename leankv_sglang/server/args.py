@@ -88,9 +88,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--leankv-profile",
         metavar="NAME|FILE[:NAME]",
-        help="calibrated thresholds per layer and KV head, and the flags above: lossless, balanced or small of the "
-        "profile that comes with the package for this model, a file from python -m leankv_sglang.calibrate, or none "
-        "(default: lossless, if one comes with the package and none of the flags above is given)",
+        help="calibrated thresholds per layer and KV head, and the flags above: near-lossless, balanced or small of "
+        "the profile that comes with the package for this model, a file of python -m leankv_sglang.calibrate, or none "
+        "(default: near-lossless, if one comes with the package and none of the flags above is given)",
     )
     group.add_argument(
         "--leankv-demote",

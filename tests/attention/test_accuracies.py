@@ -21,7 +21,7 @@ PAGE, HEADS, KV_HEADS, DIM = 64, 6, 2, 64
 LENGTH = 3 * PAGE + 9
 CONFIG = LeanKVConfig(alpha_high=1.2)
 FIELDS: list[Any] = [
-    {"profile": "lossless"},
+    {"profile": "near-lossless"},
     None,
     {"profile": "small"},
     {"alpha_high": 1.5, "alpha_low": 0.6},
@@ -137,7 +137,7 @@ def test_the_servers_own_is_what_a_server_with_those_flags_gives(configure) -> N
 def test_lossless_is_all_high_and_small_all_low(significance: str, configure) -> None:  # type: ignore[no-untyped-def]
     config = replace(CONFIG, significance=significance)
     configure(config)
-    requests = Requests(_runner(2), [resolve({"profile": name}, config) for name in ("lossless", "small")])
+    requests = Requests(_runner(2), [resolve({"profile": name}, config) for name in ("near-lossless", "small")])
     requests.run()
     layout = requests.runner.token_to_kv_pool.layout
     high, low = (read_header(requests.records(i), layout) for i in range(2))

@@ -28,7 +28,7 @@ def test_the_map_has_a_panel_a_profile(tmp_path: Path) -> None:
 
 def test_profiles_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "shipped_profile", lambda model: Path("p.json"))
-    assert list(heads.profiles([], [], "m")) == ["lossless", "balanced", "small"]
+    assert list(heads.profiles([], [], "m")) == ["near-lossless", "balanced", "small"]
     assert heads.profiles([], ["--leankv-alpha-low", "0.5"], "m") == {heads.FLAGS: ()}
     assert heads.profiles(["mine.json:small"], [], "m") == {"mine.json:small": ("--leankv-profile", "mine.json:small")}
     monkeypatch.setattr(heads, "shipped_profile", lambda model: None)

@@ -92,7 +92,7 @@ def test_the_command_merges_without_running_anything(
 
 def test_systems_by_name(tmp_path: Path) -> None:
     assert [one.name for one in systems(["raw", "forms", "small", "small"])] == [*FORMS, "small"]
-    assert system("lossless").thresholds(2, 3)[:, 0].tolist() == [[-1.0] * 3] * 2
+    assert system("near-lossless").thresholds(2, 3)[:, 0].tolist() == [[-1.0] * 3] * 2
     assert system("small", near_pages=3).config.near_pages == 3
     with pytest.raises(LeanKVError, match="not 'tiny'"):
         system("tiny")

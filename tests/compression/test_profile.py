@@ -34,7 +34,7 @@ VALID: dict[str, Any] = {
     "significance": "attention",
     "near_pages": 1,
     "points": {
-        "lossless": {"alpha_high": 0, "alpha_low": 0},
+        "near-lossless": {"alpha_high": 0, "alpha_low": 0},
         "balanced": {"alpha_high": TABLE, "alpha_mid": 0.5, "alpha_low": 0.1},
     },
 }
@@ -65,6 +65,15 @@ def test_a_profile_of_an_earlier_release_loads(write: Callable[..., str]) -> Non
     assert load_profile(path).config.near_pages == 2
 
 
+def test_a_point_of_an_earlier_release_is_found_by_both_names(write: Callable[..., str]) -> None:
+    """It calls the nearest one ``lossless``."""
+    for written in ("lossless", "near-lossless"):
+        path = write({"points": {written: {"alpha_high": 2.0, "alpha_mid": 1.0, "alpha_low": 0.1}}})
+        for asked in ("lossless", "near-lossless"):
+            config = load_profile(path, asked).config
+            assert (config.alpha_high, config.points[0][0]) == (2.0, "near-lossless")
+
+
 def test_a_profile_with_thresholds_per_head_loads(write: Callable[..., str]) -> None:
     profile = load_profile(write(), kernels="reference")
     config = profile.config
@@ -76,18 +85,18 @@ def test_a_profile_with_thresholds_per_head_loads(write: Callable[..., str]) -> 
         1,
     )
     assert (config.kernels, config.profile) == ("reference", "tiny balanced")
-    assert dict(config.points) == {"lossless": Alphas(0.0, INF, 0.0), "balanced": config.alphas}
+    assert dict(config.points) == {"near-lossless": Alphas(0.0, INF, 0.0), "balanced": config.alphas}
     profile.check_model(SHAPE)
     assert LeanKVConfig.from_json(config.to_json()) == config
 
 
 def test_a_point_is_chosen_by_name(write: Callable[..., str]) -> None:
     path = write()
-    for text in (f"{path}:lossless", path):
+    for text in (f"{path}:near-lossless", path):
         profile = find_profile(text, "nowhere")
-        assert profile.config.profile == f"tiny {'lossless' if ':' in text else 'balanced'}"
-    assert find_profile(f"{path}:lossless", "nowhere").config.alphas == Alphas(0.0, INF, 0.0)
-    with pytest.raises(LeanKVError, match="has no point 'small', it has lossless, balanced"):
+        assert profile.config.profile == f"tiny {'near-lossless' if ':' in text else 'balanced'}"
+    assert find_profile(f"{path}:near-lossless", "nowhere").config.alphas == Alphas(0.0, INF, 0.0)
+    with pytest.raises(LeanKVError, match="has no point 'small', it has near-lossless, balanced"):
         find_profile(f"{path}:small", "nowhere")
 
 
@@ -150,7 +159,7 @@ def test_what_ships_loads_at_every_point() -> None:
     shipped = sorted(SHIPPED.glob("*.json"))
     assert shipped
     for path in shipped:
-        for point in ("lossless", "balanced", "small"):
+        for point in ("near-lossless", "balanced", "small"):
             profile = load_profile(str(path), point)
             assert profile.config.profile == f"{path.stem} {point}"
             assert profile.fingerprint

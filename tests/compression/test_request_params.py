@@ -20,7 +20,7 @@ PER_HEAD = LeanKVConfig(alpha_high=((1.0, 2.0),), alpha_low=((0.0, 0.5),))
 NONE = LeanKVConfig(significance="none")
 PREDICTED = LeanKVConfig(significance="predictor", predictor="weights")
 POINTS = {
-    "lossless": Alphas(0.5, 0.2),
+    "near-lossless": Alphas(0.5, 0.2),
     "balanced": Alphas(((1.0, 2.0),), 0.5),
     "small": Alphas(INF, 1.0, ((0.0, 9.0),)),
 }
@@ -33,13 +33,13 @@ PROFILED = LeanKVConfig(
 )
 
 BAD: list[tuple[Any, str]] = [
-    ("lossless", "leankv takes"),
+    ("near-lossless", "leankv takes"),
     (5, "leankv takes"),
     (True, "leankv takes"),
     ([], "leankv takes"),
     ([{"profile": "small"}], "leankv takes"),
     ({}, "leankv takes"),
-    ({"profile": "tiny"}, "leankv.profile takes lossless, balanced, small, not 'tiny'"),
+    ({"profile": "tiny"}, "leankv.profile takes near-lossless, balanced, small, not 'tiny'"),
     ({"profile": None}, "leankv.profile takes"),
     ({"profile": ["small"]}, "leankv.profile takes"),
     ({"profile": "small", "alpha_low": 0}, "not both"),
@@ -76,16 +76,21 @@ def test_thresholds_are_multiples_of_uniform_attention_or_refused(config: LeanKV
         resolve(field, config)
     assert is_one_sentence(str(raised.value))
     assert config.significance in str(raised.value)
-    assert '{"profile": "lossless"}' in str(raised.value)
+    assert '{"profile": "near-lossless"}' in str(raised.value)
 
 
 def test_the_named_ones() -> None:
-    lossless, own, small = (resolve({"profile": name}, CONFIG) for name in ("lossless", BALANCED, "small"))
+    near_lossless, own, small = (resolve({"profile": name}, CONFIG) for name in ("near-lossless", BALANCED, "small"))
     # Below every significance: a token without any attention is high as well.
-    assert lossless.alphas == Alphas(-1.0, INF, 0.0)
+    assert near_lossless.alphas == Alphas(-1.0, INF, 0.0)
     assert own.alphas == Alphas(1.0, INF, 0.1)
     assert small.alphas == Alphas(INF, INF, 0.0)
-    assert [a.describe() for a in (lossless, own, small)] == [{"profile": name} for name in NAMED]
+    assert [a.describe() for a in (near_lossless, own, small)] == [{"profile": name} for name in NAMED]
+
+
+def test_a_name_of_earlier_releases_means_what_it_did() -> None:
+    assert resolve({"profile": "lossless"}, CONFIG) == resolve({"profile": "near-lossless"}, CONFIG)
+    assert resolve({"profile": "lossless"}, CONFIG).describe() == {"profile": "near-lossless"}
 
 
 @pytest.mark.parametrize(
@@ -107,13 +112,14 @@ def test_equal_thresholds_are_one_accuracy() -> None:
     assert resolve({"alpha_high": INF, "alpha_low": 0}, CONFIG) == resolve({"profile": "small"}, CONFIG)
     # A server whose own thresholds are those of a name.
     assert resolve({"profile": "small"}, LeanKVConfig(alpha_high=INF)).is_own
-    different = [{"profile": "lossless"}, {"profile": "small"}, {"alpha_high": 0, "alpha_low": 0}, {"alpha_high": 2}]
+    named = [{"profile": "near-lossless"}, {"profile": "small"}]
+    different = [*named, {"alpha_high": 0, "alpha_low": 0}, {"alpha_high": 2}]
     assert len({resolve(field, CONFIG).spec for field in different}) == 4
 
 
 def test_without_significance_thresholds_tell_nothing_apart() -> None:
     assert resolve({"profile": "small"}, NONE).is_own
-    assert not resolve({"profile": "lossless"}, NONE).is_own
+    assert not resolve({"profile": "near-lossless"}, NONE).is_own
 
 
 def test_thresholds_per_head_stay_where_none_are_given() -> None:
@@ -131,7 +137,7 @@ def test_a_profiles_points_are_the_names() -> None:
         assert accuracy.describe() == {"profile": name}
         assert accuracy.is_own == (name == "small")
         assert accuracy_of(salted(accuracy, "mine"), PROFILED) == accuracy
-    with pytest.raises(LeanKVError, match="takes lossless, balanced, small, not 'tiny'"):
+    with pytest.raises(LeanKVError, match="takes near-lossless, balanced, small, not 'tiny'"):
         resolve({"profile": "tiny"}, PROFILED)
 
 

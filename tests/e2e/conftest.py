@@ -34,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """The default configuration, which is the shipped profile's lossless point; metrics on."""
+    """The default configuration, which is the shipped profile's near-lossless point; metrics on."""
     with serve("--max-total-tokens", str(POOL_TOKENS), "--enable-metrics") as running:
         yield running
 

@@ -16,7 +16,7 @@ from tests.e2e.prompts import passages
 
 QUESTIONS = ["The fox is red, the wolf is grey. " * 8 + "What is a fox?", "And a wolf?", "Which is larger?"]
 """With its answer the first fills a page."""
-POINTS = ("lossless", "balanced", "small")
+POINTS = ("near-lossless", "balanced", "small")
 
 
 def test_alone_and_going_on_from_what_decoding_wrote(server: Server) -> None:
@@ -31,7 +31,7 @@ def test_alone_and_going_on_from_what_decoding_wrote(server: Server) -> None:
 
 
 def test_at_every_point_of_the_shipped_profile(server: Server) -> None:
-    """Points are also told back, and prune the more the smaller they are; absent means lossless."""
+    """Points are also told back, and prune the more the smaller they are; absent means near-lossless."""
     prompt = passages(1, 272, 272, seed=5)[0]
     pruned = []
     for name, asked in zip(POINTS, (None, *POINTS[1:]), strict=True):

@@ -103,7 +103,7 @@ def test_a_bad_field_is_a_400(route: str, server: Server) -> None:
     assert answer.status_code == 400
     told = answer.json()
     message = told["error"]["message"] if route == "/generate" else told["message"]
-    assert message == "leankv.profile takes lossless, balanced, small, not 'tiny'."
+    assert message == "leankv.profile takes near-lossless, balanced, small, not 'tiny'."
 
 
 def test_an_accuracy_through_the_client(server: Server) -> None:

@@ -40,7 +40,7 @@ def _assert_company_changes_no_answer(server: Server) -> None:
 
 def _assert_retracted_requests_keep_their_accuracy(server: Server) -> None:
     prompt = tiny_passages(1, 100, 100, seed=9)[0]
-    accuracies = [{"profile": "lossless"}, None, {"alpha_high": 1.5, "alpha_low": 0.5}]
+    accuracies = [{"profile": "near-lossless"}, None, {"alpha_high": 1.5, "alpha_low": 0.5}]
 
     def ask(accuracy: dict[str, Any] | None, salt: str) -> Completion:
         length = {"ignore_eos": False, "min_new_tokens": 140}

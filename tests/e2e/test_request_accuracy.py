@@ -18,7 +18,7 @@ LENGTH, PAGE = 430, 128
 TOKEN_BYTES = 4 * 2 * 2 * 64 * 2
 """Of a token in 16 bits: 4 layers, keys and values, 2 KV heads of 64."""
 FIELDS: dict[str, dict[str, Any] | None] = {
-    "lossless": {"profile": "lossless"},
+    "near-lossless": {"profile": "near-lossless"},
     "absent": None,
     "small": {"profile": "small"},
     "thresholds": {"alpha_high": 2.0, "alpha_low": 0.4},
@@ -49,13 +49,13 @@ def test_an_accuracy_decides_tiers_and_is_told_back(plain: Server, prompt: list[
         assert kv["bytes"] == figures["bytes_total"]
         assert kv["bytes_once_trimmed"] == figures["bytes_once_trimmed"]
         # Where all tokens are high there is no near part.
-        assert (kv["bytes_once_trimmed"] < kv["bytes"]) == (name != "lossless")
+        assert (kv["bytes_once_trimmed"] < kv["bytes"]) == (name != "near-lossless")
         assert kv["bytes_open_page"] == figures["bytes_open_pages"] // (32 + 1)
         assert tuple(kv["tiers"].values()) == pytest.approx(shares[name], abs=1e-4)
         for when in ("", "_once_trimmed"):
             assert kv[f"ratio{when}"] == pytest.approx(figures[f"ratio{when}"])
             assert kv[f"ratio{when}"] == pytest.approx(3 * PAGE * TOKEN_BYTES / kv[f"bytes{when}"])
-    assert shares["lossless"] == (1.0, 0.0, 0.0)
+    assert shares["near-lossless"] == (1.0, 0.0, 0.0)
     assert 0.1 < shares["absent"][0] < 0.9
     assert shares["absent"][2] == 0.0
     # Four sinks of 384 tokens.
@@ -105,7 +105,7 @@ def test_side_by_side_each_gets_what_it_gets_alone(plain: Server, prompt: list[i
 
 def test_every_tokenizer_worker_knows_the_field(plain: Server, prompt: list[int]) -> None:
     for _ in range(2 * WORKERS):
-        assert _ask(plain, prompt, {"profile": "lossless"}).kv["profile"] == "lossless"
+        assert _ask(plain, prompt, {"profile": "near-lossless"}).kv["profile"] == "near-lossless"
         with pytest.raises(requests.HTTPError, match="400"):
             _ask(plain, prompt, {"profile": "tiny"})
 

@@ -45,7 +45,7 @@ def test_starts_fast_and_quietly(server: Server) -> None:
     log = server.log_text()
     assert "LeanKV beneath SGLang" in log
     assert "k8v4,k4v4,k4v2" in log
-    assert "thresholds from SmolLM2-135M-Instruct lossless" in log
+    assert "thresholds from SmolLM2-135M-Instruct near-lossless" in log
     assert re.search(r"tokens when all were just committed\n +some [\d,]+ tokens once trimmed \(4\.\dx 16 bits\)", log)
     assert "low performance expected" not in log
     assert "Ignore import error" not in log

@@ -25,11 +25,11 @@ def _config(model: str, *argv: str, page_size: int | None = None) -> LeanKVConfi
 def test_the_shipped_profile_serves_without_loss(model: str) -> None:
     shipped = shipped_profile(model)
     assert shipped is not None
-    lossless = load_profile(str(shipped), "lossless").config
-    assert _config(model) == lossless
-    assert _config(model, page_size=128) == lossless
+    near_lossless = load_profile(str(shipped), "near-lossless").config
+    assert _config(model) == near_lossless
+    assert _config(model, page_size=128) == near_lossless
     # What is said about the cache leaves the method alone.
-    assert _config(model, "--leankv-demote").alphas == lossless.alphas
+    assert _config(model, "--leankv-demote").alphas == near_lossless.alphas
 
 
 @pytest.mark.parametrize(

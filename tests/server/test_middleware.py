@@ -112,8 +112,8 @@ def test_one_salt_per_prompt() -> None:
 
 
 def test_a_client_cannot_pass_for_another_accuracy() -> None:
-    body = {"text": "a", "cache_salt": "leankv:lossless;x"}
-    assert reaches("/generate", body) == {**body, "cache_salt": "leankv:;leankv:lossless;x"}
+    body = {"text": "a", "cache_salt": "leankv:near-lossless;x"}
+    assert reaches("/generate", body) == {**body, "cache_salt": "leankv:;leankv:near-lossless;x"}
 
 
 def test_an_escaped_name_is_the_name() -> None:
@@ -133,7 +133,7 @@ def test_a_bad_field_is_a_400_before_anything_is_scheduled(path: str) -> None:
     assert status == 400
     assert behind.bodies == []
     message = answer["error"]["message"] if path == "/generate" else answer["message"]
-    assert message == "leankv.profile takes lossless, balanced, small, not 'tiny'."
+    assert message == "leankv.profile takes near-lossless, balanced, small, not 'tiny'."
     if path != "/generate":
         assert (answer["object"], answer["type"], answer["code"]) == ("error", "BadRequestError", 400)
 
