@@ -71,7 +71,7 @@ def tiny_folder(folder: Path, layers: int = 4) -> Path:
 
 
 def _tokenizer() -> Any:
-    """Bytes, and the pairs of them that are most frequent in this repository's README."""
+    """Bytes, and the pairs of them that are most frequent in ``tokenizer_text.md``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -84,7 +84,7 @@ def _tokenizer() -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train([str(Path(__file__).parents[1] / "README.md")], trainer)
+    bpe.train([str(Path(__file__).with_name("tokenizer_text.md"))], trainer)
     template = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant: "
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=special[0], eos_token=special[1], chat_template=template

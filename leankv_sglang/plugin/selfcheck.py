@@ -38,7 +38,7 @@ def stop_if(problems: list[str]) -> None:
     if problems:
         raise LeanKVError(
             f"LeanKV does not reach into this sglang as it must ({'; '.join(problems)}); "
-            f"see the log above, and install sglang=={SGLANG_VERSION} as the README says."
+            f"see the log above, and install sglang=={SGLANG_VERSION} as docs/quickstart.md says."
         )
 
 

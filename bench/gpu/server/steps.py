@@ -21,7 +21,7 @@ from leankv_sglang.models.shape import read_shape
 QWEN = "Qwen2.5-Coder-0.5B-Instruct"
 SHAPE_TIERS = ("--leankv-tiers", "k4v2")
 """Of the model without weights: its keys are random, which tells nothing of tiers, so all tokens have one that takes
-what a token takes on average with SmolLM2's near-lossless profile (README)."""
+what a token takes on average with SmolLM2's near-lossless profile (docs/benchmarks.md)."""
 
 
 RESULTS = (
