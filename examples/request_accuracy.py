@@ -9,6 +9,5 @@ for profile in ("near-lossless", "balanced", "small"):
         model="default", prompt=prompt, max_tokens=8, temperature=0, extra_body={"leankv": {"profile": profile}}
     )
     told = answer.metadata["leankv"][0]
-    print(
-        f"{profile:9} {answer.choices[0].text!r}: {told['bytes']:,} bytes, {told['ratio']:.2f} times fewer than 16 bits"
-    )
+    print(f"{profile:13} {answer.choices[0].text!r}: {told['compressed_tokens']} tokens in {told['bytes']:,} bytes,")
+    print(f"  {told['ratio']:.2f} times fewer than in 16 bits, {told['ratio_once_trimmed']:.2f} once trimmed")

@@ -10,6 +10,8 @@ ALWAYS = {
     "sglang.srt.entrypoints.engine": "server_args=",
 }
 UNDER_LEANKV = {
+    # One line for each of our patches, in every process; the self-check names those that did not take.
+    "sglang.srt.plugins.hook_registry": "Applied ",
     # It is our own attention, which is threaded and vectorized.
     "sglang.srt.utils.common": "CPU device enabled, using torch native backend, low performance expected",
 }

@@ -23,8 +23,12 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
     layers, page = model.num_hidden_layers, cfg.page_size
     per_token = page_bytes(layout, layers) / page
     raw = model_dtype_bytes_per_token(layout, layers)
+    ranks = f" on each of {cfg.tp_size} ranks" if cfg.tp_size > 1 else ""
     lines = [
-        ("model", f"{Path(cfg.model_path).name} ({layers} layers, {layout.num_kv_heads} KV heads of {model.head_dim})"),
+        (
+            "model",
+            f"{Path(cfg.model_path).name} ({layers} layers, {layout.num_kv_heads} KV heads of {model.head_dim}{ranks})",
+        ),
         ("LeanKV", config.describe()),
         ("kernels", kernels_for(cfg.device, config, layout, group).describe()),
         ("page", f"{page} tokens, {layout.max_blocks} blocks of {layout.block_bytes} B a layer at most"),
@@ -35,7 +39,9 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
         bytes_kv = pages * page_bytes(layout, layers)
         rows = (cfg.max_running_requests or 0) + 1
         bytes_open = rows * open_page_bytes(layout, layers, group * layout.num_kv_heads, model.dtype.itemsize)
-        lines.append(("KV cache", f"{bytes_kv / 2**20:,.0f} MiB: {pages * page:,} tokens when all were just committed"))
+        lines.append(
+            ("KV cache", f"{bytes_kv / 2**20:,.0f} MiB{ranks}: {pages * page:,} tokens when all were just committed")
+        )
         if ratio := _measured_ratio(cfg.model_path, config):
             held = int(
                 pages * page / calibrated_cost(ratio, layout, layers, group * layout.num_kv_heads, config.near_pages)

@@ -41,7 +41,10 @@ def bind_ranks(ranks: int) -> None:
         return
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < ranks:
-        raise LeanKVError(f"LeanKV cannot start: {ranks} ranks (--tp-size times --dp-size) want as many cores.")
+        raise LeanKVError(
+            f"LeanKV cannot start: {ranks} ranks (--tp-size times --dp-size) want as many cores, and this process may "
+            f"use {len(cores)}."
+        )
     each = len(cores) // ranks
     groups = [cores[i * each : (i + 1) * each] for i in range(ranks)]
     os.environ[BIND_ENV] = "|".join(",".join(str(core) for core in group) for group in groups)
@@ -66,6 +69,8 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
     on_cpu = not has_accelerator()
     for name, value in default_fields(server_args, on_cpu).items():
         setattr(server_args, name, value)
+    # How much of a prompt came from the cache is what this is for: usage.prompt_tokens_details.cached_tokens.
+    server_args.enable_cache_report = True
     # An idle scheduler polls without a pause; on a CPU that is a core which everybody else could use.
     server_args.sleep_on_idle = server_args.sleep_on_idle or on_cpu
     if server_args.enable_metrics and not server_args.stat_loggers:

@@ -41,6 +41,14 @@ def test_streaming_equals_not_streaming(client: openai.OpenAI) -> None:
     assert streamed == whole.choices[0].message.content
 
 
+def test_what_came_from_the_cache_is_told_without_a_flag(client: openai.OpenAI) -> None:
+    prompt = "The owl is wise and the hare is quick. " * 30
+    ask = {"model": MODEL, "prompt": prompt, "max_tokens": 4, "temperature": 0}
+    told = [client.completions.create(**ask).usage.prompt_tokens_details.cached_tokens for _ in range(2)]
+    assert told[0] == 0
+    assert told[1] >= 128
+
+
 def test_plain_http(server: Server) -> None:
     body = {"model": MODEL, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
     answer = requests.post(server.url + "/v1/completions", json=body, timeout=120).json()
