@@ -30,10 +30,10 @@ def quantize(x: Tensor, bits: tuple[int, int] = (MASTER_BITS, MASTER_BITS)) -> t
     Scale and zero are rounded to storage precision first, and outwards, so no channel is ever clipped however large a
     common offset is: ``|x - (code * scale + zero)| <= scale / 2`` for |x| <= 65504.
 
-    Rows that are read with fewer bits are coded twice, the second time over a range extended on one side, so that the
-    bulk of the channels comes to lie at the centre of a bin. The second coding stays where its readings are closer, by
-    the sum of squared distances. Else a row whose range is one outlier, as a token of nearly equal channels is once
-    rotated, would be off by the same in all other channels, which adds up in one when it is rotated back.
+    A row that is read with fewer bits, and off from what is read of it by more than chance explains, is coded again,
+    over a range extended on one side, so that the bulk of the channels comes to lie at the centre of a bin. The second coding stays where its readings are closer, by the sum of squared distances. Else a row whose range
+    is one outlier, as a token of nearly equal channels is once rotated, would be off by the same in all other channels,
+    which adds up in one when it is rotated back.
 
     Args:
         x: float64 ``[..., D]``.
@@ -51,6 +51,7 @@ def quantize(x: Tensor, bits: tuple[int, int] = (MASTER_BITS, MASTER_BITS)) -> t
         below, above = _extension(codes, scale, widths)
         other = _code(x, (low - below).clamp(min=-FP16_MAX), high + above)
         closer = _distance(*other[:2], widths) < _distance(codes, scale, widths)
+        closer &= _strays(codes, widths)
         codes = torch.where(closer[..., None], other[0], codes)
         scale, zero = torch.where(closer, other[1], scale), torch.where(closer, other[2], zero)
     return codes.to(torch.uint8), scale, zero
@@ -63,6 +64,17 @@ def _code(x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]
     step = scale.to(x.dtype)[..., None]
     codes = ((x - zero.to(x.dtype)[..., None]) / torch.where(step > 0, step, torch.ones_like(step))).round()
     return codes.to(torch.int32), scale, zero
+
+
+def _strays(codes: Tensor, widths: tuple[int, ...]) -> Tensor:
+    """Which rows are off from what is read of them by more than chance explains: were channels off evenly within bins
+    of so many codes, their sum would be beyond two standard deviations (one row of 22), or that of their squares beyond
+    5/4 of its mean (one of 75, at 64 channels)."""
+    strays = torch.zeros(codes.shape[:-1], dtype=torch.bool, device=codes.device)
+    for width in widths:
+        off, even = 2 * (codes & (width - 1)) - (width - 1), codes.shape[-1] * (width * width - 1)
+        strays |= (3 * off.sum(-1).square() > 4 * even) | (12 * off.square().sum(-1) > 5 * even)
+    return strays
 
 
 def _extension(codes: Tensor, scale: Tensor, widths: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,14 @@ def _distance(codes, scale, channel, WIDTH: tl.constexpr, LEAST: tl.constexpr):
 
 
 @triton.jit
+def _strays(codes, channel, WIDTH: tl.constexpr, DIM: tl.constexpr):
+    EVEN: tl.constexpr = DIM * (WIDTH * WIDTH - 1)
+    off = tl.where(channel, (codes & (WIDTH - 1)) * 2 - (WIDTH - 1), 0)
+    aside, squares = tl.sum(off, 1).to(tl.int64), tl.sum(off * off, 1)
+    return (3 * aside * aside > 4 * EVEN) | (12 * squares > 5 * EVEN)
+
+
+@triton.jit
 def _extension(codes, scale, channel, WIDTH: tl.constexpr, LEAST: tl.constexpr, DIM: tl.constexpr):
     REST: tl.constexpr = DIM - 2
     FIRST: tl.constexpr = WIDTH - 1 - LEAST if LEAST < WIDTH else WIDTH - 1
@@ -93,6 +101,7 @@ def quantize(x, inside, BITS: tl.constexpr, MOST: tl.constexpr, DIM: tl.constexp
         below, above = _extension(codes, scale, channel, WIDTH, LEAST, DIM)
         other, other_scale, other_zero = _code(x, tl.maximum(low - below, -FP16_MAX), high + above)
         closer = _distance(other, other_scale, channel, WIDTH, LEAST) < _distance(codes, scale, channel, WIDTH, LEAST)
+        closer = closer & (_strays(codes, channel, WIDTH, DIM) | _strays(codes, channel, LEAST, DIM))
         codes = tl.where(closer[:, None], other, codes)
         scale, zero = tl.where(closer, other_scale, scale), tl.where(closer, other_zero, zero)
     return tl.where(inside[:, None] & channel, codes, 0), scale, zero, tl.sum((beyond & inside).to(tl.int64), 0)

@@ -62,6 +62,16 @@ class Coded(NamedTuple):
         off = [(2 * (self.codes % 2 ** (8 - n)) - (2 ** (8 - n) - 1)) ** 2 for n in bits]
         return np.sum(off, axis=(0, -1)) * self.scale**2
 
+    def strays(self, bits: tuple[int, int]) -> Array:
+        """Whether what is read is off by more than what is off evenly within bins: its sum beyond two standard
+        deviations, or that of its squares beyond 5/4 of the mean, for one of both."""
+        found = np.zeros(self.codes.shape[:-1], bool)
+        for members in (2 ** (8 - n) for n in bits):
+            off = self.codes % members - (members - 1) / 2
+            even = self.codes.shape[-1] * (members**2 - 1) / 12
+            found |= (np.abs(off.sum(-1)) > 2 * np.sqrt(even)) | ((off**2).sum(-1) > 1.25 * even)
+        return found
+
 
 def over_range(x: Array, low: Array, high: Array) -> Coded:
     """The codes of rows over a range each."""
@@ -85,7 +95,7 @@ def master_codes(x: Array, bits: tuple[int, int] = (8, 8)) -> Coded:
     by = np.maximum(target * rest - 2 * bulk, 0) / (rest * (510 - target)) * (255 * first.scale)
     low, high = x.min(-1) - np.where(upper, 0, by), x.max(-1) + np.where(upper, by, 0)
     second = over_range(x, np.maximum(low, -65504), high)
-    closer = second.distance(bits) < first.distance(bits)
+    closer = (second.distance(bits) < first.distance(bits)) & first.strays(bits)
     chosen = (np.where(closer, b, a) for a, b in zip(first[1:], second[1:], strict=True))
     return Coded(np.where(closer[..., None], second.codes, first.codes), *chosen)
 

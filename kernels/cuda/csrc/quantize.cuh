@@ -90,6 +90,21 @@ struct Row {
         return sum;
     }
 
+    // Whether it is off from what is read of it, in bins of `last` + 1 codes, by more than chance explains
+    // (reference/codec.py).
+    __device__ __forceinline__ bool strays(int last, int lane) const {
+        const int aside = sum(lane, [&](int code) { return 2 * (code & last) - last; });
+        const int squares =
+            sum(lane, [&](int code) { return (2 * (code & last) - last) * (2 * (code & last) - last); });
+        const unsigned even = DIM * (unsigned)(last * (last + 2));
+        return 3u * (unsigned)(aside * aside) > 4u * even || 12u * (unsigned)squares > 5u * even;
+    }
+
+    __device__ __forceinline__ bool strays(Bits bits, int lane) const {
+        const int wide = (1 << (kMasterBits - bits.fewest)) - 1, narrow = (1 << (kMasterBits - bits.most)) - 1;
+        return strays(wide, lane) || (narrow != wide && strays(narrow, lane));
+    }
+
     // From what is read of it, squared, in halves of a code; exact.
     __device__ __forceinline__ double distance(Bits bits, int lane) const {
         const int wide = (1 << (kMasterBits - bits.fewest)) - 1, narrow = (1 << (kMasterBits - bits.most)) - 1;
@@ -121,7 +136,7 @@ __device__ __forceinline__ double extension(const Row<DIM, K>& row, Bits bits, i
     return upper ? -by : by;
 }
 
-// Codes of a rotated row; whether a channel of this lane saturates.
+// Codes of a rotated row, again where it strays; whether a channel of this lane saturates.
 template <int DIM, int K>
 __device__ __forceinline__ Row<DIM, K> quantize(double (&x)[K], Bits bits, int lane, bool& saturated) {
     double low = kHalfMax, high = -kHalfMax;
@@ -140,7 +155,7 @@ __device__ __forceinline__ Row<DIM, K> quantize(double (&x)[K], Bits bits, int l
     }
     Row<DIM, K> row;
     row.code(x, low, high);
-    if (bits.fewest == kMasterBits) return row;
+    if (bits.fewest == kMasterBits || !row.strays(bits, lane)) return row;
     const double by = extension(row, bits, lane);
     Row<DIM, K> other;
     if (by < 0.0)
