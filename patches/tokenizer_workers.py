@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from leankv_patches import hook
+from leankv_patches.forced_end import HURRY_SECONDS, ONE_SIGNAL
 from leankv_patches.quiet_children import spawn_deaf
 
 _UVICORN = "uvicorn.supervisors.multiprocess"
@@ -29,10 +30,11 @@ TARGETS: dict[str, list[str] | None] = {target: ["self"] for target in (_START, 
 """What is hooked, with its arguments."""
 INTERRUPTED = signal.SIGURG
 """What tells a worker of Ctrl-C: a process that does not listen for it, or not any more, is not harmed by it."""
-SCHEDULER_SECONDS = 15.0
-"""What schedulers get to end by themselves."""
+SCHEDULER_SECONDS = 10.0
+"""What schedulers get to end by themselves: with what workers may take beside, as much as SGLang gives them."""
 WORKER_SECONDS = 8.0
 """What workers get beside the time for their requests; one that has just started waits for its own warm-up."""
+_POLL = 0.05
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +50,29 @@ def install(note_interrupt: Callable[[], None], was_interrupted: Callable[[], bo
 
     def pass_on(supervisor: Any) -> None:
         note_interrupt()
-        for worker in supervisor.processes:
-            if worker.exitcode is None:
-                with suppress(ProcessLookupError):
-                    os.kill(worker.pid, INTERRUPTED)
+        _interrupt(supervisor)
+
+    def told_again(supervisor: Any) -> bool:
+        if signal.SIGINT in supervisor.signal_queue:
+            note_interrupt()
+        return any(number in supervisor.signal_queue for number in (signal.SIGINT, signal.SIGTERM))
 
     def wait(supervisor: Any) -> None:
-        end_workers(supervisor.processes, WORKER_SECONDS + (0.0 if was_interrupted() else seconds))
+        begun = time.monotonic()
+        limit = begun + WORKER_SECONDS + (0.0 if was_interrupted() else seconds)
+        while time.monotonic() < limit and any(worker.exitcode is None for worker in supervisor.processes):
+            if time.monotonic() < begun + ONE_SIGNAL:
+                supervisor.signal_queue.clear()
+            elif told_again(supervisor):
+                _interrupt(supervisor)
+                limit = min(limit, time.monotonic() + HURRY_SECONDS)
+                break
+            time.sleep(_POLL)
+        end_workers(supervisor.processes, limit - time.monotonic())
 
-    def after_workers(_result: Any, _supervisor: Any) -> None:
+    def after_workers(_result: Any, supervisor: Any) -> None:
         try:
-            end_schedulers()
+            end_schedulers(lambda: told_again(supervisor))
         except Exception as error:
             logger.warning("The schedulers cannot be told to end, and are killed: %r", error)
 
@@ -82,8 +96,20 @@ def end_workers(workers: Iterable[Any], seconds: float) -> None:
             worker.process.kill()
 
 
-def end_schedulers() -> None:
-    """Have the schedulers give back what they hold, and wait for them: what SGLang's one tokenizer does at its end."""
+def _interrupt(supervisor: Any) -> None:
+    """Have workers abort what they still do."""
+    for worker in supervisor.processes:
+        if worker.exitcode is None:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, INTERRUPTED)
+
+
+def end_schedulers(told_again: Callable[[], bool]) -> None:
+    """Have the schedulers give back what they hold, and wait for them: what SGLang's one tokenizer does at its end.
+
+    Args:
+        told_again: whether nobody has patience for that.
+    """
     from sglang.srt.entrypoints import http_server
     from sglang.srt.managers.io_struct import ShutdownReq, async_sock_send
     from sglang.srt.managers.tokenizer_manager import collect_scheduler_processes
@@ -92,10 +118,10 @@ def end_schedulers() -> None:
     # It would take their end for a crash.
     router._subprocess_watchdog.stop()
     sent = asyncio.run_coroutine_threadsafe(async_sock_send(router.send_to_scheduler, ShutdownReq()), router._loop)
-    sent.result(SCHEDULER_SECONDS)
     deadline = time.monotonic() + SCHEDULER_SECONDS
-    while time.monotonic() < deadline and collect_scheduler_processes():
-        time.sleep(0.05)
+    sent.result(SCHEDULER_SECONDS)
+    while time.monotonic() < deadline and collect_scheduler_processes() and not told_again():
+        time.sleep(_POLL)
 
 
 def is_worker(manager: Any) -> bool:

@@ -10,6 +10,7 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
     """Every patch that a scheduler process needs, with what its ``install`` takes."""
     from leankv_patches import (
         cell_size,
+        control_failure,
         greedy_rows,
         internal_state,
         invariant_ops,
@@ -18,6 +19,7 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
         output_streamer,
         pool_budget,
         private_pages,
+        profile_failure,
         prompt_room,
         replay_rows,
         request_failure,
@@ -49,6 +51,8 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
         (private_pages, ()),
         (prompt_room, ()),
         (request_failure, ()),
+        (control_failure, ()),
+        (profile_failure, ()),
         (start_failure, (report,)),
         (stop_regex, ()),
     ]

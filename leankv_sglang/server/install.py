@@ -8,9 +8,11 @@ from typing import Any
 
 from leankv_patches import (
     choice_seeds,
+    control_waits,
     detokenized_tokens,
     drain,
     hook,
+    logging_fields,
     meta_info,
     openai_metadata,
     quiet_children,
@@ -22,7 +24,7 @@ from leankv_sglang.compression.request_params import FIELD
 from leankv_sglang.environment import DEFAULT_DRAIN_SECONDS, DRAIN_ENV
 from leankv_sglang.plugin.faults import on_child_failure
 from leankv_sglang.plugin.selfcheck import stop_if
-from leankv_sglang.server.middleware import TAKING, RequestFieldMiddleware, bad_request, misfit
+from leankv_sglang.server.middleware import TAKING, RequestFieldMiddleware, bad_request, failed, misfit, unanswered
 
 
 def install_tokenizer() -> None:
@@ -37,9 +39,12 @@ def install_tokenizer() -> None:
         meta_info.install(FIELD)
         choice_seeds.install()
         request_fields.install()
+        control_waits.install()
+        logging_fields.install()
         drain.install(_drain_seconds())
         HookRegistry.apply_hooks()
-    stop_if([problem for patch in (meta_info, choice_seeds, request_fields, drain) if (problem := patch.problem())])
+    patches = (meta_info, choice_seeds, request_fields, control_waits, logging_fields, drain)
+    stop_if([problem for patch in patches if (problem := patch.problem())])
 
 
 def install_launcher() -> None:
@@ -76,8 +81,10 @@ def install_http(app: Any) -> None:
         app.user_middleware.append(Middleware(RequestFieldMiddleware))
         # Some routes of SGLang catch it themselves, and mean a request that is wrong.
         app.add_exception_handler(ValueError, bad_request)
+        app.add_exception_handler(control_waits.ControlError, unanswered)
         for kind in (AttributeError, LookupError, TypeError):
             app.add_exception_handler(kind, misfit)
+        app.add_exception_handler(Exception, failed)
     stop_if(_problems(app))
 
 

@@ -206,6 +206,21 @@ async def misfit(request: Any, error: Exception) -> Any:
     return await bad_request(request, ValueError(f"The request's fields do not fit together: {error}."))
 
 
+async def unanswered(_request: Any, error: Any) -> Any:
+    """The answer to a control request that got none from the scheduler."""
+    from fastapi.responses import JSONResponse
+
+    return JSONResponse(error_body(str(error), _NATIVE), error.status_code)
+
+
+async def failed(_request: Any, error: Exception) -> Any:
+    """The answer to a request whose handling ended with any other exception; that goes on into the log."""
+    from fastapi.responses import JSONResponse
+
+    said = f"The server could not handle this request: {type(error).__name__}."
+    return JSONResponse(error_body(said, _NATIVE), HTTPStatus.INTERNAL_SERVER_ERROR.value)
+
+
 async def _refuse(sentence: str, form: str, send: Send) -> None:
     body = json.dumps(error_body(sentence, form)).encode()
     headers = _with_length([(b"content-type", b"application/json")], len(body))

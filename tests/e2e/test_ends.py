@@ -74,6 +74,56 @@ def test_several_tokenizer_workers_end_like_one(
         assert "crashed" not in printed
 
 
+class _Pending:
+    """A control request that a scheduler does not answer any more, and what came of it."""
+
+    def __init__(self, server: Server, route: str, body: dict[str, Any] | None = None) -> None:
+        self.came: Any = None
+        self._thread = threading.Thread(target=self._ask, args=(server.url + route, body))
+        self._thread.start()
+        # Neither it nor its arrival can be seen from here.
+        time.sleep(0.5)
+
+    def _ask(self, url: str, body: dict[str, Any] | None) -> None:
+        try:
+            self.came = requests.request("POST" if body else "GET", url, json=body, timeout=120).status_code
+        except requests.RequestException as error:
+            self.came = error
+
+    def answer(self) -> Any:
+        self._thread.join(60)
+        return self.came
+
+
+def _hung(server: Server) -> list[int]:
+    """The processes of a server whose scheduler now waits half an hour for others; who asked for that has left."""
+    group = {"master_address": "127.0.0.1", "master_port": 1, "rank_offset": 1, "world_size": 2}
+    with pytest.raises(requests.ReadTimeout):
+        requests.post(server.url + "/init_weights_update_group", json=group, timeout=1)
+    return descendants(server.process.pid)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGTERM, signal.SIGTERM), (signal.SIGINT,)])
+def test_a_server_whose_scheduler_hangs_ends(
+    tiny: Path, zygote: Zygote, signals: tuple[int, ...], workers: int
+) -> None:
+    """Whoever waits for it is answered; a second signal does not wait for the scheduler, nor for the drain."""
+    drain = "3600" if len(signals) > 1 and signals[0] == signal.SIGTERM else "0.5"
+    flags = (*FLAGS, "--leankv-drain-seconds", drain, "--tokenizer-worker-num", str(workers))
+    with zygote.serve("--model-path", str(tiny), *flags) as server:
+        children = _hung(server)
+        asked = _Pending(server, "/server_info")
+        for number in signals:
+            os.kill(server.process.pid, number)
+            # Signals that come closer are one.
+            time.sleep(1.5)
+        assert server.process.wait(60) == (130 if signal.SIGINT in signals else 0)
+        assert asked.answer() == 503
+        assert not left_after(5, children)
+        assert "Traceback" not in server.log_text()
+
+
 def test_a_scheduler_that_cannot_start_is_one_sentence(tiny: Path, tmp_path: Path, zygote: Zygote) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)

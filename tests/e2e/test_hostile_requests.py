@@ -137,3 +137,43 @@ def test_what_the_vocabulary_has_is_detokenized(hostile: Server) -> None:
     answer = requests.post(hostile.url + "/v1/detokenize", json={"tokens": [[40, 41], [42]]}, timeout=60)
     assert answer.ok
     assert len(answer.json()["text"]) == 2
+
+
+FAILING: list[tuple[str, str, Any, int, str]] = [
+    ("POST", "/start_expert_distribution_record", None, 500, "expert_distribution_recorder_mode"),
+    ("POST", "/dump_expert_distribution_record", None, 500, "expert_distribution_recorder_mode"),
+    ("POST", "/stop_expert_distribution_record", None, 500, "expert_distribution_recorder_mode"),
+    ("POST", "/resume_memory_occupation", {"tags": ["x"]}, 500, "ResumeMemoryOccupationReqInput"),
+    ("POST", "/send_weights_to_remote_instance", {"master_address": "x", "ports": "a"}, 500, "weight_send_group"),
+    ("POST", "/stop_profile", None, 400, "Profiling is not in progress"),
+    ("POST", "/start_profile", {"output_dir": "/proc/none", "num_steps": 1}, 400, "No such file or directory"),
+    ("POST", "/start_profile", {"activities": ["RPD"]}, 400, "The profile failed"),
+    ("POST", "/configure_logging", {"log_requests": True, "log_requests_level": 99}, 400, "log_requests_level is one"),
+    ("POST", "/remove_external_corpus", [], 500, "could not handle this request: AttributeError"),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "route", "body", "status", "said"), FAILING, ids=[f"{r[1]} {r[2]}" for r in FAILING]
+)
+def test_a_control_request_that_fails_ends_alone(
+    hostile: Server, method: str, route: str, body: Any, status: int, said: str
+) -> None:
+    answer = requests.request(method, hostile.url + route, json=body, timeout=60)
+    assert (answer.status_code, said in answer.json()["error"]["message"]) == (status, True)
+    assert ask(hostile, {}).ok
+
+
+def test_no_control_request_of_nonsense_ends_a_server(hostile: Server) -> None:
+    """Every route but those that generate; a pause is taken back."""
+    for route, methods in requests.get(hostile.url + "/openapi.json", timeout=60).json()["paths"].items():
+        # It waits for others as long as they are asked to, half an hour by default.
+        if route.startswith(("/v1/", "/api/", "/init_weights_update_group")):
+            continue
+        for method in methods:
+            for body in (None, {}, [], "x", {"name": "x", "model_path": "/none", "forward_sleep_time": -1}):
+                answer = requests.request(method, hostile.url + route, json=body, timeout=60)
+                assert answer.status_code < 500 or answer.text != "Internal Server Error", (method, route, body)
+                if route == "/pause_generation":
+                    requests.post(hostile.url + "/continue_generation", json={}, timeout=60)
+        assert ask(hostile, {}).ok, route

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from leankv_patches import drain
+from leankv_patches import control_waits, drain
 
 
 class Manager:
@@ -37,6 +37,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drain, "_POLL", 0.01)
     monkeypatch.setattr(drain, "ABORT_SECONDS", 0.05)
     monkeypatch.setattr(drain._interrupted, "is_set", lambda: False)
+    monkeypatch.setattr(drain._hurried, "is_set", lambda: False)
+    monkeypatch.setattr(control_waits, "_ended", False)
 
 
 def test_requests_may_finish() -> None:
@@ -61,9 +63,26 @@ def test_what_runs_on_is_aborted_and_answered(scheduler_lives: bool) -> None:
     assert manager.given_up == ([] if scheduler_lives else [("0", 503), ("1", 503)])
 
 
-def test_an_interrupted_server_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drain._interrupted, "is_set", lambda: True)
+@pytest.mark.parametrize("told", ["_interrupted", "_hurried"])
+def test_an_interrupted_server_does_not_wait(monkeypatch: pytest.MonkeyPatch, told: str) -> None:
+    monkeypatch.setattr(getattr(drain, told), "is_set", lambda: True)
     manager, begun = Manager(1, True), time.monotonic()
     asyncio.run(drain.end_requests(manager, 3600.0))
     assert manager.aborted == 1
     assert time.monotonic() - begun < 60
+
+
+def test_control_requests_may_finish_and_are_given_up_else() -> None:
+    async def answer(seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return "answer"
+
+    async def run() -> None:
+        asked = [asyncio.create_task(control_waits.wait(answer, seconds)) for seconds in (0.05, 3600.0)]
+        await asyncio.sleep(0)
+        await drain.end_requests(Manager(0, True), 1.0)
+        came = await asyncio.gather(*asked, return_exceptions=True)
+        assert came[0] == "answer"
+        assert isinstance(came[1], control_waits.ControlError)
+
+    asyncio.run(run())

@@ -13,7 +13,9 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from leankv_patches import (
     choice_seeds,
+    control_waits,
     drain,
+    logging_fields,
     meta_info,
     openai_metadata,
     quiet_children,
@@ -37,6 +39,8 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Callable[...,
     for patch, arguments in ((choice_seeds, ()), (request_fields, ()), (meta_info, ("a",)), (openai_metadata, ("a",))):
         patch.install(*arguments)
     quiet_children.install()
+    control_waits.install()
+    logging_fields.install()
     drain.install(1.0)
     start_failure.install_launcher(lambda *_: None)
     return found
