@@ -14,6 +14,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from pydantic import BaseModel
+from starlette.responses import Response
+
 from leankv_patches import hook
 from leankv_patches.text_room import TextRoom, room_for_text
 
@@ -87,8 +90,16 @@ async def one_request(original: Callable[[Any, Any], Awaitable[Any]], manager: A
 
 
 async def answer(original: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **named: Any) -> Any:
-    """Tokenize or detokenize in a thread: these routes take any number of texts."""
-    return await aside(original(*args, **named))
+    """Tokenize or detokenize in a thread, and write the answer there: these routes take any number of texts."""
+
+    async def written() -> Any:
+        result = await original(*args, **named)
+        # As SGLang does for larger answers; fastapi would walk through every token in Python.
+        if isinstance(result, BaseModel):
+            return Response(result.model_dump_json(by_alias=True), media_type="application/json")
+        return result
+
+    return await aside(written())
 
 
 async def aside(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 from sglang.srt.entrypoints.openai.parallel_prompt_encode import parallel_prompt_encode
+from sglang.srt.entrypoints.openai.protocol import TokenizeResponse
 from sglang.srt.plugins.hook_registry import HookRegistry
+from starlette.responses import Response
 from transformers import AutoTokenizer
 
 from leankv_patches import long_texts, request_fields
@@ -77,6 +80,18 @@ def test_long_texts_are_tokenized_in_a_thread() -> None:
     assert ran([["a" * long_texts.LONG, "b"]]) is not main
     assert ran("a" * (long_texts.LONG + 1), batching=object()) is main
     assert asyncio.run(long_texts.answer(original, None, "short")) is not main
+
+
+def test_tokens_are_written_where_they_were_found() -> None:
+    """Fastapi would walk through millions in the event loop."""
+    tokens = TokenizeResponse(tokens=[[1, 2], [3]], count=[2, 1], max_model_len=5)
+
+    async def original() -> Any:
+        return tokens
+
+    answer = asyncio.run(long_texts.answer(original))
+    assert isinstance(answer, Response)
+    assert json.loads(bytes(answer.body)) == tokens.model_dump(by_alias=True)
 
 
 def test_what_waits_does_not_run_aside() -> None:

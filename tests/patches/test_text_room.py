@@ -121,4 +121,7 @@ def test_tokens_that_stand_for_any_text_leave_it_unbounded() -> None:
     ):
         made = Tokenizer.from_str(json.dumps({**config, "normalizer": normalizer}))
         assert room_for_text(PreTrainedTokenizerFast(tokenizer_object=made), 10) is None
+    cutting = Tokenizer.from_str(json.dumps(config))
+    cutting.enable_truncation(5)
+    assert room_for_text(PreTrainedTokenizerFast(tokenizer_object=cutting), 10) is None
     assert room_for_text(object(), 10) is None
