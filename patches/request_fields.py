@@ -10,13 +10,14 @@ request that does not pass is refused with one sentence.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
 
-from leankv_patches import hook
-from leankv_patches.request_ranges import check_logprobs, check_sampling, check_tokens, reason, say
+from leankv_patches import hook, long_texts
+from leankv_patches.request_entries import check_entries
+from leankv_patches.request_ranges import MISFITS, check_logprobs, check_sampling, check_tokens, reason, say
 
 _INPUTS = "sglang.srt.managers.io_struct"
 _MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
@@ -34,16 +35,9 @@ TARGETS: dict[str, list[str] | None] = {
 }
 """What is hooked, with its arguments."""
 
-MAX_CHOICES = 4096
-"""Largest ``n``: each choice is a request of its own before anything else looks at it."""
 MAX_NAME = 4096
 """Longest name that a request brings (salt, id, session ...), in characters: the tree keeps them with its pages."""
 _NAMES = ("rid", "cache_salt", "extra_key", "session_id", "routing_key", "lora_path", "conversation_id")
-# What Python raises where a value has another type or shape than the code that reads it thinks.
-_MISFITS = (
-    *(TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError),
-    *(re.error, msgspec.MsgspecError),
-)
 
 
 def normalize(original: Callable[[Any], None], obj: Any) -> None:
@@ -52,22 +46,8 @@ def normalize(original: Callable[[Any], None], obj: Any) -> None:
     Raises:
         ValueError: one sentence saying what is wrong with the request.
     """
-    params = obj.sampling_params
-    for one in params if isinstance(params, list) else [params]:
-        if one is not None and not isinstance(one, dict):
-            raise ValueError(f"sampling_params takes an object for each prompt, not {say(one)}.")
-        n = 1 if one is None else one.get("n", 1)
-        if one and n is None:
-            del one["n"]
-        elif type(n) is not int or not 1 <= n <= MAX_CHOICES:
-            raise ValueError(f"n is a whole number from 1 to {MAX_CHOICES}, not {say(n)}.")
-    if params == []:
-        raise ValueError("sampling_params takes an object for each prompt, not an empty list.")
-    for name in _NAMES:
-        value = getattr(obj, name, None)
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, str) and len(one) > MAX_NAME:
-                raise ValueError(f"{name} has {len(one)} characters; at most {MAX_NAME} are taken.")
+    check_entries(obj)
+    check_names(obj)
     embeds = getattr(obj, "positional_embed_overrides", None)
     for one in embeds if isinstance(embeds, list) else [embeds]:
         _check_embeds(one)
@@ -87,14 +67,19 @@ def item(original: Callable[[Any, int], Any], obj: Any, i: int) -> Any:
     return _fit(original, obj, i)
 
 
-async def tokenize(original: Callable[..., Awaitable[Any]], *args: Any, **named: Any) -> Any:
-    """Texts that the tokenizer cannot take are the client's fault.
+async def tokenize(
+    original: Callable[..., Coroutine[Any, Any, Any]], manager: Any, texts: Any, *args: Any, **named: Any
+) -> Any:
+    """Texts that the tokenizer cannot take are the client's fault; long ones are not everybody's.
 
     Raises:
         ValueError: one sentence.
     """
     try:
-        return await original(*args, **named)
+        # A batching tokenizer has its own thread, which it waits for.
+        if manager.async_dynamic_batch_tokenizer is None and long_texts.length(texts) > long_texts.LONG:
+            return await long_texts.aside(original(manager, texts, *args, **named))
+        return await original(manager, texts, *args, **named)
     except (TypeError, UnicodeError) as error:
         raise ValueError(f"The prompt cannot be tokenized: {say(error)}.") from error
 
@@ -145,10 +130,23 @@ def check_wire(request: Any) -> None:
         raise ValueError(f"{_field_of(request, error)} does not fit: {reason(error)}.") from error
 
 
+def check_names(obj: Any) -> None:
+    """Whether the names that a request brings can be kept.
+
+    Raises:
+        ValueError: one sentence.
+    """
+    for name in _NAMES:
+        value = getattr(obj, name, None)
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str) and len(one) > MAX_NAME:
+                raise ValueError(f"{name} has {len(one)} characters; at most {MAX_NAME} are taken.")
+
+
 def _fit(original: Callable[..., Any], *args: Any, **named: Any) -> Any:
     try:
         return original(*args, **named)
-    except _MISFITS as error:
+    except MISFITS as error:
         raise ValueError(f"The request's fields do not fit together: {reason(error)}.") from error
 
 

@@ -27,6 +27,12 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Of sampling parameters what can be computed with: tensors hold them as int32 and float32."""
 
+MISFITS = (
+    *(TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError),
+    *(re.error, msgspec.MsgspecError),
+)
+"""What Python raises where a value has another type or shape than the code that reads it thinks."""
+
 _GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
 _INTERNAL = {"stop_strs", "stop_regex_strs", "stop_str_max_len", "stop_regex_max_len", "is_normalized"}
 
@@ -136,6 +142,8 @@ def _check_grammar(name: str, text: Any) -> None:
 
 def reason(error: BaseException) -> str:
     """What an exception says, without where it says it."""
+    if isinstance(error, KeyError) and error.args:
+        return f"there is no {say(error.args[0])}"
     return say(str(error).partition(" - at `$")[0].rstrip(".") or type(error).__name__)
 
 

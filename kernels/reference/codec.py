@@ -31,9 +31,10 @@ def quantize(x: Tensor, bits: tuple[int, int] = (MASTER_BITS, MASTER_BITS)) -> t
     common offset is: ``|x - (code * scale + zero)| <= scale / 2`` for |x| <= 65504.
 
     A row that is read with fewer bits, and off from what is read of it by more than chance explains, is coded again,
-    over a range extended on one side, so that the bulk of the channels comes to lie at the centre of a bin. The second coding stays where its readings are closer, by the sum of squared distances. Else a row whose range
-    is one outlier, as a token of nearly equal channels is once rotated, would be off by the same in all other channels,
-    which adds up in one when it is rotated back.
+    over a range extended on one side, so that the bulk of the channels comes to lie at the centre of a bin. The second
+    coding stays where its readings are closer, by the sum of squared distances. Else a row whose range is one outlier,
+    as a token of nearly equal channels is once rotated, would be off by the same in all other channels, which adds up
+    in one when it is rotated back.
 
     Args:
         x: float64 ``[..., D]``.

@@ -9,14 +9,17 @@ from typing import Any
 from leankv_patches import (
     choice_seeds,
     control_waits,
+    conversion,
     detokenized_tokens,
     drain,
     hook,
     logging_fields,
+    long_texts,
     meta_info,
     openai_metadata,
     quiet_children,
     request_fields,
+    sessions,
     start_failure,
     tokenizer_workers,
 )
@@ -24,7 +27,8 @@ from leankv_sglang.compression.request_params import FIELD
 from leankv_sglang.environment import DEFAULT_DRAIN_SECONDS, DRAIN_ENV
 from leankv_sglang.plugin.faults import on_child_failure
 from leankv_sglang.plugin.selfcheck import stop_if
-from leankv_sglang.server.middleware import TAKING, RequestFieldMiddleware, bad_request, failed, misfit, unanswered
+from leankv_sglang.server.middleware import TAKING, RequestFieldMiddleware
+from leankv_sglang.server.refusals import install_refusals
 
 
 def install_tokenizer() -> None:
@@ -41,9 +45,11 @@ def install_tokenizer() -> None:
         request_fields.install()
         control_waits.install()
         logging_fields.install()
+        long_texts.install()
+        sessions.install()
         drain.install(_drain_seconds())
         HookRegistry.apply_hooks()
-    patches = (meta_info, choice_seeds, request_fields, control_waits, logging_fields, drain)
+    patches = (meta_info, choice_seeds, request_fields, control_waits, logging_fields, long_texts, sessions, drain)
     stop_if([problem for patch in patches if (problem := patch.problem())])
 
 
@@ -76,15 +82,11 @@ def install_http(app: Any) -> None:
     if not any(m.cls is RequestFieldMiddleware for m in app.user_middleware):
         openai_metadata.install(FIELD)
         detokenized_tokens.install()
+        conversion.install()
         HookRegistry.apply_hooks()
         # Innermost: behind authentication, decompression and CORS, which add themselves at the other end.
         app.user_middleware.append(Middleware(RequestFieldMiddleware))
-        # Some routes of SGLang catch it themselves, and mean a request that is wrong.
-        app.add_exception_handler(ValueError, bad_request)
-        app.add_exception_handler(control_waits.ControlError, unanswered)
-        for kind in (AttributeError, LookupError, TypeError):
-            app.add_exception_handler(kind, misfit)
-        app.add_exception_handler(Exception, failed)
+        install_refusals(app)
     stop_if(_problems(app))
 
 
@@ -97,7 +99,7 @@ def _problems(app: Any) -> list[str]:
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest, CompletionRequest
     from sglang.srt.managers.io_struct import GenerateReqInput
 
-    problems = [problem for patch in (openai_metadata, detokenized_tokens) if (problem := patch.problem())]
+    problems = [problem for patch in (openai_metadata, detokenized_tokens, conversion) if (problem := patch.problem())]
     paths = {getattr(route, "path", None) for route in app.routes}
     problems += [f"there is no route {path}" for path in TAKING if path not in paths]
     for taker in (GenerateReqInput, CompletionRequest, ChatCompletionRequest, Engine.generate):

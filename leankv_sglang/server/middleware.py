@@ -46,9 +46,6 @@ _WORDS = (FIELD.encode(), _HEALTH.encode(), b"\\u006", b"\\u007", b"\0")
 _OTHER_JSON = b'[0123456789-"tfnNI'
 _PROMPTS = ("text", "input_ids", "input_embeds")
 
-_READS_BODY = "request_body_to_args"
-"""Of fastapi."""
-
 _NOT_HERE = f"{FIELD} is not taken here; {', '.join(TAKING[:-1])} and {TAKING[-1]} take it."
 
 
@@ -178,47 +175,17 @@ def _with_length(headers: list[tuple[bytes, bytes]], length: int) -> list[tuple[
     return [*kept, (b"content-length", str(length).encode())]
 
 
-def error_body(sentence: str, form: str) -> dict[str, Any]:
+def native_errors(path: str) -> bool:
+    """Whether a route reports errors as ``/generate`` does, not as OpenAI's routes."""
+    return not path.startswith("/v1/") and path not in ("/invocations", "/tokenize", "/detokenize")
+
+
+def error_body(sentence: str, form: str = _NATIVE) -> dict[str, Any]:
     """An error as SGLang's own look on routes of a form."""
     if form != _OPENAI:
         return {"error": {"message": sentence}}
     code = HTTPStatus.BAD_REQUEST.value
     return {"object": "error", "message": sentence, "type": "BadRequestError", "param": FIELD, "code": code}
-
-
-async def bad_request(_request: Any, error: Exception) -> Any:
-    """The answer to a request whose handling ended with an error that says what is wrong with it."""
-    from fastapi.responses import JSONResponse
-
-    return JSONResponse(error_body(str(error), _NATIVE), HTTPStatus.BAD_REQUEST.value)
-
-
-async def misfit(request: Any, error: Exception) -> Any:
-    """As :func:`bad_request` where a route's model of a body could not read it; anything else goes on.
-
-    SGLang's models look into fields before their types are checked, and fastapi takes only ValueError for a refusal.
-    """
-    place = error.__traceback__
-    while place is not None and place.tb_frame.f_code.co_name != _READS_BODY:
-        place = place.tb_next
-    if place is None:
-        raise error
-    return await bad_request(request, ValueError(f"The request's fields do not fit together: {error}."))
-
-
-async def unanswered(_request: Any, error: Any) -> Any:
-    """The answer to a control request that got none from the scheduler."""
-    from fastapi.responses import JSONResponse
-
-    return JSONResponse(error_body(str(error), _NATIVE), error.status_code)
-
-
-async def failed(_request: Any, error: Exception) -> Any:
-    """The answer to a request whose handling ended with any other exception; that goes on into the log."""
-    from fastapi.responses import JSONResponse
-
-    said = f"The server could not handle this request: {type(error).__name__}."
-    return JSONResponse(error_body(said, _NATIVE), HTTPStatus.INTERNAL_SERVER_ERROR.value)
 
 
 async def _refuse(sentence: str, form: str, send: Send) -> None:

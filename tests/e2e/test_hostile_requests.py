@@ -44,6 +44,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("embeddings of nothing", {"positional_embed_overrides": [None]}, "positional_embed_overrides takes tensors"),
     ("top-k beyond int32", {"sampling_params": {"top_k": 2**40}}, "top_k goes from -1"),
     ("labels", {"custom_labels": {"a": "b"}}, "custom_labels names 'a'"),
+    ("long text", {"text": "a b " * 10**6, "input_ids": None}, "has 4000000 characters; at most"),
+    ("many prompts", {"text": ["a"] * 20_000, "input_ids": None}, "asks for 20000 answers"),
+    ("a prompt's number", {"input_ids": [1.5, 2]}, "input_ids does not fit: elements must be int or list; got float."),
     ("choices", {"sampling_params": {"n": 10**9}}, "n is a whole number"),
     ("positions beyond", {"token_indices_to_pool": [900]}, "positions in a prompt of 4 tokens, not 900"),
     ("long salt", {"cache_salt": "x" * 10**6}, "cache_salt has 1000000 characters"),
@@ -113,7 +116,25 @@ def test_random_requests(hostile: Server) -> None:
     assert not any(word in hostile.log_text() for word in ("leak detected", "[pool-bytes]"))
 
 
+HI = {"messages": [{"role": "user", "content": "Hi"}]}
+LONG = "a b " * 10**6
 ODD: list[tuple[str, dict[str, Any], str]] = [
+    *((route, {"prompt": LONG}, "at most") for route in ("/tokenize", "/v1/tokenize", "/v1/completions")),
+    *(
+        (route, {"messages": [{"role": "user", "content": LONG}], "max_tokens": 2}, "characters; at most")
+        for route in ("/v1/chat/completions", "/v1/messages", "/tokenize")
+    ),
+    ("/v1/score", {"query": LONG, "items": ["a"], "label_token_ids": [1]}, "characters; at most"),
+    *(
+        (route, {**HI, "chat_template_kwargs": {name: 5}}, f"chat_template_kwargs cannot have '{name}'")
+        for route in ("/v1/chat/completions", "/tokenize")
+        for name in ("tools", "tokenize")
+    ),
+    ("/v1/chat/completions", {**HI, "chat_template_kwargs": {"documents": 5}}, "fields do not fit together"),
+    ("/v1/chat/completions", {**HI, "max_tokens": -1}, "max_tokens goes from 0"),
+    ("/v1/responses", {"input": "Hi", "max_output_tokens": -1}, "max_output_tokens goes from 2"),
+    ("/open_session", {"capacity_of_str_len": 10, "session_id": "x" * 10_000}, "session_id has 10000 characters"),
+    ("/open_session", {"capacity_of_str_len": -1}, "capacity_of_str_len goes from 0"),
     ("/v1/detokenize", {"tokens": [[3], [2**31, 7]]}, "tokens are from 0 to 511, which 2147483648 is not"),
     ("/v1/detokenize", {"tokens": [-1]}, "tokens are from 0 to 511, which -1 is not"),
     (
@@ -124,7 +145,7 @@ ODD: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("route", "fields", "said"), ODD, ids=[said for *_, said in ODD])
+@pytest.mark.parametrize(("route", "fields", "said"), ODD, ids=[f"{route} {said}" for route, _, said in ODD])
 def test_what_was_an_error_of_the_server_is_the_clients(
     hostile: Server, route: str, fields: dict[str, Any], said: str
 ) -> None:

@@ -9,9 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from fastapi.exceptions import RequestValidationError
 from sglang.srt.plugins.hook_registry import HookRegistry
 
-from leankv_patches import kv_release, meta_info, openai_metadata, output_streamer, row_alloc
+from leankv_patches import (
+    conversion,
+    kv_release,
+    long_texts,
+    meta_info,
+    openai_metadata,
+    output_streamer,
+    request_fields,
+    row_alloc,
+    sessions,
+)
 from leankv_sglang.environment import APP_PATH, APP_PATH_ENV
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.plugin import selfcheck
@@ -20,7 +31,8 @@ from leankv_sglang.server import install, middleware
 from leankv_sglang.server.middleware import RequestFieldMiddleware, error_body
 
 TARGETS = [m.TARGET for m in (kv_release, output_streamer, meta_info)]
-TARGETS += [*openai_metadata.TARGETS, *row_alloc.TARGETS]
+TARGETS += [*openai_metadata.TARGETS, *row_alloc.TARGETS, *request_fields.TARGETS, *long_texts.TARGETS]
+TARGETS += [*conversion.TARGETS, sessions.TARGET]
 
 
 @pytest.fixture
@@ -28,7 +40,9 @@ def hooks(own_registry: Callable[[Iterable[str]], None]) -> None:
     own_registry(TARGETS)
 
 
-@pytest.mark.parametrize("patch", [row_alloc, kv_release, output_streamer, meta_info, openai_metadata])
+@pytest.mark.parametrize(
+    "patch", [row_alloc, kv_release, output_streamer, meta_info, openai_metadata, long_texts, sessions, conversion]
+)
 def test_a_patch_that_is_not_there_is_a_problem(patch: Any, hooks: None) -> None:
     assert "could not be hooked" in (patch.problem() or "")
 
@@ -41,6 +55,10 @@ def test_a_patch_that_is_not_there_is_a_problem(patch: Any, hooks: None) -> None
         (output_streamer, lambda: output_streamer.install(lambda base: base)),
         (meta_info, lambda: meta_info.install("leankv")),
         (openai_metadata, lambda: openai_metadata.install("leankv")),
+        (request_fields, request_fields.install),
+        (long_texts, long_texts.install),
+        (sessions, sessions.install),
+        (conversion, conversion.install),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
@@ -120,7 +138,7 @@ def test_meta_info_gets_one_object_and_the_rest_as_before(hooks: None) -> None:
 def test_the_http_app_gets_the_middleware_once_and_innermost(hooks: None) -> None:
     from sglang.srt.entrypoints.http_server import app
 
-    before = list(app.user_middleware)
+    before, handlers = list(app.user_middleware), dict(app.exception_handlers)
     try:
         install.install_http(app)
         install.install_http(app)
@@ -128,10 +146,12 @@ def test_the_http_app_gets_the_middleware_once_and_innermost(hooks: None) -> Non
         assert [m.cls for m in app.user_middleware[len(before) :]] == [RequestFieldMiddleware]
     finally:
         app.user_middleware[:] = before
+        app.exception_handlers = handlers
 
 
 def test_a_missing_route_is_named(hooks: None) -> None:
-    app = SimpleNamespace(user_middleware=[], routes=[SimpleNamespace(path="/generate")])
+    handlers = {RequestValidationError: None}
+    app = SimpleNamespace(user_middleware=[], routes=[SimpleNamespace(path="/generate")], exception_handlers=handlers)
     app.add_exception_handler = lambda kind, handler: None
     with pytest.raises(LeanKVError, match=r"there is no route /v1/completions"):
         install.install_http(app)

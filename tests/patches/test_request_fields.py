@@ -140,6 +140,13 @@ def test_log_probabilities(given: dict[str, Any], said: str) -> None:
         ({"rid": ["a"]}, "rid is a string for a single prompt"),
         ({"positional_embed_overrides": [1, 2]}, "positional_embed_overrides takes tensors"),
         ({"input_ids": 5}, "do not fit together"),
+        ({"sampling_params": [{}], "input_ids": [[1], [2]]}, "^sampling_params has 1 entry for 2 prompts.$"),
+        ({"return_logprob": [True, True], "input_ids": [[1]]}, "^return_logprob has 2 entries for 1 prompt.$"),
+        ({"token_ids_logprob": [[1]], "input_ids": [[1], [2]]}, "token_ids_logprob has 1 entry for 2 prompts"),
+        ({"input_ids": [[1]] * 4097}, "asks for 4097 answers, 1 for each of 4097 prompts; a request gets 4096"),
+        ({"input_ids": [[1]] * 2000, "sampling_params": {"n": 3}}, "asks for 6000 answers, 3 for each of 2000"),
+        ({"input_ids": [[1]] * 2048, "sampling_params": {"n": 2}}, None),
+        ({"input_ids": [[1], [2]], "token_ids_logprob": [1], "sampling_params": [{"n": None}, {}]}, None),
         ({"text": [], "input_ids": None, "sampling_params": {"n": 2}}, None),
     ],
 )
