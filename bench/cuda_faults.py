@@ -163,6 +163,16 @@ FAULTS = (
         "(head + taken) % a.num_blocks",
         COMMIT,
     ),
+    Fault(
+        "rows coded again that need not be", "quantize.cuh", " || !row.strays(bits, lane)) return", ") return", COMMIT
+    ),
+    Fault(
+        "rows coded again too seldom",
+        "quantize.cuh",
+        "12u * (unsigned)squares > 5u",
+        "12u * (unsigned)squares > 6u",
+        COMMIT,
+    ),
     Fault("a second coding kept always", "quantize.cuh", "? other : row;", "? other : other;", COMMIT),
     Fault("ranges extended too far", "quantize.cuh", "times(share, times(255.0", "times(share, times(256.0", COMMIT),
     Fault(
