@@ -15,7 +15,7 @@ export GOMP_SPINCOUNT ?= 0
 CPU_SOURCES := kernels/cpu/CMakeLists.txt kernels/layout/record_format.h $(wildcard kernels/cpu/csrc/*)
 CUDA_SOURCES := $(wildcard kernels/cuda/csrc/*.cuh kernels/cuda/csrc/emulator/*)
 
-.PHONY: setup model serve test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads rivals bench-rivals kernels-cuda check-kernels-cuda fuzz-cuda clean
+.PHONY: setup model serve demo test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads rivals bench-rivals kernels-cuda check-kernels-cuda fuzz-cuda clean
 
 setup: $(VENV)/.installed model
 
@@ -44,6 +44,10 @@ model: $(VENV)/.installed
 
 serve: setup
 	$(PY) -m leankv_sglang.launch_server $(ARGS)
+
+# Stock SGLang beside LeanKV in the same bytes, in two minutes.
+demo: setup
+	$(PY) -m leankv_sglang.demo $(ARGS)
 
 test: setup
 	$(PY) -m pytest $(PARALLEL) $(ARGS)
