@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from importlib.machinery import PathFinder
 from types import SimpleNamespace
 
 import pytest
@@ -110,10 +111,10 @@ def test_placeholders_import_but_do_not_run() -> None:
 
 def test_installed_packages_win_over_placeholders() -> None:
     cpu_imports.install()
-    last = sys.meta_path[-1]
-    assert type(last).__module__ == cpu_imports.__name__
-    assert last.find_spec("sgl_kernel", None) is not None
-    assert last.find_spec("torch", None) is None
+    ours = next(finder for finder in sys.meta_path if type(finder).__module__ == cpu_imports.__name__)
+    assert sys.meta_path.index(ours) > sys.meta_path.index(PathFinder)
+    assert ours.find_spec("sgl_kernel", None) is not None
+    assert ours.find_spec("torch", None) is None
 
 
 def test_a_lone_row_runs_as_two() -> None:

@@ -120,15 +120,19 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
     std::memset(near, 0, size_t(sizes.near));
 
     const int64_t source = a.source(n);
-    const bool readable = find_centre(a, source, h, s.centre_halves, s.centre);
+    const size_t first_row = (size_t(source) * page * heads + h) * dim, stride = size_t(heads) * dim;
+    const uint32_t largest = largest_size(a.key, first_row, stride, page, dim, a.dtype);
+    const bool readable =
+        largest < infinite(a.dtype) && largest_size(a.value, first_row, stride, page, dim, a.dtype) < infinite(a.dtype);
+    find_centre(a, source, h, largest, s.centre_halves, s.centre);
     int64_t saturated = 0, not_finite = 0;
     const Bits key_bits{key_base, key_base + key_refine}, value_bits{value_base, value_base + value_refine};
     auto read = [&](int first, int tokens) {
         for (int i = 0; i < tokens; i++) {
             const size_t at = ((size_t(source) * page + s.order[first + i]) * heads + h) * dim;
             Row key{s.key[i]}, value{s.value[i]};
-            quantize(a, a.key, at, s.centre, key_bits, key);
-            quantize(a, a.value, at, nullptr, value_bits, value);
+            quantize(a, a.key, at, s.centre, key_bits, readable, key);
+            quantize(a, a.value, at, nullptr, value_bits, readable, value);
             s.scales[0][i] = key.scale, s.scales[1][i] = key.zero;
             s.scales[2][i] = value.scale, s.scales[3][i] = value.zero;
             saturated += key.saturated + value.saturated, not_finite += !key.finite + !value.finite;

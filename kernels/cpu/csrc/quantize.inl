@@ -1,60 +1,13 @@
 // Rows to 8-bit codes: rotated and quantized in float64, bit for bit as the reference does (reference/codec.py).
 #pragma once
 
+#include "halves.inl"
 #include "kernels.h"
 #include "planes.inl"
 #include "simd.inl"
 
 namespace leankv::LEANKV_NS {
 namespace {
-
-constexpr uint16_t kHalfNaN = 0x7e00;
-
-#if defined(__F16C__)
-// The largest half that is at most x, as bits; |x| <= 65504. Without a branch, which signs would mislead: a half is a
-// float, so the floor of a floor is the floor. Denormal floats may count as zero, so they are none.
-LEANKV_INLINE uint16_t half_floor(double x) {
-    x = x < 0.0 && x > -0x1p-24 ? -0x1p-24 : x;
-    const float nearest = float(x);
-    int32_t bits;
-    std::memcpy(&bits, &nearest, 4);
-    bits += double(nearest) > x ? (bits < 0 ? 1 : -1) : 0;
-    float below;
-    std::memcpy(&below, &bits, 4);
-    return uint16_t(_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(below), _MM_FROUND_TO_NEG_INF)));
-}
-
-LEANKV_INLINE double half_value(uint16_t h) { return double(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h)))); }
-#else
-// The largest half that is at most x, as bits; |x| <= 65504.
-LEANKV_INLINE uint16_t half_floor(double x) {
-    if (x == 0.0) return __builtin_signbit(x) ? 0x8000 : 0;
-    const bool negative = x < 0.0;
-    const double magnitude = negative ? -x : x;
-    uint16_t bits;
-    bool exact;
-    if (magnitude < 0x1p-14) {
-        const double steps = magnitude * 0x1p24;
-        const int whole = int(steps);
-        bits = uint16_t(whole), exact = double(whole) == steps;
-    } else {
-        uint64_t u;
-        std::memcpy(&u, &magnitude, 8);
-        bits = uint16_t((((u >> 52) - 1008) << 10) | ((u >> 42) & 0x3ff));
-        exact = (u & ((uint64_t(1) << 42) - 1)) == 0;
-    }
-    if (negative) bits = uint16_t((bits + (exact ? 0 : 1)) | 0x8000);
-    return bits;
-}
-
-LEANKV_INLINE double half_value(uint16_t h) {
-    const uint64_t exponent = (h >> 10) & 31, mantissa = h & 0x3ff;
-    const uint64_t bits = (exponent + 1008) << 52 | mantissa << 42;
-    double magnitude = double(mantissa) * 0x1p-24;
-    if (exponent) std::memcpy(&magnitude, &bits, 8);
-    return h & 0x8000 ? -magnitude : magnitude;
-}
-#endif
 
 typedef uint8_t vb __attribute__((vector_size(W / 2)));
 typedef int32_t vh __attribute__((vector_size(2 * W)));
@@ -66,14 +19,14 @@ struct Bits {
     int fewest, most;
 };
 
-// Of a row's codes; and of what of them is not read with few bits, with more bits: sum and sum of squares.
+// Of what of a row's codes is not read with few bits, and with more bits: sum and sum of squares.
 struct Sums {
-    int32_t codes, wide, narrow, wide_squares, narrow_squares;
+    int32_t wide, narrow, wide_squares, narrow_squares;
 };
 
 // Codes of a rotated row, by products with 1 / step or by quotients, and their sums where they are read with fewer
 // bits; whether the products' rounding was beyond doubt.
-template <bool DIVIDE>
+template <bool DIVIDE, bool WIDE, bool NARROW>
 LEANKV_INLINE bool round_codes(const double* x, int dim, double zero, double step, Bits bits_read, uint8_t* codes,
                                Sums& sums) {
     const double magic = 6755399441055744.0;  // 1.5 * 2^52: rounds to the nearest integer, ties to even
@@ -81,7 +34,7 @@ LEANKV_INLINE bool round_codes(const double* x, int dim, double zero, double ste
     const vh wide = vh{} + ((1 << (kMasterBits - bits_read.fewest)) - 1);
     const vh narrow = vh{} + ((1 << (kMasterBits - bits_read.most)) - 1);
     vd worst{};
-    vh all{}, wide_sum{}, narrow_sum{};
+    vh wide_sum{}, narrow_sum{};
     vg wide_squares{}, narrow_squares{};  // exact: at most 2^20 a lane
     for (int c = 0; c < dim; c += kDoubles) {
         const vd above = load(x + c) - zero, exact = DIVIDE ? above / step : above * inverse;
@@ -95,68 +48,106 @@ LEANKV_INLINE bool round_codes(const double* x, int dim, double zero, double ste
         std::memcpy(codes + c, &bytes, sizeof(bytes));
         // From registers: what was stored in such small parts is not read again soon.
         const vh code = __builtin_convertvector((vl)bits, vh) & 255;
-        const vh far = code & wide, near = code & narrow;
-        const vg far_off = __builtin_convertvector(far, vg), near_off = __builtin_convertvector(near, vg);
-        all += code;
-        wide_sum += far;
-        narrow_sum += near;
-        wide_squares += far_off * far_off;
-        narrow_squares += near_off * near_off;
+        if constexpr (WIDE) {
+            const vh part = code & wide;
+            const vg off = __builtin_convertvector(part, vg);
+            wide_sum += part, wide_squares += off * off;
+        }
+        if constexpr (NARROW) {
+            const vh part = code & narrow;
+            const vg off = __builtin_convertvector(part, vg);
+            narrow_sum += part, narrow_squares += off * off;
+        }
     }
     const vh far = __builtin_convertvector(wide_squares, vh), near = __builtin_convertvector(narrow_squares, vh);
     sums = Sums{};
-    for (int i = 0; i < kDoubles; i++) {
-        sums.codes += all[i], sums.wide += wide_sum[i], sums.narrow += narrow_sum[i];
-        sums.wide_squares += far[i], sums.narrow_squares += near[i];
-    }
+    if constexpr (WIDE)
+        for (int i = 0; i < kDoubles; i++) sums.wide += wide_sum[i], sums.wide_squares += far[i];
+    if constexpr (NARROW)
+        for (int i = 0; i < kDoubles; i++) sums.narrow += narrow_sum[i], sums.narrow_squares += near[i];
     double largest = worst[0];
     for (int i = 1; i < kDoubles; i++) largest = worst[i] > largest ? worst[i] : largest;
     return largest < 0.4999999;
 }
 
-// The half nearest to x, ties to even; |x| <= 65504.
-LEANKV_INLINE uint16_t half_nearest(float x) {
-    const uint16_t below = half_floor(x);
-    const double at = half_value(below), off = double(x) - at;
-    if (off == 0.0) return below & 0x7fff ? below : 0;
-    const uint16_t above = below == 0x8001 ? 0 : uint16_t(below & 0x8000 ? below - 1 : below + 1);
-    const double rest = half_value(above) - double(x);
-    return off < rest || (off == rest && !(below & 1)) ? below : above;
+typedef uint16_t vw __attribute__((vector_size(2 * W)));
+typedef uint16_t vw_any __attribute__((vector_size(2 * W), aligned(1), may_alias));
+
+// The largest size among raw rows of one head, a stride apart, as bits of the dtype; beyond an infinity's for a NaN.
+static uint32_t largest_size(const void* raw, size_t row, size_t stride, int rows, int dim, int dtype) {
+    uint32_t largest = 0;
+    if (dtype == kFloat32) {
+        const vi sizes = splati(0x7fffffff);
+        vi most{};
+        for (int t = 0; t < rows; t++, row += stride)
+            for (int c = 0; c < dim; c += W) {
+                const vi size = loadi(static_cast<const float*>(raw) + row + c) & sizes;
+                most = size > most ? size : most;
+            }
+        for (int i = 0; i < W; i++) largest = uint32_t(most[i]) > largest ? uint32_t(most[i]) : largest;
+        return largest;
+    }
+    const uint16_t all = 0x7fff;
+    const vw sizes = all - vw{};
+    vw most{};
+    for (int t = 0; t < rows; t++, row += stride)
+        for (int c = 0; c < dim; c += W) {
+            const vw size = *reinterpret_cast<const vw_any*>(static_cast<const uint16_t*>(raw) + row + c) & sizes;
+            most = size > most ? size : most;
+        }
+    for (int i = 0; i < W; i++) largest = most[i] > largest ? most[i] : largest;
+    return largest;
 }
 
-// Reads a row into doubles, what is not finite as zeros; whether all of it was finite.
-LEANKV_INLINE bool widen(const void* raw, size_t row, int dim, int dtype, double* x) {
+// Bits of an infinity, and of a size of 64.
+LEANKV_INLINE uint32_t infinite(int dtype) {
+    return dtype == kFloat32 ? 0x7f800000 : dtype == kFloat16 ? 0x7c00 : 0x7f80;
+}
+LEANKV_INLINE uint32_t sixty_four(int dtype) {
+    return dtype == kFloat32 ? 0x42800000 : dtype == kFloat16 ? 0x5400 : 0x4280;
+}
+
+// Reads a row into doubles, what is not finite as zeros; whether all of it was finite, which may be known.
+LEANKV_INLINE bool widen(const void* raw, size_t row, int dim, int dtype, bool finite, double* x) {
     alignas(64) float narrow[kMaxDim];
     vf off{};
-    for (int c = 0; c < dim; c += W) {
-        const vf v = load_as_float(raw, row + c, dtype), none = v - v;  // 0 or NaN
-        off = off + none;
-        store(narrow + c, as_float(as_int(v) & (none == vf{})));
-    }
+    if (finite)
+        for (int c = 0; c < dim; c += W) store(narrow + c, load_as_float(raw, row + c, dtype));
+    else
+        for (int c = 0; c < dim; c += W) {
+            const vf v = load_as_float(raw, row + c, dtype), none = v - v;  // 0 or NaN
+            off = off + none;
+            store(narrow + c, as_float(as_int(v) & (none == vf{})));
+        }
     for (int c = 0; c < dim; c++) x[c] = narrow[c];
     return sum_lanes(off) == 0.0f;
 }
 
-// The centre of a raw page's keys of one head (see reference/codec.py): as halves, and what those say. Whether keys and
-// values are finite.
-static bool find_centre(const CommitArgs& a, int64_t n, int h, uint16_t* halves, double* centre) {
+// The centre of a raw page's keys of one head, whose largest size is known (see reference/codec.py): as halves, and
+// what those say.
+static void find_centre(const CommitArgs& a, int64_t n, int h, uint32_t largest, uint16_t* halves, double* centre) {
     const int dim = int(a.shape.head_dim);
     const int64_t page = a.shape.page_size, heads = a.shape.heads;
     constexpr double kSteps = 65536.0, magic = 6755399441055744.0;  // 1.5 * 2^52
     int64_t sum[kMaxDim] = {};
-    alignas(64) double x[kMaxDim];
-    bool finite = true;
-    vf off{};
-    for (int64_t t = 0; t < page; t++) {
-        const size_t row = ((size_t(n) * page + t) * heads + h) * dim;
-        for (int c = 0; c < dim; c += W) {
-            const vf v = load_as_float(a.value, row + c, a.dtype);
-            off = off + (v - v);
-        }
-        finite &= widen(a.key, row, dim, a.dtype, x);
-        for (int c = 0; c < dim; c++) {
-            const double clamped = x[c] > kHalfMax ? kHalfMax : x[c] < -kHalfMax ? -kHalfMax : x[c];
-            sum[c] += int64_t((clamped * kSteps + magic) - magic);
+    auto row = [&](int64_t t) { return ((size_t(n) * page + t) * heads + h) * dim; };
+    if (page <= 256 && largest < sixty_four(a.dtype)) {
+        // Of 256 such numbers the sum fits, and each is rounded as a double is, since a power of two only moves it.
+        alignas(64) int32_t steps[kMaxDim] = {};
+        for (int64_t t = 0; t < page; t++)
+            for (int c = 0; c < dim; c += W) {
+                const vf v = load_as_float(a.key, row(t) + c, a.dtype) * float(kSteps);
+                storei(steps + c, loadi(steps + c) + round_to_int(v));
+            }
+        for (int c = 0; c < dim; c++) sum[c] = steps[c];
+    } else {
+        alignas(64) double x[kMaxDim];
+        for (int64_t t = 0; t < page; t++) {
+            widen(a.key, row(t), dim, a.dtype, largest < infinite(a.dtype), x);
+            for (int c = 0; c < dim; c++) {
+                const double clamped = x[c] > kHalfMax ? kHalfMax : x[c] < -kHalfMax ? -kHalfMax : x[c];
+                sum[c] += int64_t((clamped * kSteps + magic) - magic);
+            }
         }
     }
     for (int c = 0; c < dim; c++) centre[c] = double(sum[c]) / (kSteps * double(page));
@@ -166,7 +157,6 @@ static bool find_centre(const CommitArgs& a, int64_t n, int h, uint16_t* halves,
         halves[c] = half_nearest(float(mean > kHalfMax ? kHalfMax : mean < -kHalfMax ? -kHalfMax : mean));
         centre[c] = half_value(halves[c]);
     }
-    return finite && sum_lanes(off) == 0.0f;
 }
 
 struct Row {
@@ -176,15 +166,25 @@ struct Row {
     Sums sums;
 };
 
+template <bool WIDE, bool NARROW>
+LEANKV_INLINE void round_either(const double* x, int dim, double zero, double step, Bits bits, Row& row) {
+    // A product may fall on the other side of a tie than the reference's quotient.
+    if (!round_codes<false, WIDE, NARROW>(x, dim, zero, step, bits, row.codes, row.sums))
+        round_codes<true, WIDE, NARROW>(x, dim, zero, step, bits, row.codes, row.sums);
+}
+
 // Codes a row over a range; in the order of the reference's operations.
 static void code_range(const double* x, int dim, double low, double high, Bits bits, Row& row) {
     row.zero = half_floor(low);
     const double from = half_value(row.zero), wanted = (high - from) / 255.0;
     row.scale = wanted == 0.0 ? 0 : half_floor(-wanted) ^ 0x8000;
     const double given = half_value(row.scale), step = given > 0.0 ? given : 1.0;
-    // A product may fall on the other side of a tie than the reference's quotient.
-    if (!round_codes<false>(x, dim, from, step, bits, row.codes, row.sums))
-        round_codes<true>(x, dim, from, step, bits, row.codes, row.sums);
+    if (bits.fewest == kMasterBits)
+        round_either<false, false>(x, dim, from, step, bits, row);
+    else if (bits.most == kMasterBits || bits.most == bits.fewest)
+        round_either<true, false>(x, dim, from, step, bits, row);
+    else
+        round_either<true, true>(x, dim, from, step, bits, row);
 }
 
 // Whether channels are off from what is read of them, in bins of `last` + 1 codes, by more than chance explains
@@ -197,7 +197,8 @@ LEANKV_INLINE bool strays(int64_t sum, int64_t squares, int dim, int last) {
 
 LEANKV_INLINE bool strays(const Sums& sums, int dim, Bits bits) {
     const int wide = (1 << (kMasterBits - bits.fewest)) - 1, narrow = (1 << (kMasterBits - bits.most)) - 1;
-    return strays(sums.wide, sums.wide_squares, dim, wide) || strays(sums.narrow, sums.narrow_squares, dim, narrow);
+    return strays(sums.wide, sums.wide_squares, dim, wide) ||
+           (narrow && narrow != wide && strays(sums.narrow, sums.narrow_squares, dim, narrow));
 }
 
 // Of a row from what is read of it, squared, in halves of a code; exact.
@@ -216,7 +217,8 @@ LEANKV_INLINE double distance(const Row& row, int dim, Bits bits) {
 // what is read closer (reference/codec.py).
 static void code_bulk_at_centre(const double* x, int dim, double low, double high, Bits bits, Row& row) {
     const int width = 1 << (kMasterBits - bits.fewest), rest = dim - 2, most = (1 << kMasterBits) - 1;
-    int bulk = row.sums.codes - most;
+    int bulk = -most;
+    for (int c = 0; c < dim; c++) bulk += row.codes[c];
     const bool upper = 2 * bulk > most * rest;
     if (upper) bulk = most * rest - bulk;
     const int narrow = bits.most > bits.fewest ? 1 << (kMasterBits - bits.most) : 0;
@@ -240,29 +242,31 @@ static void code_bulk_at_centre(const double* x, int dim, double low, double hig
 }
 
 // Quantizes one row, less the centre if there is one, to 8-bit codes.
-static void quantize(const CommitArgs& a, const void* raw, size_t at, const double* centre, Bits bits, Row& row) {
+static void quantize(const CommitArgs& a, const void* raw, size_t at, const double* centre, Bits bits, bool finite,
+                     Row& row) {
     const int dim = int(a.shape.head_dim);
     alignas(64) double x[kMaxDim];
-    row.finite = widen(raw, at, dim, a.dtype, x);
+    row.finite = widen(raw, at, dim, a.dtype, finite, x);
     const double norm = a.rotated ? rotate(x, dim) : 1.0;
-    vd low = vd{} + kHalfMax, high = vd{} - kHalfMax, most_of_all{};
+    vd low = vd{} + __builtin_inf(), high = -low;
     for (int c = 0; c < dim; c += kDoubles) {
         vd v = load(x + c) * norm;
         if (centre) v -= load(centre + c);
-        const vd size = v < 0.0 ? -v : v;
-        most_of_all = size > most_of_all ? size : most_of_all;
-        v = v > kHalfMax ? vd{} + kHalfMax : v < -kHalfMax ? vd{} - kHalfMax : v;
         v += 0.0;  // no negative zeros: one value, one code
         store(x + c, v);
         low = v < low ? v : low;
         high = v > high ? v : high;
     }
     double least = low[0], most = high[0];
-    row.saturated = false;
-    for (int i = 0; i < kDoubles; i++) row.saturated |= most_of_all[i] > kHalfMax;
     for (int i = 1; i < kDoubles; i++) {
         least = low[i] < least ? low[i] : least;
         most = high[i] > most ? high[i] : most;
+    }
+    row.saturated = least < -kHalfMax || most > kHalfMax;
+    if (row.saturated) {
+        auto saturate = [](double v) { return v > kHalfMax ? kHalfMax : v < -kHalfMax ? -kHalfMax : v; };
+        for (int c = 0; c < dim; c++) x[c] = saturate(x[c]);
+        least = saturate(least), most = saturate(most);
     }
     code_range(x, dim, least, most, bits, row);
     if (bits.fewest < kMasterBits && strays(row.sums, dim, bits)) code_bulk_at_centre(x, dim, least, most, bits, row);
