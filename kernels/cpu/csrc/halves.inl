@@ -19,7 +19,8 @@ LEANKV_INLINE uint16_t half_floor(double x) {
     const float nearest = float(x);
     int32_t bits;
     std::memcpy(&bits, &nearest, 4);
-    bits += double(nearest) > x ? (bits < 0 ? 1 : -1) : 0;
+    const int32_t above = double(nearest) > x;
+    bits += bits < 0 ? above : -above;
     float below;
     std::memcpy(&below, &bits, 4);
     return uint16_t(_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(below), _MM_FROUND_TO_NEG_INF)));
