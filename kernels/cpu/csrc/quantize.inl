@@ -10,8 +10,6 @@ namespace leankv::LEANKV_NS {
 namespace {
 
 typedef uint8_t vb __attribute__((vector_size(W / 2)));
-typedef int32_t vh __attribute__((vector_size(2 * W)));
-typedef float vg __attribute__((vector_size(2 * W)));
 constexpr int kDoubles = W / 2;
 
 // Bits with which rows are read, at least and at most.
@@ -24,18 +22,41 @@ struct Sums {
     int32_t wide, narrow, wide_squares, narrow_squares;
 };
 
-// Codes of a rotated row, by products with 1 / step or by quotients, and their sums where they are read with fewer
-// bits; whether the products' rounding was beyond doubt.
-template <bool DIVIDE, bool WIDE, bool NARROW>
-LEANKV_INLINE bool round_codes(const double* x, int dim, double zero, double step, Bits bits_read, uint8_t* codes,
-                               Sums& sums) {
+LEANKV_INLINE Sums sums_of(const uint8_t* codes, int dim, Bits bits) {
+    Sums sums{};
+    const int wide = (1 << (kMasterBits - bits.fewest)) - 1, narrow = (1 << (kMasterBits - bits.most)) - 1;
+#if defined(__AVX512VNNI__)
+    // Parts of codes are below 64, so that they are numbers with a sign as well.
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512i sum[2] = {}, squares[2] = {};
+    for (int c = 0; c < dim; c += 64) {
+        const __mmask64 inside = dim - c < 64 ? (__mmask64(1) << (dim - c)) - 1 : ~__mmask64(0);
+        const __m512i code = _mm512_maskz_loadu_epi8(inside, codes + c);
+        const __m512i parts[2] = {_mm512_and_si512(code, _mm512_set1_epi8(char(wide))),
+                                  _mm512_and_si512(code, _mm512_set1_epi8(char(narrow)))};
+        for (int i = 0; i < 2; i++) {
+            sum[i] = _mm512_dpbusd_epi32(sum[i], parts[i], ones);
+            squares[i] = _mm512_dpbusd_epi32(squares[i], parts[i], parts[i]);
+        }
+    }
+    sums.wide = sum_lanes((vi)sum[0]), sums.wide_squares = sum_lanes((vi)squares[0]);
+    sums.narrow = sum_lanes((vi)sum[1]), sums.narrow_squares = sum_lanes((vi)squares[1]);
+#else
+    for (int c = 0; c < dim; c++) {
+        const int32_t far = codes[c] & wide, near = codes[c] & narrow;
+        sums.wide += far, sums.wide_squares += far * far;
+        sums.narrow += near, sums.narrow_squares += near * near;
+    }
+#endif
+    return sums;
+}
+
+// Codes of a rotated row, by products with 1 / step or by quotients; whether the products' rounding was beyond doubt.
+template <bool DIVIDE>
+LEANKV_INLINE bool round_codes(const double* x, int dim, double zero, double step, uint8_t* codes) {
     const double magic = 6755399441055744.0;  // 1.5 * 2^52: rounds to the nearest integer, ties to even
     const double inverse = 1.0 / step;
-    const vh wide = vh{} + ((1 << (kMasterBits - bits_read.fewest)) - 1);
-    const vh narrow = vh{} + ((1 << (kMasterBits - bits_read.most)) - 1);
     vd worst{};
-    vh wide_sum{}, narrow_sum{};
-    vg wide_squares{}, narrow_squares{};  // exact: at most 2^20 a lane
     for (int c = 0; c < dim; c += kDoubles) {
         const vd above = load(x + c) - zero, exact = DIVIDE ? above / step : above * inverse;
         const vd bits = exact + magic, off = exact - (bits - magic), size = off < 0.0 ? -off : off;
@@ -46,25 +67,7 @@ LEANKV_INLINE bool round_codes(const double* x, int dim, double zero, double ste
         const vb bytes = __builtin_convertvector((vl)bits, vb);
 #endif
         std::memcpy(codes + c, &bytes, sizeof(bytes));
-        // From registers: what was stored in such small parts is not read again soon.
-        const vh code = __builtin_convertvector((vl)bits, vh) & 255;
-        if constexpr (WIDE) {
-            const vh part = code & wide;
-            const vg off = __builtin_convertvector(part, vg);
-            wide_sum += part, wide_squares += off * off;
-        }
-        if constexpr (NARROW) {
-            const vh part = code & narrow;
-            const vg off = __builtin_convertvector(part, vg);
-            narrow_sum += part, narrow_squares += off * off;
-        }
     }
-    const vh far = __builtin_convertvector(wide_squares, vh), near = __builtin_convertvector(narrow_squares, vh);
-    sums = Sums{};
-    if constexpr (WIDE)
-        for (int i = 0; i < kDoubles; i++) sums.wide += wide_sum[i], sums.wide_squares += far[i];
-    if constexpr (NARROW)
-        for (int i = 0; i < kDoubles; i++) sums.narrow += narrow_sum[i], sums.narrow_squares += near[i];
     double largest = worst[0];
     for (int i = 1; i < kDoubles; i++) largest = worst[i] > largest ? worst[i] : largest;
     return largest < 0.4999999;
@@ -163,28 +166,16 @@ struct Row {
     uint8_t* codes;
     uint16_t scale, zero;
     bool saturated, finite;
-    Sums sums;
 };
 
-template <bool WIDE, bool NARROW>
-LEANKV_INLINE void round_either(const double* x, int dim, double zero, double step, Bits bits, Row& row) {
-    // A product may fall on the other side of a tie than the reference's quotient.
-    if (!round_codes<false, WIDE, NARROW>(x, dim, zero, step, bits, row.codes, row.sums))
-        round_codes<true, WIDE, NARROW>(x, dim, zero, step, bits, row.codes, row.sums);
-}
-
 // Codes a row over a range; in the order of the reference's operations.
-static void code_range(const double* x, int dim, double low, double high, Bits bits, Row& row) {
+static void code_range(const double* x, int dim, double low, double high, Row& row) {
     row.zero = half_floor(low);
     const double from = half_value(row.zero), wanted = (high - from) / 255.0;
     row.scale = wanted == 0.0 ? 0 : half_floor(-wanted) ^ 0x8000;
     const double given = half_value(row.scale), step = given > 0.0 ? given : 1.0;
-    if (bits.fewest == kMasterBits)
-        round_either<false, false>(x, dim, from, step, bits, row);
-    else if (bits.most == kMasterBits || bits.most == bits.fewest)
-        round_either<true, false>(x, dim, from, step, bits, row);
-    else
-        round_either<true, true>(x, dim, from, step, bits, row);
+    // A product may fall on the other side of a tie than the reference's quotient.
+    if (!round_codes<false>(x, dim, from, step, row.codes)) round_codes<true>(x, dim, from, step, row.codes);
 }
 
 // Whether channels are off from what is read of them, in bins of `last` + 1 codes, by more than chance explains
@@ -231,11 +222,8 @@ static void code_bulk_at_centre(const double* x, int dim, double low, double hig
     const double extension = share * (double(most) * half_value(row.scale)), below = low - extension;
     alignas(64) uint8_t codes[kMaxDim];
     Row other{codes};
-    code_range(x, dim,
-               upper               ? low
-               : below < -kHalfMax ? -kHalfMax
-                                   : below,
-               upper ? high + extension : high, bits, other);
+    const double from = upper ? low : below < -kHalfMax ? -kHalfMax : below;
+    code_range(x, dim, from, upper ? high + extension : high, other);
     if (!(distance(other, dim, bits) < distance(row, dim, bits))) return;
     std::memcpy(row.codes, codes, size_t(dim));
     row.scale = other.scale, row.zero = other.zero;
@@ -268,8 +256,9 @@ static void quantize(const CommitArgs& a, const void* raw, size_t at, const doub
         for (int c = 0; c < dim; c++) x[c] = saturate(x[c]);
         least = saturate(least), most = saturate(most);
     }
-    code_range(x, dim, least, most, bits, row);
-    if (bits.fewest < kMasterBits && strays(row.sums, dim, bits)) code_bulk_at_centre(x, dim, least, most, bits, row);
+    code_range(x, dim, least, most, row);
+    if (bits.fewest < kMasterBits && strays(sums_of(row.codes, dim, bits), dim, bits))
+        code_bulk_at_centre(x, dim, least, most, bits, row);
 }
 
 }  // namespace
