@@ -55,11 +55,47 @@ LEANKV_INLINE void weigh_all_values(const OpenScratch& s, int keys, int dim, flo
     for (; c < dim; c += W) weigh_values<ROWS, 1>(s, keys, dim, c, out);
 }
 
-// Numbers of a row of W lanes brought into float16's range; NaN is added to `off` where one is not finite.
-LEANKV_INLINE vf in_range(vf x, vf& off) {
-    off = off + (x - x);
+// Numbers of a row brought into float16's range; whether all of them were finite.
+LEANKV_INLINE bool saturate_row(const void* raw, size_t row, int dim, int dtype, float* to) {
     const vf least = splat(-float(kHalfMax));
-    return -max(-max(x, least), least);
+    vf off{};
+    for (int c = 0; c < dim; c += W) {
+        const vf x = load_as_float(raw, row + c, dtype);
+        off = off + (x - x);
+        store(to + c, -max(-max(x, least), least));
+    }
+    return sum_lanes(off) == 0.0f;
+}
+
+// Sizes as bits, which are in the order of sizes; those of NaN are the largest.
+LEANKV_INLINE vi max_size(vi most, vf x) {
+    const vi size = as_int(x) & splati(0x7fffffff);
+    return size > most ? size : most;
+}
+
+// Reads the tokens of a raw page; returns how many are before the first that is not finite.
+LEANKV_INLINE int read_open(const AttendOpenArgs& a, size_t first, size_t stride, int tokens, OpenScratch& s) {
+    const int dim = int(a.head_dim);
+    size_t row = first;
+    vi largest{};
+    for (int t = 0; t < tokens; t++, row += stride)
+        for (int c = 0; c < dim; c += W) {
+            const vf key = load_as_float(a.key, row + c, a.raw_dtype);
+            const vf value = load_as_float(a.value, row + c, a.raw_dtype);
+            largest = max_size(max_size(largest, key), value);
+            store(s.key + size_t(t) * dim + c, key);
+            store(s.value + size_t(t) * dim + c, value);
+        }
+    const vf most = splat(float(kHalfMax));
+    if (all_zero(largest > as_int(most))) return tokens;
+    row = first;
+    int finite = tokens;
+    for (int t = 0; t < tokens; t++, row += stride) {
+        const bool key = saturate_row(a.key, row, dim, a.raw_dtype, s.key + size_t(t) * dim);
+        const bool value = saturate_row(a.value, row, dim, a.raw_dtype, s.value + size_t(t) * dim);
+        if (finite == tokens && !(key && value)) finite = t;
+    }
+    return finite;
 }
 
 // Scores and softmax of one row over the first `keys` keys; returns 1 / sum.
@@ -95,16 +131,8 @@ static void open_tile(const AttendOpenArgs& a, int64_t u, int head) {
     const int offset = int(tile.offset), queries = int(tile.queries), written = offset + queries;
     const int dim = int(a.head_dim), group = int(a.group), page = int(a.page_size), rows = queries * group;
     const int64_t raw = a.at[u];
-    int finite = written;  // tokens before the first that is not
-    for (int t = 0; t < written; t++) {
-        const size_t row = ((size_t(raw) * page + t) * a.heads + head) * dim;
-        vf off{};
-        for (int c = 0; c < dim; c += W) {
-            store(s.key + size_t(t) * dim + c, in_range(load_as_float(a.key, row + c, a.raw_dtype), off));
-            store(s.value + size_t(t) * dim + c, in_range(load_as_float(a.value, row + c, a.raw_dtype), off));
-        }
-        if (finite == written && sum_lanes(off) != 0.0f) finite = t;
-    }
+    const size_t stride = size_t(a.heads) * dim;
+    const int finite = read_open(a, (size_t(raw) * page * a.heads + head) * dim, stride, written, s);
     std::memset(s.key + size_t(written) * dim, 0, sizeof(float) * W * dim);
     for (int j = 0; j < group; j++) std::memset(s.columns[j], 0, sizeof(int32_t) * page);
 
