@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -12,6 +11,7 @@ from typing import Any
 from leankv_sglang.compression.request_params import FIELD, resolve, salted
 from leankv_sglang.config import LeanKVConfig, required_config
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.server.vertex import check_parameters
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -44,7 +44,6 @@ _WORDS = (FIELD.encode(), _HEALTH.encode(), b"\\u006", b"\\u007", b"\0")
 
 # How JSON begins that is no object; in two or four bytes a character it begins otherwise.
 _OTHER_JSON = b'[0123456789-"tfnNI'
-_PROMPTS = ("text", "input_ids", "input_embeds")
 
 _NOT_HERE = f"{FIELD} is not taken here; {', '.join(TAKING[:-1])} and {TAKING[-1]} take it."
 
@@ -126,14 +125,9 @@ def _changed(fields: dict[str, Any], config: LeanKVConfig, form: str) -> bool:
 
 def _vertex(body: dict[str, Any], config: LeanKVConfig) -> bool:
     """What is generated with are the fields of ``parameters``."""
-    from sglang.srt.managers.io_struct import GenerateReqInput
-
     parameters, instances = body.get("parameters"), body.get("instances")
-    known = {field.name for field in dataclasses.fields(GenerateReqInput)} - {*_PROMPTS, "image_data"}
-    if isinstance(parameters, dict) and (strange := [name for name in parameters if name not in {*known, FIELD}]):
-        raise LeanKVError(
-            f"parameters of this route are fields of /generate but the prompt, which {strange[0]!a} is not."
-        )
+    if isinstance(parameters, dict):
+        check_parameters({name: value for name, value in parameters.items() if name != FIELD})
     inner = [parameters, *(instances if isinstance(instances, list) else [])]
     if any(isinstance(one, dict) and one.get(FIELD) is not None for one in [body, *inner]):
         raise LeanKVError(_NOT_HERE)

@@ -230,6 +230,30 @@ def test_vertex_parameters_that_are_no_fields_are_refused() -> None:
     assert "fields of /generate but the prompt, which 'regex' is not" in answer["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("data_parallel_rank", {"a": {}}, "parameters.data_parallel_rank takes an integer"),
+        ("routed_dp_rank", "1", "parameters.routed_dp_rank takes an integer"),
+        ("bootstrap_port", {}, "parameters.bootstrap_port takes"),
+        ("priority", [1.5], "parameters.priority takes an integer"),
+        ("stream", "no", "parameters.stream takes"),
+        ("rid", {}, "parameters.rid takes"),
+    ],
+)
+def test_vertex_parameters_have_the_types_of_generate(name: str, value: Any, said: str) -> None:
+    body = {"instances": [{"text": "a"}], "parameters": {name: value}}
+    status, answer, behind = call("/vertex_generate", [json.dumps(body).encode()])
+    assert (status, behind.bodies) == (400, [])
+    assert said in answer["error"]["message"]
+
+
+def test_vertex_parameters_of_the_right_types_pass() -> None:
+    parameters = {"sampling_params": {"n": 2}, "stream": True, "rid": ["a", "b"], "priority": 3, "custom_labels": None}
+    body = {"instances": [{"text": "a"}], "parameters": parameters}
+    assert reaches("/vertex_generate", body) == body
+
+
 def test_bodies_are_parsed_only_where_the_word_occurs(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: bytes) -> None:
         raise AssertionError("parsed")
