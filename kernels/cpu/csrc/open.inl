@@ -14,6 +14,7 @@ namespace leankv::LEANKV_NS {
 namespace {
 
 constexpr int kOpenRows = 4;
+constexpr int kOpenAhead = 16;            // tokens that are asked of memory before they are read
 constexpr float kColumnOne = 4194304.0f;  // 2^22, COLUMN_SCORE_ONE
 
 struct OpenScratch {
@@ -78,8 +79,14 @@ LEANKV_INLINE int read_open(const AttendOpenArgs& a, size_t first, size_t stride
     const int dim = int(a.head_dim);
     size_t row = first;
     vi largest{};
+    const size_t item = a.raw_dtype == kFloat32 ? 4 : 2;
     for (int t = 0; t < tokens; t++, row += stride)
         for (int c = 0; c < dim; c += W) {
+            if (c * item % 64 == 0) {
+                const size_t ahead = (row + kOpenAhead * stride + c) * item;
+                __builtin_prefetch(static_cast<const uint8_t*>(a.key) + ahead);
+                __builtin_prefetch(static_cast<const uint8_t*>(a.value) + ahead);
+            }
             const vf key = load_as_float(a.key, row + c, a.raw_dtype);
             const vf value = load_as_float(a.value, row + c, a.raw_dtype);
             largest = max_size(max_size(largest, key), value);
