@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         "--systems",
         nargs="+",
         metavar="NAME",
-        help="names, profile files (.json), or forms for all forms (the default)",
+        help="names, profile files (.json), SGLang's fp8_e4m3 and fp8_e5m2, or forms for all forms (the default)",
     )
     parser.add_argument(
         "--profile", action="append", default=[], metavar="FILE", help="one more system, a profile file"

@@ -152,10 +152,11 @@ class Bench:
         """A row with every key that rows have; what a task does not measure is None."""
         ours = "leankv" if self.dtype == SERVED_DTYPE else f"leankv, {self.dtype}"
         row: Row = {"system": RAW if system is None else system.name, "profile": system.profile if system else ""}
-        row |= {"kind": RAW if system is None else ours, "task": task, "ratio": self.ratio(system)}
+        kind = RAW if system is None else "sglang" if system.fp8 else ours
+        row |= {"kind": kind, "task": task, "ratio": self.ratio(system)}
         row |= dict.fromkeys(("kl", "ppl_rel", "top1", "score", "score_raw", "spread", "n"))
         row |= {"model": self.model.name, "page_size": self.page_size, "device": self.device}
-        row |= {"near_pages": system.config.near_pages if system else None}
+        row |= {"near_pages": system.config.near_pages if system and not system.fp8 else None}
         return row | measured
 
 

@@ -14,6 +14,7 @@ _CODE = (
     "leankv_sglang/attention/read_rule.py",
     "leankv_sglang/kvcache/sizing.py",
     "leankv_sglang/compression",
+    "bench/quality/fp8.py",
 )
 _EVALUATION = ("leankv_sglang/offline", "bench/quality/decoding.py", "bench/quality/sampling.py")
 _SOURCES = {".py", ".h", ".inl", ".cpp"}

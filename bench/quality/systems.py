@@ -1,4 +1,4 @@
-"""What is compared: the exact 16-bit cache, and ours under a name, a form or a profile file."""
+"""What is compared: the exact 16-bit cache, SGLang's 8-bit one, and ours under a name, a form or a profile file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bench.quality.fp8 import DTYPES, Fp8Cache
 from leankv_sglang.compression.profile import find_profile, shipped_profile
 from leankv_sglang.compression.request_params import named
 from leankv_sglang.compression.thresholds import threshold_table
@@ -45,16 +46,20 @@ class System:
         alphas: thresholds; they stand in for the configuration's, since an accuracy may lie outside what its flags
             take.
         profile: name of the profile, or empty.
+        fp8: SGLang's float8 that stands in for all of these, or empty.
     """
 
     name: str
     config: LeanKVConfig
     alphas: Alphas
     profile: str = ""
+    fp8: str = ""
 
     @property
     def digest(self) -> str:
         """Hash of everything that decides what is computed; not of names."""
+        if self.fp8:
+            return self.fp8
         fields = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in _NOT_CONTENT}
         text = json.dumps({**fields, "alphas": self.alphas}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -66,7 +71,7 @@ class System:
 
 def system(name: str, shape: CacheShape | None = None, near_pages: int | None = None, model: str = "") -> System:
     """The system of a name: a form, a point of the profile shipped for the model, a profile file (``FILE`` or
-    ``FILE:POINT``), or an accuracy a request can name.
+    ``FILE:POINT``), an accuracy a request can name, or a float8 of SGLang's.
 
     Args:
         shape: of the model; a profile made for another one is refused.
@@ -76,6 +81,8 @@ def system(name: str, shape: CacheShape | None = None, near_pages: int | None = 
     Raises:
         LeanKVError: for a name that stands for nothing, or a profile that cannot be.
     """
+    if name in DTYPES:
+        return System(name, LeanKVConfig(), LeanKVConfig().alphas, fp8=name)
     plain, profile = named(LeanKVConfig()), ""
     if name in FORMS:
         config, alphas = FORMS[name], FORMS[name].alphas
@@ -87,7 +94,7 @@ def system(name: str, shape: CacheShape | None = None, near_pages: int | None = 
     elif name in plain:
         config, alphas, profile = LeanKVConfig(), plain[name], name
     else:
-        known = ", ".join([RAW, ALL_FORMS, *plain, *(repr(form) for form in FORMS)])
+        known = ", ".join([RAW, ALL_FORMS, *DTYPES, *plain, *(repr(form) for form in FORMS)])
         raise LeanKVError(f"--systems takes {known} or the path of a profile (.json), not {name!r}.")
     if near_pages is not None:
         config = replace(config, near_pages=near_pages)
@@ -106,5 +113,7 @@ def cache_of(model: PackedModel, system: System | None, page_size: int, rows: in
     """An empty cache of a system, see ``PackedModel.cache``; None is the exact one."""
     if system is None:
         return model.cache(None, page_size, rows, tokens)
+    if system.fp8:
+        return Fp8Cache(model, rows, DTYPES[system.fp8])
     alphas = system.thresholds(model.shape.layers, model.shape.kv_heads)
     return model.cache(system.config, page_size, rows, tokens, alphas)

@@ -50,7 +50,7 @@ def bench(model: PackedModel, tokenizer: Any, tmp_path: Path, monkeypatch: pytes
     }
     monkeypatch.setattr(humaneval, "problems", lambda: [problem] * 2)
     text = " ".join(f"The {a} {b} stood by number {i} ." for i in range(60) for a in "abcde" for b in ("fox", "hill"))
-    chosen = systems(["balanced", "all k4v2"])
+    chosen = systems(["balanced", "all k4v2", "fp8_e4m3"])
     return Bench(model, tokenizer, chosen, ItemStore(tmp_path / "items"), 64, text, quiet=True)
 
 
@@ -76,7 +76,7 @@ def test_rows_are_complete_and_found_again(name: str, bench: Bench, monkeypatch:
     limits = LIMITS if name != "babilong" else Limits(items=2, lengths=(2048,), max_new=6)
     rows = task(name).run(bench, limits, 0)
     whole = [row for row in rows if row["task"] == name]
-    assert [row["system"] for row in whole] == ["raw", "balanced", "all k4v2"]
+    assert [row["system"] for row in whole] == ["raw", "balanced", "all k4v2", "fp8_e4m3"]
     assert all(set(row) >= KEYS for row in rows)
     assert whole[0]["ratio"] == 1
     assert 1 < whole[1]["ratio"] < whole[2]["ratio"]
@@ -97,7 +97,7 @@ def test_rows_are_complete_and_found_again(name: str, bench: Bench, monkeypatch:
 
 def test_drawn_answers_are_scored_each(bench: Bench) -> None:
     rows = task("humaneval").run(bench, replace(LIMITS, samples=3), 0)
-    assert [(row["n"], row["items"]) for row in rows] == [(6, 2)] * 3
+    assert [(row["n"], row["items"]) for row in rows] == [(6, 2)] * 4
     assert all(row["won"] - row["lost"] == round(6 * (row["score"] - row["score_raw"])) for row in rows)
 
 
