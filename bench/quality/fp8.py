@@ -1,4 +1,4 @@
-"""SGLang's own 8-bit cache as a baseline: keys and values in a float8, with a scale of 1, as ``--kv-cache-dtype`` has."""
+"""SGLang's own 8-bit cache as a baseline: keys and values in a float8 of scale 1, as ``--kv-cache-dtype`` has it."""
 
 from __future__ import annotations
 
