@@ -164,10 +164,11 @@ def command_line() -> Parser:
     parser = Parser(
         "company",
         __doc__,
-        quick="1 prompt, 8 tokens an answer; under three minutes",
-        sizes={"prompts": 1, "tokens": 8},
+        quick="1 prompt of 300 tokens, 8 tokens an answer, too few for retractions; under three minutes",
+        sizes={"prompts": 1, "shortest": 300, "tokens": 8},
     )
     parser.add_argument("--prompts", type=int, default=3)
+    parser.add_argument("--shortest", type=int, default=120, help="prompt in tokens; the longest has 400")
     parser.add_argument("--tokens", type=int, default=48, help="new tokens")
     parser.add_argument(
         "--pools",
@@ -183,7 +184,7 @@ def command_line() -> Parser:
 def main() -> None:
     """Command line."""
     args = command_line().parse_args()
-    prompts = random_prompts(args.prompts, 120, 400)
+    prompts = random_prompts(args.prompts, args.shortest, 400)
     rows: list[dict[str, Any]] = []
     for pool in args.pools:
         flags = ("--max-total-tokens", str(pool), "--schedule-conservativeness", "0.05", "--enable-mixed-chunk")

@@ -47,7 +47,7 @@ def command_line() -> Parser:
     parser = Parser(
         "instruction_sets",
         __doc__,
-        quick="300 tokens; a minute",
+        quick="300 tokens; half a minute",
         sizes={"tokens": 300},
     )
     parser.add_argument("--sets", nargs="+", default=["avx2", "portable"], help="avx512 too, where the CPU has it")

@@ -124,8 +124,8 @@ def command_line() -> Parser:
     parser = Parser(
         "stress",
         __doc__,
-        quick="60 requests of 60 clients, prompts up to 500 tokens, 64 new tokens, a pool of 1,536; under two minutes",
-        sizes={"requests": 60, "clients": 60, "longest": 500, "tokens": 64, "pool": 1536, "abort_within": 5.0},
+        quick="40 requests at once, prompts up to 300 tokens, a pool of 1,024; about two minutes",
+        sizes={"requests": 40, "clients": 40, "longest": 300, "pool": 1024, "abort_within": 10.0},
     )
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=200)

@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tqdm import tqdm
+
 from bench.common.command import Parser, run
 from bench.common.table import print_table, write_json
 from bench.launches.imitation import Imitation
 from bench.launches.server import LAYERS, PAGE, TinyServer
 from leankv_sglang.config import LeanKVConfig
 
+PHASES = 6
 LENGTH = 4 * PAGE - 8
 """Tokens of a prompt."""
 
@@ -49,8 +52,9 @@ def measure(requests: int) -> list[dict[str, Any]]:
             }
         )
         device.finish()
+        bar.update()
 
-    with device.active():
+    with device.active(), tqdm(total=PHASES, unit="phase") as bar:
         phase("prefill", lambda: server.prefill([_prompt(i) for i in range(requests)]))
         phase("prefill_after_hits", lambda: server.prefill([_prompt(0, 2 * LENGTH)]))
         phase("decode", server.decode)
