@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import argparse
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tqdm import tqdm
 
+from bench.common.command import Parser, run
 from bench.common.data import mt_bench, random_prompts
 from bench.common.server import Server, serve
 from bench.common.table import print_table, write_json
@@ -77,14 +77,23 @@ def chat(server: Server, wanted: int, clients: int, new_tokens: int) -> dict[str
     }
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=20000)
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "chat",
+        __doc__,
+        quick="4,000 tokens, 4 clients, 16 new tokens a turn; about a minute",
+        sizes={"tokens": 4000, "clients": 4, "new_tokens": 16},
+    )
+    parser.add_argument("--tokens", type=int, default=20000, help="to go by, about")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=48, help="per turn")
-    parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Command line."""
+    args = command_line().parse_args()
     with serve("--leankv-profile", "none") as server:
         row = chat(server, args.tokens, args.clients, args.new_tokens)
     print_table([row], "Mixed chat, SmolLM2, one pair of thresholds for all heads")
@@ -92,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,7 +8,6 @@ equal to the last digit.
 
 from __future__ import annotations
 
-import argparse
 import random
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import requests
 from tqdm import tqdm
 
+from bench.common.command import Parser, run
 from bench.common.data import random_prompts
 from bench.common.server import Completion, Server, serve
 from bench.common.table import print_table, write_json
@@ -159,10 +159,16 @@ def _name(asked: tuple[list[int], dict[str, Any], dict[str, Any]]) -> str:
     return next(name for name, sampling in KINDS.items() if sampling is asked[1])
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "company",
+        __doc__,
+        quick="1 prompt of 300 tokens, 8 tokens an answer, too few for retractions; under three minutes",
+        sizes={"prompts": 1, "shortest": 300, "tokens": 8},
+    )
     parser.add_argument("--prompts", type=int, default=3)
+    parser.add_argument("--shortest", type=int, default=120, help="prompt in tokens; the longest has 400")
     parser.add_argument("--tokens", type=int, default=48, help="new tokens")
     parser.add_argument(
         "--pools",
@@ -172,9 +178,13 @@ def main() -> None:
         help="tokens of the pools: one so small that requests are retracted, one that has room for hits",
     )
     parser.add_argument("--neighbours", nargs="+", choices=list(NEIGHBOURS))
-    parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args()
-    prompts = random_prompts(args.prompts, 120, 400)
+    return parser
+
+
+def main() -> None:
+    """Command line."""
+    args = command_line().parse_args()
+    prompts = random_prompts(args.prompts, args.shortest, 400)
     rows: list[dict[str, Any]] = []
     for pool in args.pools:
         flags = ("--max-total-tokens", str(pool), "--schedule-conservativeness", "0.05", "--enable-mixed-chunk")
@@ -187,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

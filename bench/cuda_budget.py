@@ -7,15 +7,14 @@ pipes allow, memory always ready: below the memory's 4,800 GB/s it would bind.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from bench.common.command import Parser, run
 from bench.common.table import print_table, write_json
 from bench.gpu.model import CLOCK_HZ, SCHEDULERS, cycles_per_page, pipe_of
 from bench.gpu.sass import PageLoop, by_opcode, instructions
@@ -27,6 +26,7 @@ from leankv_kernels.cuda.shipped import MODELS, PAGE_SIZE, TIER_PAIRS, Heads, at
 from leankv_kernels.cuda.unit import Unit
 from leankv_kernels.layout import HIGH, LOW, TierCounts
 
+QUICK = ("SmolLM2-135M", "Llama-3-8B")
 SPLIT_PAGES = SPLIT_TOKENS // PAGE_SIZE
 
 
@@ -121,32 +121,41 @@ def other_rows(capability: str) -> list[dict[str, Any]]:
     return rows
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """See the module."""
-    parser = argparse.ArgumentParser(prog="python -m bench.cuda_budget", description=__doc__)
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "cuda_budget",
+        __doc__,
+        quick=f"the shapes of {' and '.join(QUICK)} alone; under three minutes",
+        sizes={"models": QUICK},
+    )
     parser.add_argument("--capability", default="90a", choices=CAPABILITIES)
     parser.add_argument("--models", nargs="+", metavar="NAME", help="parts of names of shapes (default: all)")
     parser.add_argument("--others", action="store_true", help="the other kernels' registers too")
     parser.add_argument("--least-gbps", type=int, help="of 90a: fail where less is predicted for a head_dim of 128")
-    parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main() -> int:
+    """Command line; 1 where less is predicted than asked for, 2 after an error."""
+    parser = command_line()
+    args = parser.parse_args()
     if args.least_gbps and args.capability != "90a":
         parser.error("--least-gbps is predicted for an H200, --capability 90a")
     chosen = [m for m in MODELS if not args.models or any(part.lower() in m.name.lower() for part in args.models)]
     if not chosen:
         print(f"error: --models takes parts of {', '.join(m.name for m in MODELS)}.", file=sys.stderr)
         return 2
-    rows, seen, progress = [], set(), tqdm(unit="kernel")
+    cases: dict[tuple[Unit, int], tuple[Heads, tuple[str, str], int]] = {}
+    for model in chosen:
+        for pair in TIER_PAIRS:
+            for tier in (LOW, HIGH) if pair[0] != pair[1] else (HIGH,):
+                cases.setdefault((attend_unit(model, pair), tier), (model, pair, tier))
     try:
-        for model in chosen:
-            for pair in TIER_PAIRS:
-                for tier in (LOW, HIGH) if pair[0] != pair[1] else (HIGH,):
-                    key = (attend_unit(model, pair), tier)
-                    if key in seen:
-                        continue
-                    seen.add(key)
-                    rows.append(attention_row(model, pair, tier, args.capability))
-                    progress.update()
+        rows = [
+            attention_row(model, pair, tier, args.capability)
+            for model, pair, tier in tqdm(cases.values(), unit="kernel")
+        ]
         others = other_rows(args.capability) if args.others else []
     except CompileError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -155,7 +164,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if others:
         print_table(others)
     write_json(args.json, rows + others)
-    progress.close()
     slow = [r for r in rows if args.least_gbps and r["head_dim"] == 128 and r["predicted_gbps"] < args.least_gbps]
     for row in slow:
         print(f"error: group {row['group']} at {row['tiers']}: {row['predicted_gbps']} GB/s", file=sys.stderr)
@@ -163,4 +171,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

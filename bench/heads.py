@@ -7,15 +7,15 @@ that near parts are trimmed as they are under load, and reads ``bytes_by_head``.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from bench.common.command import Parser, run
 from bench.common.data import wikitext
-from bench.common.plot import heatmaps
+from bench.common.plot import heatmaps, save_plot
 from bench.common.server import Server, serve
 from bench.common.table import print_table, write_json
 from bench.serving.__main__ import PRUNED_PROFILE, write_pruned_profile
@@ -26,6 +26,7 @@ from leankv_sglang.models.shape import read_shape
 PRUNED = "pruned"
 FLAGS = "by flags"
 SHIPPED = ("near-lossless", "balanced", "small")
+TIERS = ("high", "mid", "low", "pruned")
 CHARACTERS = 4.3
 """Of WikiText a token, about."""
 
@@ -39,6 +40,8 @@ class Reading(NamedTuple):
     near: float
     """Share of near parts in all bytes: what pressure has not trimmed."""
     ratio: float
+    tiers: dict[str, float]
+    """Shares of the tokens of all heads, by tier."""
 
 
 def passages(count: int, tokens: int) -> list[str]:
@@ -55,7 +58,8 @@ def fill(server: Server, count: int, tokens: int, name: str) -> Reading:
     figures = server.info()["leankv"]
     held = figures["tokens_held"]
     heads = [[size / held for size in layer] for layer in figures["bytes_by_head"]]
-    return Reading(heads, held, figures["bytes"]["near"] / figures["bytes_total"], figures["ratio"])
+    tiers = {tier: figures[f"share_{tier}"] for tier in TIERS}
+    return Reading(heads, held, figures["bytes"]["near"] / figures["bytes_total"], figures["ratio"], tiers)
 
 
 def summary(name: str, reading: Reading, raw: int) -> dict[str, Any]:
@@ -67,7 +71,32 @@ def summary(name: str, reading: Reading, raw: int) -> dict[str, Any]:
     return row | {
         "below half of the mean": sum(size < mean / 2 for size in sizes) / len(sizes),
         "near share": reading.near,
+        **reading.tiers,
     }
+
+
+def ends(reading: Reading, raw: int, count: int = 4) -> list[dict[str, Any]]:
+    """Rows of the heads with the fewest and the most bytes, ``count`` of each, or all where they are fewer.
+
+    Args:
+        reading: what a filled server says.
+        raw: bytes of a token in one KV head in 16 bits.
+        count: of heads at either end.
+    """
+    heads = sorted((size, layer, head) for layer, sizes in enumerate(reading.heads) for head, size in enumerate(sizes))
+    total = sum(size for size, _, _ in heads)
+    ranked = list(enumerate(heads, 1))
+    return [
+        {
+            "rank": f"{rank} of {len(heads)}",
+            "layer": layer,
+            "KV head": head,
+            "bytes per token": size,
+            "x 16 bits": raw / size if size else float("inf"),
+            "share of all bytes": f"{size / total if total else 0.0:.2%}",
+        }
+        for rank, (size, layer, head) in [*ranked[:count], *ranked[max(count, len(heads) - count) :]]
+    ]
 
 
 def profiles(asked: Sequence[str], rest: Sequence[str], model: str) -> dict[str, tuple[str, ...]]:
@@ -82,9 +111,15 @@ def profiles(asked: Sequence[str], rest: Sequence[str], model: str) -> dict[str,
     return found
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "heads",
+        __doc__,
+        quick="a pool of 4,096 tokens, prompts of 1,000; two minutes",
+        sizes={"units": 4096, "tokens": 1000},
+        plot=True,
+    )
     parser.add_argument("--model", help="catalog name or folder (default: SmolLM2)")
     parser.add_argument(
         "--profile",
@@ -97,9 +132,12 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=16384, help="the pool's --max-total-tokens")
     parser.add_argument("--tokens", type=int, default=2000, help="of a prompt, about")
     parser.add_argument("--prompts", type=int, help="(default: three times the units)")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--plot", metavar="FILE", default="heads.png", help="PNG or SVG")
-    args, rest = parser.parse_known_args()
+    return parser
+
+
+def main() -> None:
+    """Command line."""
+    args, rest = command_line().parse_known_args()
     model = resolve_model_path(args.model)
     count = args.prompts or max(3 * args.units // args.tokens, 1)
     readings: dict[str, Reading] = {}
@@ -110,16 +148,21 @@ def main() -> None:
     raw = 4 * read_shape(model).head_dim
     rows = [summary(name, reading, raw) for name, reading in readings.items()]
     print_table(rows, f"{args.model or 'SmolLM2'}: bytes per token and KV head")
+    for name, reading in readings.items():
+        print_table(ends(reading, raw), f"{name}: the heads with the fewest and the most bytes per token")
     write_json(args.json, [{**row, "heads": readings[row["profile"]].heads} for row in rows])
-    heatmaps(
-        {name: reading.heads for name, reading in readings.items()},
+    save_plot(
+        lambda file: heatmaps(
+            {name: reading.heads for name, reading in readings.items()},
+            file,
+            x_text="KV head",
+            y_text="layer",
+            value_text="bytes per token",
+            title=f"{args.model or 'SmolLM2'}: physical bytes of each KV head ({raw} in 16 bits)",
+        ),
         args.plot,
-        x_text="KV head",
-        y_text="layer",
-        value_text="bytes per token",
-        title=f"{args.model or 'SmolLM2'}: physical bytes of each KV head ({raw} in 16 bits)",
     )
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,7 +8,6 @@ again and again in random order, several at a time, while pages are trimmed, hea
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bench.common.command import Parser, run
 from bench.common.data import mt_bench, random_prompts
 from bench.common.server import Completion, Server, serve
 from bench.common.table import print_table, write_json
@@ -147,21 +147,25 @@ def compare(
     return [row for row in rows if row["n"]], misses
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "hit_miss",
+        __doc__,
+        quick="4 prompts up to 1,000 tokens (12 on a small pool), 16 new tokens; three minutes",
+        sizes={"prompts": 4, "high": 1000, "tokens": 16},
+    )
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--low", type=int, default=300, help="shortest prompt in tokens")
     parser.add_argument("--high", type=int, default=3000, help="longest prompt in tokens")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens")
-    parser.add_argument(
-        "--quick", action="store_true", help="4 prompts up to 1,000 tokens (12 on a small pool), 16 new tokens"
-    )
     parser.add_argument("--system", action="append", choices=list(SYSTEMS), help="only this one; may repeat")
-    parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args()
-    if args.quick:
-        args.prompts, args.high, args.tokens = 4, 1000, 16
+    return parser
+
+
+def main() -> None:
+    """Command line."""
+    args = command_line().parse_args()
     prompts = random_prompts(args.prompts, args.low, args.high)
     pressing = random_prompts(12, args.low, args.high) if args.quick else prompts[::2]
     rows: list[dict[str, Any]] = []
@@ -191,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,9 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bench.common.command import Parser, run
 from bench.common.data import default_tokens
+from bench.common.processes import output_of
 from bench.common.table import print_table, write_json
 from leankv_kernels.cpu import ISA_ENV
+from leankv_sglang.errors import LeanKVError
 
 PAGE = 128
 
@@ -41,14 +42,23 @@ def score(tokens: int) -> tuple[Tensor, Tensor]:
     return scores[torch.arange(len(ids) - 1), torch.tensor(ids[1:])], scores.argmax(-1)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "instruction_sets",
+        __doc__,
+        quick="300 tokens; half a minute",
+        sizes={"tokens": 300},
+    )
     parser.add_argument("--sets", nargs="+", default=["avx2", "portable"], help="avx512 too, where the CPU has it")
     parser.add_argument("--tokens", type=int, default=1200)
-    parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--into", metavar="FILE", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Command line."""
+    args = command_line().parse_args()
     if args.into:
         torch.save(score(args.tokens), args.into)
         return
@@ -56,16 +66,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for isa in tqdm(args.sets, unit="set"):
             file = Path(folder) / isa
-            command = [
-                sys.executable,
-                "-m",
-                "bench.instruction_sets",
-                "--tokens",
-                str(args.tokens),
-                "--into",
-                str(file),
-            ]
-            subprocess.run(command, env={**os.environ, ISA_ENV: isa}, check=True)
+            flags = ["--tokens", str(args.tokens), "--into", str(file)]
+            code, _ = output_of([sys.executable, "-m", "bench.instruction_sets", *flags], {ISA_ENV: isa})
+            if code:
+                raise LeanKVError(f"The instruction set {isa} could not score the text; the reason is above.")
             found[isa] = torch.load(file)
     rows = []
     for (a, (logprobs, top)), (b, (others, their_top)) in itertools.combinations(found.items(), 2):
@@ -84,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -6,7 +6,6 @@ full, and lets it prefill and then decode. Everything that reserves, trues up, t
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import tempfile
@@ -15,11 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from bench.common.command import Parser, run
 from bench.common.data import random_prompts
 from bench.common.server import Server, serve
 from bench.common.table import print_table, write_json
 
-POOLS = {"large pool": 60_000, "full pool": 12_288}
+LARGE = 60_000
+"""Tokens of a pool that is never full."""
 
 
 def _read(probe: Path) -> dict[str, float]:
@@ -34,7 +37,8 @@ def measure(server: Server, probe: Path, name: str, prompts: list[list[int]], ne
     for phase, tokens in (("prefill", 1), ("decode", new_tokens)):
         before = _read(probe)
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda p, n=tokens: server.generate(p, n), prompts))
+            answers = pool.map(lambda p, n=tokens: server.generate(p, n), prompts)
+            list(tqdm(answers, desc=f"{name}: {phase}", total=len(prompts), unit="prompt"))
         after = _read(probe)
         spent = {k: after[k] - before.get(k, 0.0) for k in after}
         model = spent.get("prefill", 0.0) + spent.get("decode", 0.0)
@@ -54,16 +58,26 @@ def measure(server: Server, probe: Path, name: str, prompts: list[list[int]], ne
     return rows
 
 
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "overhead",
+        __doc__,
+        quick="12 prompts up to 1,000 tokens, 32 new tokens, the full pool of 3,072; about two minutes",
+        sizes={"prompts": 12, "longest": 1000, "tokens": 32, "full": 3072},
+    )
+    parser.add_argument("--prompts", type=int, default=24)
+    parser.add_argument("--longest", type=int, default=2500, help="longest prompt in tokens")
+    parser.add_argument("--tokens", type=int, default=128, help="new tokens")
+    parser.add_argument("--full", type=int, default=12_288, help="tokens of the pool that is always full")
+    return parser
+
+
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=24)
-    parser.add_argument("--longest", type=int, default=2500)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args()
+    args = command_line().parse_args()
     rows = []
-    for name, units in POOLS.items():
+    for name, units in (("large pool", LARGE), ("full pool", args.full)):
         prompts = random_prompts(args.prompts, 400, args.longest, seed=units)
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder) / "probe.json"
@@ -77,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 from functools import partial
 from typing import Any
 
+from tqdm import tqdm
+
+from bench.common.command import Parser, run
+from bench.common.processes import output_of
 from bench.common.table import print_table, write_json
 from leankv_sglang.environment import ROW_STABLE_ISA
+from leankv_sglang.errors import LeanKVError
 
 SETS = {"all": "DEFAULT", "below AMX": ROW_STABLE_ISA}
 BLOCKS = (0, 16, 32, 64)
@@ -74,7 +77,7 @@ def rows_of(model: str, repeats: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {"block": block or "none", "outputs_differ": sum(_differ(block, *s) for s in shapes)} for block in BLOCKS
     ]
-    for count in ROWS:
+    for count in tqdm(ROWS, desc=model, unit="size"):
         x = torch.randn(count, shapes[0][1]).bfloat16()
         contestants = [Contestant(str(block), [partial(_products, x, weights, block)]) for block in BLOCKS]
         for row, took in zip(rows, measure(contestants, setup).values(), strict=True):
@@ -84,19 +87,30 @@ def rows_of(model: str, repeats: int) -> list[dict[str, Any]]:
 
 def _in_a_process(instructions: str, model: str, repeats: int) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "bench.rows", "--inside", "--models", model, "--repeats", str(repeats)]
-    env = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}
-    rows: list[dict[str, Any]] = json.loads(subprocess.check_output(command, env=env, text=True))
+    code, said = output_of(command, {"ONEDNN_MAX_CPU_ISA": instructions})
+    if code:
+        raise LeanKVError(f"{model} could not be measured with {instructions}; the reason is above.")
+    rows: list[dict[str, Any]] = json.loads(said)
     return rows
+
+
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "rows",
+        __doc__,
+        quick="3 repeats, not 9; half a minute",
+        sizes={"repeats": 3},
+    )
+    parser.add_argument("--models", nargs="+", choices=list(PRODUCTS), default=list(PRODUCTS))
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    return parser
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=list(PRODUCTS), default=list(PRODUCTS))
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = command_line().parse_args()
     if args.inside:
         json.dump(rows_of(args.models[0], args.repeats), sys.stdout)
         return
@@ -114,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import requests
 from tqdm import tqdm
 
+from bench.common.command import Parser, run
 from bench.common.data import drawn_prompts, random_prompts
 from bench.common.memory import resident_mib, watched
 from bench.common.server import Server, serve
@@ -119,9 +119,14 @@ def vocabulary_of(folder: str) -> int:
     return int(json.loads((Path(folder) / "config.json").read_text())["vocab_size"])
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "stress",
+        __doc__,
+        quick="40 requests at once, prompts up to 300 tokens, a pool of 1,024; about two minutes",
+        sizes={"requests": 40, "clients": 40, "longest": 300, "pool": 1024, "abort_within": 10.0},
+    )
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--longest", type=int, default=1500, help="longest prompt in tokens")
@@ -131,8 +136,13 @@ def main() -> None:
     parser.add_argument("--model-path", help="by default the default model")
     parser.add_argument("--stock", action="store_true", help="SGLang without LeanKV, for what it does itself")
     parser.add_argument("--settled", type=float, default=300.0, help="seconds after which memory should not grow")
-    parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args()
+    parser.add_argument("--abort-within", type=float, default=20.0, help="seconds; a fifth of the requests are aborted")
+    return parser
+
+
+def main() -> None:
+    """Command line."""
+    args = command_line().parse_args()
     flags = ["--max-total-tokens", str(args.pool), "--schedule-conservativeness", "0.1"]
     flags += ["--model-path", args.model_path] if args.model_path else []
     rows: list[dict[str, Any]] = []
@@ -145,7 +155,7 @@ def main() -> None:
                 prompts = drawn_prompts(*lengths, vocabulary_of(args.model_path), seed=len(rows))
             else:
                 prompts = random_prompts(*lengths, seed=len(rows))
-            rows.append(stress(server, prompts, args.clients, args.tokens, seed=len(rows)))
+            rows.append(stress(server, prompts, args.clients, args.tokens, len(rows), args.abort_within))
             figures = server.info().get("leankv", {})
             rows[-1] |= {k: figures.get(k) for k in ("pages_trimmed", "pages_healed", "pages_demoted")}
             rows[-1]["scheduler_mib"] = resident_mib(server)
@@ -160,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -7,7 +7,6 @@ the batch stream, between the last one's first token and the first one's last.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bench.common.command import Parser, run
 from bench.common.data import random_prompts
 from bench.common.server import Server, serve
 from bench.common.table import print_table, write_json
@@ -46,23 +46,30 @@ def measure(server: Server, context: int, batch: int, new_tokens: int, seed: int
     return {"prefill": batch * context / prefill, "decode": tokens / (end - begin)}
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "throughput",
+        __doc__,
+        quick=f"one round of {' '.join(QUICK)}; two minutes",
+        sizes={"rounds": 1, "shapes": QUICK},
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=48, help="new tokens of a decode measurement")
     parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="CONTEXTxBATCH")
-    parser.add_argument("--quick", action="store_true", help=f"one round of {' '.join(QUICK)}")
-    parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args()
-    shapes, rounds = (QUICK, 1) if args.quick else (args.shapes, args.rounds)
+    return parser
+
+
+def main() -> None:
+    """Command line."""
+    args = command_line().parse_args()
     rows: list[dict[str, Any]] = []
     pool = ("--max-total-tokens", "60000")
     with serve(*pool) as ours, serve(*pool, stock=True) as stock:
         servers = {"leankv": ours, STOCK: stock}
-        for context, batch in ([int(n) for n in shape.split("x")] for shape in shapes):
+        for context, batch in ([int(n) for n in shape.split("x")] for shape in args.shapes):
             speeds: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
-            for seed in tqdm(range(rounds), desc=f"context {context}, batch {batch}"):
+            for seed in tqdm(range(args.rounds), desc=f"context {context}, batch {batch}"):
                 for name, server in servers.items():
                     speeds[name].append(measure(server, context, batch, args.tokens, seed))
             for what in ("prefill", "decode"):
@@ -84,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -6,7 +6,6 @@ sequences, half of them branches of others, until the pool is long full.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from array import array
@@ -19,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from bench.capacity.world import PAGE, CapacityWorld, Mix
+from bench.common.command import Parser, run
 from bench.common.table import print_table, write_json
 from leankv_kernels import RecordStore, get_ops
 from leankv_kernels.layout import LEVEL_FAR, TIERS, RecordLayout
@@ -135,7 +135,7 @@ class Life:
 def cost_rows(sizes: list[int], repeats: int) -> list[dict[str, Any]]:
     """Microseconds a page for each step of its life, in pools of different size, which take turns."""
     lives = {size: Life(size) for size in sizes}
-    for i in range(repeats):
+    for i in tqdm(range(repeats), desc="costs", unit="round"):
         for life in lives.values():
             life.live(1 + (i * BATCH) % (life.ledger.num_pages - BATCH))
     rows = []
@@ -147,24 +147,34 @@ def cost_rows(sizes: list[int], repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "capacity",
+        __doc__,
+        quick="pools of 256 MiB and of 12,000 tokens, up to 10,000 pages timed 40 times; two minutes",
+        sizes={"memory": 1 << 28, "llama_tokens": 12_000, "pages": [100, 1000, 10_000], "repeats": 40},
+    )
     parser.add_argument("--memory", type=int, default=1 << 30, help="bytes of the SmolLM2 pool (default: 1 GiB)")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
-    parser.add_argument("--quick", action="store_true", help="smaller pools, fewer forms")
-    parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args()
-    memory = args.memory // 4 if args.quick else args.memory
-    rows = held_rows(SMOLLM2, "SmolLM2", memory, args.forms)
-    # 100,000 tokens of Llama-3-8B, 131,072 bytes each in 16 bits, at the ratio of the balanced form.
-    llama = int((12_000 if args.quick else 100_000) * 131072 / 2.6)
+    parser.add_argument("--llama-tokens", type=int, default=100_000, help="that the Llama-3-8B pool holds, about")
+    parser.add_argument("--pages", type=int, nargs="+", default=[100, 1000, 10_000, 100_000], help="of pools timed")
+    parser.add_argument("--repeats", type=int, default=200, help="of a page's life, timed")
+    return parser
+
+
+def main() -> None:
+    """Command line."""
+    args = command_line().parse_args()
+    rows = held_rows(SMOLLM2, "SmolLM2", args.memory, args.forms)
+    # A token of Llama-3-8B takes 131,072 bytes in 16 bits; 2.6 is the ratio of the balanced form.
+    llama = int(args.llama_tokens * 131072 / 2.6)
     rows += held_rows(LLAMA3, "Llama-3-8B", llama, ["balanced, 45% high"])
     print_table(rows, "Tokens held at equal bytes; shares of what is in use")
-    costs = cost_rows([100, 1000, 10_000] if args.quick else [100, 1000, 10_000, 100_000], 40 if args.quick else 200)
+    costs = cost_rows(args.pages, args.repeats)
     print_table(costs, "Memory management, median microseconds a page, sixteen pages at a time")
     write_json(args.json, [*rows, *costs])
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

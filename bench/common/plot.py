@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+
+def save_plot(draw: Callable[[str], bool], file: str) -> None:
+    """Have a plot drawn into a file, and say in one line where it is, or why there is none.
+
+    Args:
+        draw: draws into a file, PNG or SVG by its ending; False where no row has anything to be drawn.
+        file: its folder is made where there is none.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        print("No plot: matplotlib is not installed.")
+        return
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    print(f"Plot: {file}" if draw(file) else "No plot: no row that was measured is drawn.")
 
 
 def heatmaps(
     tables: dict[str, Sequence[Sequence[float]]], file: str, *, x_text: str, y_text: str, value_text: str, title: str
-) -> None:
-    """One panel a table of rows of values, all on one colour scale that begins at 0."""
+) -> bool:
+    """One panel a table of rows of values, all on one colour scale that begins at 0; True."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,6 +47,7 @@ def heatmaps(
     figure.suptitle(title, fontsize=10)
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
+    return True
 
 
 def label_points(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,25 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import requests
 
+from bench.common.processes import Process, held
 from bench.common.tied import tied
 
 READY_TIMEOUT = 240.0
-
-
-class Process(Protocol):
-    """What is needed of a running one, by ``subprocess.Popen`` or otherwise."""
-
-    pid: int
-
-    def poll(self) -> int | None:
-        """Its exit code, None while it runs."""
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Its exit code; raises ``subprocess.TimeoutExpired``."""
 
 
 Start = Callable[[str, list[str], IO[bytes], dict[str, str]], Process]
@@ -186,10 +174,10 @@ def serve(
         process = start(module, flags, log, env or {})
         server = Server(f"http://127.0.0.1:{port}", process, path, 0.0)
         try:
-            _wait_ready(server, begin, timeout)
-            yield server
+            with held(process):
+                _wait_ready(server, begin, timeout)
+                yield server
         finally:
-            stop(process)
             if log_file is None:
                 path.unlink()
 
@@ -198,19 +186,6 @@ def _temporary() -> Path:
     descriptor, name = tempfile.mkstemp(suffix=".log")
     os.close(descriptor)
     return Path(name)
-
-
-def stop(process: Process) -> None:
-    """End a server and all its processes."""
-    for sig in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sig)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _wait_ready(server: Server, start: float, timeout: float) -> None:

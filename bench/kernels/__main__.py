@@ -27,6 +27,8 @@ from typing import Any
 import torch
 
 import bench.common.checkout  # noqa: F401
+from bench.common.command import Parser, run
+from bench.common.plot import save_plot
 from bench.common.table import print_table, write_json
 from bench.kernels.cascade import BATCH, PREFIX, TAILS, TIERS, cascade_rows
 from bench.kernels.cases import MIXES, PAGE, SHAPES, Bundle, Shape, packed
@@ -175,22 +177,31 @@ def machine(setup: Setup) -> str:
     return f"{platform.machine()}, {cpu.isa()}, {threads}, torch {torch.__version__}, backend {setup.ops.name}"
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "kernels",
+        __doc__,
+        quick="the most telling rows, 5 rounds; two minutes",
+        sizes={"rounds": 5},
+        plot=True,
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--backend", default="auto", help="of our ops; auto is the device's best")
     parser.add_argument("--beside", nargs="+", default=[], metavar="BACKEND", help="others, timed in the same rounds")
-    parser.add_argument("--quick", action="store_true", help="the most telling rows, in a minute")
     parser.add_argument("--ops", nargs="+", choices=OPS, help="default: all, or decode where rows are chosen")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES)
     parser.add_argument("--contexts", nargs="+", type=size, metavar="TOKENS", help="multiples of 128, such as 8k")
     parser.add_argument("--batches", nargs="+", type=int)
     parser.add_argument("--tiers", nargs="+", choices=MIXES)
-    parser.add_argument("--rounds", type=int, help="default: 7, quick 5")
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scatter-blocks", action="store_true", help="records' blocks anywhere in the pool")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--plot", metavar="FILE")
+    return parser
+
+
+def main() -> None:
+    """Command line."""
+    parser = command_line()
     args = parser.parse_args()
     chosen = args.shapes or args.contexts or args.batches or args.tiers
     args.ops = args.ops or (("decode",) if chosen else OPS)
@@ -200,9 +211,8 @@ def main() -> None:
         # What the server runs with; OpenMP reads it once, when torch loads it.
         os.execve(sys.executable, [sys.executable, "-m", "bench.kernels", *sys.argv[1:]], os.environ | {SPIN: "0"})
     device = torch.device(args.device)
-    rounds = args.rounds or (5 if args.quick else 7)
     beside = tuple(get_ops(device, name) for name in args.beside)
-    setup = Setup(device, get_ops(device, args.backend), rounds, free_bytes(device), args.scatter_blocks, beside)
+    setup = Setup(device, get_ops(device, args.backend), args.rounds, free_bytes(device), args.scatter_blocks, beside)
     if device.type == "cuda":
         from bench.kernels.dense_triton import check
 
@@ -216,9 +226,8 @@ def main() -> None:
         print(line)
     for note in setup.notes:
         print(note)
-    if args.plot and not plot_roofline(rows, args.plot, machine(setup)):
-        print("no plot: matplotlib is not installed, or no decode row was measured")
+    save_plot(lambda file: plot_roofline(rows, file, machine(setup)), args.plot)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,16 +8,18 @@ each, SGLang's kernel that writes a batch's rows as none.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
+from tqdm import tqdm
+
+from bench.common.command import Parser, run
 from bench.common.table import print_table, write_json
 from bench.launches.imitation import Imitation
 from bench.launches.server import LAYERS, PAGE, TinyServer
 from leankv_sglang.config import LeanKVConfig
 
-BATCH = 8
+PHASES = 6
 LENGTH = 4 * PAGE - 8
 """Tokens of a prompt."""
 
@@ -26,7 +28,7 @@ def _prompt(seed: int, length: int = LENGTH) -> list[int]:
     return [(1000 * seed + i) % 997 for i in range(length)]
 
 
-def measure() -> list[dict[str, Any]]:
+def measure(requests: int) -> list[dict[str, Any]]:
     """A row for each phase of a server's life, in which the steps before have been the same."""
     device = Imitation()
     server = TinyServer(device, LeanKVConfig(kernels="reference"))
@@ -50,9 +52,10 @@ def measure() -> list[dict[str, Any]]:
             }
         )
         device.finish()
+        bar.update()
 
-    with device.active():
-        phase("prefill", lambda: server.prefill([_prompt(i) for i in range(BATCH)]))
+    with device.active(), tqdm(total=PHASES, unit="phase") as bar:
+        phase("prefill", lambda: server.prefill([_prompt(i) for i in range(requests)]))
         phase("prefill_after_hits", lambda: server.prefill([_prompt(0, 2 * LENGTH)]))
         phase("decode", server.decode)
         while server.running[0].kv.kv_allocated_len % PAGE != PAGE - 1:
@@ -67,15 +70,25 @@ def measure() -> list[dict[str, Any]]:
     return rows
 
 
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "launches",
+        __doc__,
+        quick="2 requests in the batch, not 8; half a minute",
+        sizes={"requests": 2},
+    )
+    parser.add_argument("--requests", type=int, default=8, help="in the batch")
+    return parser
+
+
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args()
-    rows = measure()
-    print_table(rows, f"{BATCH} requests, {LAYERS} layers")
+    args = command_line().parse_args()
+    rows = measure(args.requests)
+    print_table(rows, f"{args.requests} requests, {LAYERS} layers")
     write_json(args.json, rows)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

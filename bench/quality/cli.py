@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from bench.common.command import Parser
+from bench.common.plot import save_plot
 from bench.common.table import write_json
 from bench.quality.harness import CONTEXT, SERVED_DTYPE, Bench, Limits, Row
 from bench.quality.items import ItemStore
@@ -26,25 +28,38 @@ from leankv_sglang.offline.device import add_device_flag, pick_device
 from leankv_sglang.offline.packed import PackedModel
 
 ITEMS = Path(__file__).resolve().parents[2] / "build" / "quality"
-QUICK = Limits(items=3, windows=1, lengths=(2048,), max_new=96)
-QUICK_SYSTEMS = ("all k8v4", "balanced", "small")
-QUICK_TASKS = ("text", "needle", "chat")
+QUICK = {
+    "limit": 3,
+    "windows": 1,
+    "lengths": (2048,),
+    "max_new": 96,
+    "systems": ["all k8v4", "balanced", "small"],
+    "tasks": ["text", "needle", "chat"],
+}
 NONE = "none"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "quality",
+        __doc__,
+        quick="text, needle and chat: one window, 3 items of 2,048 tokens, up to 96 new ones; two minutes",
+        sizes=QUICK,
+        plot=True,
+    )
     parser.add_argument("--model", help="catalog name or folder (default: SmolLM2)")
     parser.add_argument(
         "--systems",
         nargs="+",
         metavar="NAME",
+        default=[ALL_FORMS],
         help="names, profile files (.json), SGLang's fp8_e4m3 and fp8_e5m2, or forms for all forms (the default)",
     )
     parser.add_argument(
         "--profile", action="append", default=[], metavar="FILE", help="one more system, a profile file"
     )
-    parser.add_argument("--tasks", nargs="+", choices=[*TASKS, "all", NONE], help="default: text")
+    parser.add_argument("--tasks", nargs="+", choices=[*TASKS, "all", NONE], default=["text"], help="default: text")
     parser.add_argument("--limit", type=int, metavar="N", help="items per task")
     parser.add_argument("--length", type=int, default=CONTEXT, help="tokens of a window of text")
     parser.add_argument("--windows", type=int, help="windows of text (default 4)")
@@ -66,11 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=1, help="seeds of tasks that are drawn at random")
     parser.add_argument("--text", metavar="FILE", help="instead of the held-out half of WikiText-2")
-    parser.add_argument("--quick", action="store_true", help="a subset for a first look, minutes with SmolLM2")
     parser.add_argument("--resume", default=str(ITEMS), metavar="DIR", help="where finished items are kept")
     parser.add_argument("--rival-json", nargs="+", default=[], metavar="FILE", help="rows of other systems to merge")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--plot", metavar="FILE", help="PNG or SVG")
     parser.add_argument(
         "--plot-metric", choices=list(METRICS), help="of text (default: kl, or kl_tail where a rival has no other)"
     )
@@ -78,19 +90,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _limits(args: argparse.Namespace) -> Limits:
-    limits = QUICK if args.quick else Limits()
     given = {"items": args.limit, "windows": args.windows, "max_new": args.max_new}
     given |= {"lengths": tuple(args.lengths) if args.lengths else None}
     asked = {name: value for name, value in given.items() if value is not None}
     asked |= {name: getattr(args, name) for name in ("length", "batch", "tokens", "repeats", "samples", "temperature")}
-    return replace(limits, **asked)
+    return replace(Limits(), **asked)
 
 
 def evaluate(args: argparse.Namespace, names: list[str]) -> list[Row]:
     """Run the tasks of parsed arguments; rows."""
-    asked = args.systems or (QUICK_SYSTEMS if args.quick else [ALL_FORMS])
     model, tokenizer = PackedModel.load(args.model, getattr(torch, args.dtype), pick_device(args.device))
-    chosen = systems([*asked, *args.profile], model.shape.cache, args.near_pages, resolve_model_path(args.model))
+    chosen = systems([*args.systems, *args.profile], model.shape.cache, args.near_pages, resolve_model_path(args.model))
     text = Path(args.text).read_text() if args.text else None
     bench = Bench(model, tokenizer, chosen, ItemStore(Path(args.resume)), args.page_size, text)
     rows: list[Row] = []
@@ -103,10 +113,9 @@ def evaluate(args: argparse.Namespace, names: list[str]) -> list[Row]:
 
 def main() -> None:
     """Command line."""
-    parser = _parser()
+    parser = command_line()
     args = parser.parse_args()
-    names = list(args.tasks or (QUICK_TASKS if args.quick else ["text"]))
-    names = [name for name in (TASKS if "all" in names else names) if name != NONE]
+    names = [name for name in (TASKS if "all" in args.tasks else args.tasks) if name != NONE]
     try:
         rivals = read_rows(args.rival_json)
         rows = evaluate(args, names) if names else []
@@ -116,5 +125,4 @@ def main() -> None:
         rows += rivals
         print_rows(rows)
     write_json(args.json, rows)
-    if args.plot:
-        plot(rows, args.plot, args.plot_metric)
+    save_plot(lambda file: plot(rows, file, args.plot_metric), args.plot)

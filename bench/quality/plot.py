@@ -25,8 +25,8 @@ def label_of(row: Row) -> str:
     return str(row.get("profile") or row["system"])
 
 
-def plot(rows: Sequence[Row], file: str, metric: str | None = None) -> None:
-    """Save one panel for text and one for scores, as far as there are rows.
+def plot(rows: Sequence[Row], file: str, metric: str | None = None) -> bool:
+    """Save one panel for text and one for scores, as far as there are rows; False where there are none.
 
     Args:
         file: PNG or SVG by its ending.
@@ -47,7 +47,7 @@ def plot(rows: Sequence[Row], file: str, metric: str | None = None) -> None:
     scores = [row for row in whole if row.get("score") is not None and row.get("score_raw") is not None]
     panels = [draw for draw, members in ((_text, texts), (_scores, scores)) if members]
     if not panels:
-        return
+        return False
     kinds = list(dict.fromkeys(row["kind"] for row in [*texts, *scores]))
     kinds.sort(key=lambda kind: not kind.startswith(OURS))
     figure, axes = pyplot.subplots(1, len(panels), figsize=(9.5 * len(panels), 6), squeeze=False)
@@ -59,6 +59,7 @@ def plot(rows: Sequence[Row], file: str, metric: str | None = None) -> None:
     figure.tight_layout()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
+    return True
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:

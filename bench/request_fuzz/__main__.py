@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
 
+from bench.common.command import Parser, run
 from bench.common.server import serve
 from bench.common.table import print_table, write_json
 from bench.request_fuzz.bodies import BODIES
 from bench.request_fuzz.fuzz import fuzz
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "request_fuzz",
+        __doc__,
+        quick="150 requests; under two minutes",
+        sizes={"requests": 150},
+    )
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--routes", nargs="*", choices=list(BODIES), default=list(BODIES), metavar="ROUTE")
     parser.add_argument("--model-path", help="a small one is faster; by default the default model")
     parser.add_argument("--pool", type=int, default=4096, help="tokens of the pool")
-    parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--failures", metavar="FILE", type=Path, help="requests answered with HTTP 500 go there")
     parser.add_argument("--log", metavar="FILE", type=Path, help="what the server prints goes there")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Command line."""
+    args = command_line().parse_args()
     flags = ["--max-total-tokens", str(args.pool)]
     if args.model_path:
         flags += ["--model-path", args.model_path, "--leankv-profile", "none"]
@@ -46,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

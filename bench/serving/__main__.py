@@ -8,7 +8,6 @@ for stock to hold what is shared and with one large enough for both; ``conversat
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
@@ -24,6 +23,8 @@ from typing import Any, NamedTuple
 import requests
 from tqdm import tqdm
 
+from bench.common.command import Parser, run
+from bench.common.plot import save_plot
 from bench.common.server import Server, serve
 from bench.common.table import print_table, write_json
 from bench.serving.equal import units_for
@@ -150,7 +151,7 @@ def tokens_held(server: Server, stock: bool) -> int:
     raise RuntimeError("stock SGLang's metrics do not give its evictable tokens")
 
 
-def run(server: Server, jobs: list[Job], clients: int, what: str) -> tuple[list[Answer], float]:
+def answers_of(server: Server, jobs: list[Job], clients: int, what: str) -> tuple[list[Answer], float]:
     """All jobs, ``clients`` at a time, in order."""
     start = time.monotonic()
     with ThreadPoolExecutor(clients) as pool:
@@ -186,7 +187,7 @@ def compare(load: Load, systems: list[str], rounds: int, clients: int) -> list[d
         for _ in range(rounds):
             for name, server in servers.items():
                 server.flush()
-                answers, seconds = run(server, load.jobs, clients, f"{load.name}: {name}")
+                answers, seconds = answers_of(server, load.jobs, clients, f"{load.name}: {name}")
                 found[name].append(summary(load, name, tokens_held(server, name == STOCK), answers, seconds))
     rows = []
     for runs in found.values():
@@ -210,38 +211,45 @@ def fill(memory: int, systems: list[str], clients: int) -> list[dict[str, Any]]:
         wanted = int(1.15 * int(given[1]) * SHRINK.get(name, 1.05))
         jobs = unique(wanted, 2000)
         with serve(*given, stock=name == STOCK) as server:
-            answers, seconds = run(server, jobs, clients, f"fill: {name}")
+            answers, seconds = answers_of(server, jobs, clients, f"fill: {name}")
             row = summary(Load("fill", memory, jobs), name, tokens_held(server, name == STOCK), answers, seconds)
         row["x_tokens"] = row["tokens_held"] / (memory // bytes_per_token())
         rows.append(row)
     return rows
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "serving",
+        __doc__,
+        quick="one round of small loads, an eighth of the memory for fill; three minutes",
+        sizes={"rounds": 1, "memory": 1 << 28},
+        plot=True,
+    )
     parser.add_argument("--loads", nargs="+", default=["prefix", "conversations"], help="prefix, conversations, fill")
     parser.add_argument("--systems", nargs="+", default=["leankv", STOCK], choices=[*SYSTEMS, STOCK])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clients", type=int, default=CLIENTS)
     parser.add_argument("--memory", type=int, default=1 << 31, help="bytes for fill (default: 2 GiB)")
-    parser.add_argument("--quick", action="store_true", help="one round of small loads")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--plot", metavar="FILE", help="save a plot (.png or .svg)")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Command line."""
+    args = command_line().parse_args()
     rows: list[dict[str, Any]] = []
     if "leankv pruned" in args.systems:
         write_pruned_profile()
     for load in loads(args.loads, args.quick):
-        rows += compare(load, args.systems, 1 if args.quick else args.rounds, args.clients)
+        rows += compare(load, args.systems, args.rounds, args.clients)
         write_json(args.json, rows)
     if "fill" in args.loads:
-        rows += fill(args.memory // (8 if args.quick else 1), args.systems, args.clients)
+        rows += fill(args.memory, args.systems, args.clients)
         write_json(args.json, rows)
     print_table(rows, "SmolLM2 on this machine, at equal bytes beside stock SGLang")
-    if args.plot:
-        plot_serving(rows, args.plot)
+    save_plot(lambda file: plot_serving(rows, file), args.plot)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -13,8 +13,11 @@ FIGURES = (
 )
 
 
-def plot_serving(rows: Sequence[dict[str, Any]], file: str) -> None:
-    """One panel a figure, one group of bars a workload, one bar a system; PNG or SVG by the file's ending."""
+def plot_serving(rows: Sequence[dict[str, Any]], file: str) -> bool:
+    """One panel a figure, one group of bars a workload, one bar a system; PNG or SVG by the file's ending. False where
+    there are no rows."""
+    if not rows:
+        return False
     import matplotlib
 
     matplotlib.use("Agg")
@@ -41,3 +44,4 @@ def plot_serving(rows: Sequence[dict[str, Any]], file: str) -> None:
     figure.tight_layout()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
+    return True

@@ -13,7 +13,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
-from bench.common.server import Process, Server, serve, start_module, stop
+from bench.common.processes import Process, stop
+from bench.common.server import Server, serve, start_module
 from leankv_sglang.environment import has_accelerator
 
 ROOT = Path(__file__).resolve().parents[2]

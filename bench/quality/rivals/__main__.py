@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bench.common.command import run
 from bench.common.table import print_table, write_json
 from leankv_sglang.models import DEFAULT_MODEL, ensure_model
 from leankv_sglang.models.catalog import lookup
@@ -128,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

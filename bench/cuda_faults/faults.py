@@ -1,27 +1,13 @@
-"""``python -m bench.cuda_faults``: are faults planted in the CUDA kernels noticed without a GPU?
-
-Each fault is one change of the sources, in a copy; then the emulator's tests of that op run on it. A fault that they do
-not notice is a hole in the tests.
-"""
+"""Faults of the CUDA kernels' sources, each one change, and which tests should notice it."""
 
 from __future__ import annotations
 
-import argparse
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from bench.common.table import print_table, write_json
 from leankv_kernels.cuda.unit import SOURCE
 
-TESTS = tuple(
-    f"tests/kernels/test_{name}.py" for name in ("cuda_emulated", "cuda_layers", "cuda_work", "out_of_range", "shrink")
-)
 READ = "any_pages_read and not slow or ugly or bits"
 TOGETHER = "no_bit_shows"
 OPEN = "sequences and 64"
@@ -237,57 +223,6 @@ def plant(fault: Fault, folder: Path) -> None:
     file = folder / fault.file
     parts = file.read_text().split(fault.was)
     if len(parts) < fault.place + 2:
-        raise ValueError(f"the fault {fault.name!r} changes what {fault.file} no longer has: mend bench/cuda_faults.py")
+        raise ValueError(f"the fault {fault.name!r} changes what {fault.file} no longer has: mend {__name__}")
     at = fault.place + 1
     file.write_text(fault.was.join(parts[:at]) + fault.becomes + fault.was.join(parts[at:]))
-
-
-def run_tests(source: Path, home: Path, expression: str) -> tuple[int, str]:
-    """Exit code and last lines of the emulator's tests on some sources."""
-    # Not captured: a check of the emulator ends the process.
-    command = [sys.executable, "-m", "pytest", *TESTS, "-x", "-q", "-s", "-p", "no:cacheprovider", "-k", expression]
-    env = os.environ | {"LEANKV_CUDA_SOURCE": str(source), "LEANKV_HOME": str(home)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout + done.stderr
-
-
-def how_noticed(code: int, output: str) -> str:
-    """By a check of the emulator, by a comparison, or not at all."""
-    if code == 0:
-        return "MISSED"
-    emulator = next((line for line in output.splitlines() if line.startswith("emulator:")), "")
-    if emulator:
-        return emulator.split("): ")[-1][:60]
-    if code < 0:
-        return "a crash"
-    return "a wrong result" if code == 1 and "do not compile" not in output else "NOT RUN"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """See the module."""
-    parser = argparse.ArgumentParser(prog="python -m bench.cuda_faults", description=__doc__)
-    parser.add_argument("--only", metavar="TEXT", help="faults whose name has it")
-    parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args(argv)
-    chosen = [fault for fault in FAULTS if not args.only or args.only in fault.name]
-    if not chosen:
-        print(f"error: --only {args.only} is in no fault's name: {', '.join(f.name for f in FAULTS)}.", file=sys.stderr)
-        return 2
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for i, fault in enumerate(chosen):
-            plant(fault, folder / str(i))
-            noticed = how_noticed(*run_tests(folder / str(i), folder / "home", fault.tests))
-            rows.append({"fault": fault.name, "file": fault.file, "noticed by": noticed})
-            print(f"{i + 1}/{len(chosen)} {fault.name}: {noticed}", file=sys.stderr, flush=True)
-            shutil.rmtree(folder / "home", ignore_errors=True)
-    print_table(rows)
-    write_json(args.json, rows)
-    missed = [row["fault"] for row in rows if row["noticed by"] in ("MISSED", "NOT RUN")]
-    print(f"{len(rows) - len(missed)} of {len(rows)} noticed" + (f"; not: {', '.join(missed)}" if missed else ""))
-    return 1 if missed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Faults planted in the CUDA kernels, and whether they are noticed."""
