@@ -15,7 +15,7 @@ export GOMP_SPINCOUNT ?= 0
 CPU_SOURCES := kernels/cpu/CMakeLists.txt kernels/layout/record_format.h $(wildcard kernels/cpu/csrc/*)
 CUDA_SOURCES := $(wildcard kernels/cuda/csrc/*.cuh kernels/cuda/csrc/emulator/*)
 
-.PHONY: setup model serve demo test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads rivals bench-rivals kernels-cuda check-kernels-cuda fuzz-cuda clean
+.PHONY: setup model data serve demo test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads rivals bench-rivals kernels-cuda check-kernels-cuda fuzz-cuda clean
 
 setup: $(VENV)/.installed model
 
@@ -41,6 +41,10 @@ $(VENV)/.installed: $(VENV)/.requirements pyproject.toml $(CPU_SOURCES)
 
 model: $(VENV)/.installed
 	@$(PY) -m leankv_sglang.models fetch $(MODEL)
+
+# What benches read; stand-ins where GitHub cannot be reached.
+data: $(VENV)/.installed
+	@$(PY) -m bench.data $(ARGS)
 
 serve: setup
 	$(PY) -m leankv_sglang.launch_server $(ARGS)

@@ -1,27 +1,17 @@
-"""Evaluation texts, from the folder ``shared/data`` beside the checkout or ``LEANKV_DATA``."""
+"""Evaluation texts, from the folder that ``bench.common.data_folder`` finds.
+
+Each reader raises ``MissingDataError`` where its file is not there.
+"""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
 import random
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-
-def data_dir() -> Path:
-    """Where the evaluation data lie.
-
-    Raises:
-        FileNotFoundError: one sentence saying how to point to it.
-    """
-    named = os.environ.get("LEANKV_DATA")
-    folder = Path(named) if named else Path(__file__).resolve().parents[3] / "shared" / "data"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no evaluation data in {folder}: set LEANKV_DATA to the folder that holds wikitext-2")
-    return folder
+from bench.common.data_folder import FETCH, data_file
 
 
 def wikitext(part: str | None = None) -> str:
@@ -34,7 +24,7 @@ def wikitext(part: str | None = None) -> str:
     Raises:
         ValueError: for another part.
     """
-    text = (data_dir() / "wikitext-2" / "wiki.test.raw").read_text().replace("<unk>", "the")
+    text = data_file("wikitext-2/wiki.test.raw").read_text().replace("<unk>", "the")
     if part is None:
         return text
     if part not in ("calibration", "heldout"):
@@ -45,28 +35,35 @@ def wikitext(part: str | None = None) -> str:
 
 def mt_bench() -> list[list[str]]:
     """The turns of each MT-bench question."""
-    lines = (data_dir() / "mt-bench" / "question.jsonl").read_text().splitlines()
+    lines = data_file("mt-bench/question.jsonl").read_text().splitlines()
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     return [row["turns"] for row in rows]
 
 
 def gsm8k() -> list[tuple[str, str]]:
     """Question and final number of each GSM8K test problem."""
-    lines = (data_dir() / "gsm8k" / "test.jsonl").read_text().splitlines()
+    how = f"it has no stand-in; where GitHub can be reached, {FETCH}"
+    lines = data_file("gsm8k/test.jsonl", how).read_text().splitlines()
     rows: list[dict[str, str]] = [json.loads(line) for line in lines]
     return [(row["question"], row["answer"].rpartition("####")[2].strip()) for row in rows]
 
 
 def babilong(which: str, length: int) -> list[dict[str, str]]:
     """Rows (input, question, target) of a BABILong set, ``qa1`` or ``qa2``, at ``length`` thousand tokens."""
-    with gzip.open(data_dir() / "babilong" / f"{which}_{length}k.jsonl.gz", "rt") as lines:
+    how = "docs/benchmarks.md#data says where it comes from; put it there, or set LEANKV_DATA to a folder that has it"
+    with gzip.open(data_file(f"babilong/{which}_{length}k.jsonl.gz", how), "rt") as lines:
         return [json.loads(line) for line in lines]
+
+
+def mooncake_trace() -> list[dict[str, Any]]:
+    """The requests of Mooncake's hour of conversations: when, how long, and the hashes of their blocks."""
+    return [json.loads(line) for line in data_file("mooncake-traces/conversation_trace.jsonl").read_text().splitlines()]
 
 
 @cache
 def ruler_words(kind: str) -> list[str]:
     """RULER's words of a kind: ``noun``, ``adjective`` or ``verb``."""
-    return (data_dir() / "ruler-words" / f"{kind}list.txt").read_text().split()
+    return data_file(f"ruler-words/{kind}list.txt").read_text().split()
 
 
 @cache

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Any, NamedTuple
 
-from bench.common.data import data_dir, default_tokens
+from bench.common.data import default_tokens, mooncake_trace
 
 
 class Job(NamedTuple):
@@ -56,10 +55,8 @@ def conversations(count: int, shrink: int, longest: int, output: int, seed: int 
         seed: of the choice of conversations; what they share within is the trace's.
     """
     ids, block = default_tokens(), 512 // shrink
-    lines = (data_dir() / "mooncake-traces" / "conversation_trace.jsonl").read_text().splitlines()
     talks: dict[Any, list[dict[str, Any]]] = {}
-    for line in lines:
-        entry = json.loads(line)
+    for entry in mooncake_trace():
         if block < entry["input_length"] // shrink <= longest:
             # The first block is a system prompt that all share; the second tells conversations apart.
             talks.setdefault(tuple(entry["hash_ids"][1:2]), []).append(entry)
