@@ -15,7 +15,7 @@ export GOMP_SPINCOUNT ?= 0
 CPU_SOURCES := kernels/cpu/CMakeLists.txt kernels/layout/record_format.h $(wildcard kernels/cpu/csrc/*)
 CUDA_SOURCES := $(wildcard kernels/cuda/csrc/*.cuh kernels/cuda/csrc/emulator/*)
 
-.PHONY: setup model data serve demo test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads rivals bench-rivals kernels-cuda check-kernels-cuda fuzz-cuda clean
+.PHONY: setup model data serve demo test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads rivals bench-rivals kernels-cuda check-kernels-cuda fuzz-cuda wheels check-wheel clean
 
 setup: $(VENV)/.installed model
 
@@ -90,6 +90,15 @@ $(NVCC)/.installed: kernels/cuda/nvcc.lock
 kernels-cuda check-kernels-cuda: setup $(NVCC)/.installed
 	LEANKV_NVCC=$$(echo $(NVCC)/lib/python3*/site-packages/nvidia/cu13/bin/nvcc) \
 	  $(PY) -m leankv_kernels.cuda.build $(if $(filter check-%,$@),--check) $(ARGS)
+
+# Wheels for every supported Python, in containers that any Linux of these years can install from; needs Docker.
+wheels: setup
+	$(PIP) cibuildwheel==4.3.5
+	$(PY) -m cibuildwheel --platform linux --output-dir dist $(ARGS)
+
+# A wheel for this Python, installed into an empty environment; from another folder it starts a server, which is asked.
+check-wheel: setup
+	.ci/wheel $(PY)
 
 # The emulator on many more random cases than the suite has, shapes included; FUZZ times as many.
 fuzz-cuda: setup

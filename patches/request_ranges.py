@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from array import array
@@ -147,7 +148,15 @@ def reason(error: BaseException) -> str:
     return say(str(error).partition(" - at `$")[0].rstrip(".") or type(error).__name__)
 
 
-def say(value: Any) -> str:
-    """A value in a sentence, cut where it is long; a sentence as it is."""
-    text = value if isinstance(value, str) and " " in value else ascii(value)
-    return text if len(text) <= 160 else text[:150] + "[...]"
+def say(value: Any, most: int = 160) -> str:
+    """A value in a sentence as its client wrote it, in JSON, cut where it is long; a sentence as it is."""
+    try:
+        if isinstance(value, str):
+            text = value if " " in value else ascii(value)
+        else:
+            text = json.dumps(value)
+    except RecursionError:
+        return "something that nests too deeply"
+    except (TypeError, ValueError):
+        text = ascii(value)
+    return text if len(text) <= most else text[: most - 10] + "[...]"

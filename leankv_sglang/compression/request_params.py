@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from leankv_patches.request_ranges import say
 from leankv_sglang.compression.profile_file import current_point
 from leankv_sglang.config import Alphas, LeanKVConfig, check_thresholds
 from leankv_sglang.errors import LeanKVError
@@ -65,19 +66,19 @@ def resolve(field: Any, config: LeanKVConfig) -> Accuracy:
     names = ", ".join(named(config))
     form = f'{{"profile": name}} with a name of {names}, or {{"alpha_high": number, "alpha_low": number}}'
     if not isinstance(field, dict) or not field:
-        raise LeanKVError(f"{FIELD} takes {form}, not {_say(field)}.")
+        raise LeanKVError(f"{FIELD} takes {form}, not {say(field, 60)}.")
     if unknown := [name for name in field if name not in ("profile", *_THRESHOLDS)]:
-        raise LeanKVError(f"{FIELD} takes {form}; it has no field {_say(unknown[0])}.")
+        raise LeanKVError(f"{FIELD} takes {form}; it has no field {say(unknown[0], 60)}.")
     if "profile" in field:
         if len(field) > 1:
             raise LeanKVError(f"{FIELD} takes a profile or thresholds, not both.")
         name = field["profile"]
         if not isinstance(name, str) or (point := current_point(name)) not in named(config):
-            raise LeanKVError(f"{FIELD}.profile takes {names}, not {_say(name)}.")
+            raise LeanKVError(f"{FIELD}.profile takes {names}, not {say(name, 60)}.")
         return _accuracy(named(config)[point], config)
     for name, value in field.items():
         if not _is_number(value):
-            raise LeanKVError(f"{FIELD}.{name} is a number of at least 0, not {_say(value)}.")
+            raise LeanKVError(f"{FIELD}.{name} is a number of at least 0, not {say(value, 60)}.")
     if config.significance != "attention":
         raise LeanKVError(
             f"{FIELD} takes thresholds where tokens are scored by attention, which this server does by "
@@ -142,11 +143,3 @@ def _accuracy(alphas: Alphas, config: LeanKVConfig) -> Accuracy:
 def _is_number(value: Any) -> bool:
     # true is not a number here, and whole numbers may be beyond any float.
     return isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)
-
-
-def _say(value: Any) -> str:
-    try:
-        text = repr(value)
-    except RecursionError:
-        return "something that nests too deeply"
-    return text if len(text) <= 60 else text[:55] + "[...]"

@@ -41,9 +41,12 @@ def register() -> None:
 
 def _create_backend(runner: Any) -> Any:
     from leankv_sglang.attention.backend import LeanKVBackend
+    from leankv_sglang.plugin.heap_trim import start_trimming
     from leankv_sglang.plugin.selfcheck import check_process
 
     check_process(runner.token_to_kv_pool, runner.token_to_kv_pool_allocator)
+    if runner.device == "cpu":
+        start_trimming()
     return LeanKVBackend(runner)
 
 
