@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
 from bench.common.command import Parser, run
 from bench.common.server import serve
 from bench.common.table import print_table, write_json
-from bench.request_fuzz.bodies import BODIES
+from bench.request_fuzz.bodies import BODIES, SERVED_NAME
 from bench.request_fuzz.fuzz import fuzz
+
+MANY = 100
+"""Requests of a route, of which some should be answered."""
+OF_OTHER_MODELS = ("/v1/embeddings", "/classify")
 
 
 def command_line() -> Parser:
@@ -34,7 +39,7 @@ def command_line() -> Parser:
 def main() -> None:
     """Command line."""
     args = command_line().parse_args()
-    flags = ["--max-total-tokens", str(args.pool)]
+    flags = ["--max-total-tokens", str(args.pool), "--served-model-name", SERVED_NAME]
     if args.model_path:
         flags += ["--model-path", args.model_path, "--leankv-profile", "none"]
     with serve(*flags, log_file=args.log) as server:
@@ -52,6 +57,10 @@ def main() -> None:
     write_json(args.json, [*outcome.rows(), totals])
     if args.failures:
         args.failures.write_text(json.dumps(outcome.failures, indent=1) + "\n")
+    if unmet := [route for route in outcome.never_answered(MANY) if route not in OF_OTHER_MODELS]:
+        sys.exit(f"None of {MANY} requests and more was answered by {', '.join(unmet)}: bodies for it lack something.")
+    if any(totals.values()):
+        sys.exit("The server did not hold.")
 
 
 if __name__ == "__main__":

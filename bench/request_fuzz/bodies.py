@@ -16,27 +16,28 @@ import msgspec
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+SERVED_NAME = "default"
 PROMPT = [5, 9, 2, 11, 7, 30, 21, 8]
 _ASK = {"max_tokens": 3, "temperature": 0}
 _MESSAGES = [{"role": "user", "content": "Hello"}]
 BODIES: dict[str, dict[str, Any]] = {
     "/generate": {"input_ids": PROMPT, "sampling_params": {"max_new_tokens": 3, "temperature": 0}},
-    "/v1/completions": {"model": "default", "prompt": "Hello", **_ASK},
-    "/v1/chat/completions": {"model": "default", "messages": _MESSAGES, **_ASK},
-    "/invocations": {"model": "default", "messages": _MESSAGES, **_ASK},
-    "/v1/responses": {"input": "Hello", "max_output_tokens": 3, "temperature": 0},
-    "/v1/messages": {"model": "default", "messages": _MESSAGES, **_ASK},
-    "/v1/score": {"model": "default", "query": PROMPT, "items": [PROMPT, PROMPT], "label_token_ids": [1, 2]},
-    "/api/chat": {"model": "default", "messages": _MESSAGES, "stream": False, "options": {"num_predict": 3}},
-    "/api/generate": {"model": "default", "prompt": "Hello", "stream": False, "options": {"num_predict": 3}},
+    "/v1/completions": {"model": SERVED_NAME, "prompt": "Hello", **_ASK},
+    "/v1/chat/completions": {"model": SERVED_NAME, "messages": _MESSAGES, **_ASK},
+    "/invocations": {"model": SERVED_NAME, "messages": _MESSAGES, **_ASK},
+    "/v1/responses": {"model": SERVED_NAME, "input": "Hello", "max_output_tokens": 3, "temperature": 0},
+    "/v1/messages": {"model": SERVED_NAME, "messages": _MESSAGES, **_ASK},
+    "/v1/score": {"model": SERVED_NAME, "query": PROMPT, "items": [PROMPT, PROMPT], "label_token_ids": [1, 2]},
+    "/api/chat": {"model": SERVED_NAME, "messages": _MESSAGES, "stream": False, "options": {"num_predict": 3}},
+    "/api/generate": {"model": SERVED_NAME, "prompt": "Hello", "stream": False, "options": {"num_predict": 3}},
     "/vertex_generate": {
         "instances": [{"input_ids": PROMPT}],
         "parameters": {"sampling_params": {"max_new_tokens": 3, "temperature": 0}},
     },
-    "/v1/embeddings": {"model": "default", "input": "Hello"},
+    "/v1/embeddings": {"model": SERVED_NAME, "input": "Hello"},
     "/classify": {"input_ids": PROMPT},
-    "/v1/tokenize": {"model": "default", "prompt": "Hello"},
-    "/v1/detokenize": {"model": "default", "tokens": PROMPT},
+    "/v1/tokenize": {"model": SERVED_NAME, "prompt": "Hello"},
+    "/v1/detokenize": {"model": SERVED_NAME, "tokens": PROMPT},
 }
 """Routes that take a client's request, each with one that it answers."""
 FREE = {"leankv", "cache_salt", "rid", "n", "stop_regex", "regex", "ebnf", "json_schema", "logit_bias"}

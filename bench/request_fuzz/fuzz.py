@@ -35,6 +35,13 @@ class Outcome:
         routes = [route for route in BODIES if any(r == route for r, _ in self.answers)]
         return [{"route": route, **{kind: self.answers[route, kind] for kind in kinds}} for route in routes]
 
+    def never_answered(self, many: int) -> list[str]:
+        """Routes that were asked so often and never gave an answer."""
+        asked: Counter[str] = Counter()
+        for (route, _), count in self.answers.items():
+            asked[route] += count
+        return [route for route in BODIES if asked[route] >= many and not self.answers[route, "2xx"]]
+
 
 def fuzz(
     server: Server, count: int, seed: int = 0, routes: Sequence[str] = tuple(BODIES), quiet: bool = False
@@ -42,7 +49,7 @@ def fuzz(
     """Send ``count`` requests; the same ones for a seed.
 
     Args:
-        server: has nothing else to do.
+        server: has nothing else to do; its model is served as ``SERVED_NAME``.
         count: of requests.
         seed: of the bodies.
         routes: the routes to try.

@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from bench.common.server import Server
+from bench.request_fuzz.bodies import SERVED_NAME
 from bench.request_fuzz.fuzz import fuzz
 from tests.e2e.forked import Zygote
 
@@ -22,7 +23,8 @@ PROMPT = [5, 9, 2, 11]
 def hostile(tiny: Path, zygote: Zygote) -> Iterator[Server]:
     """With metrics, which count what clients name."""
     flags = ("--max-total-tokens", str(POOL), "--enable-metrics", "--leankv-profile", "none")
-    with zygote.serve("--model-path", str(tiny), *flags) as running:
+    named = ("--model-path", str(tiny), "--served-model-name", SERVED_NAME)
+    with zygote.serve(*named, *flags) as running:
         yield running
 
 
