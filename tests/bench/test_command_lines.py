@@ -34,7 +34,7 @@ def parser_of(name: str) -> Parser:
 def test_all_benches_are_known_here() -> None:
     files = [*(ROOT / "bench").glob("*.py"), *(ROOT / "bench").glob("*/__main__.py")]
     names = {path.parent.name if path.name == "__main__.py" else path.stem for path in files}
-    assert names - {"__init__", "gpu"} == set(MODULES)
+    assert names - {"__init__", "data", "gpu"} == set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)
