@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import sglang
 import torch
+from sglang.srt.distributed.device_communicators import pynccl_wrapper
 from sglang.srt.managers.scheduler_components.invariant_checker import SchedulerInvariantChecker as Checker
 from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
 from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator
@@ -20,6 +21,7 @@ from leankv_patches import (
     cell_size,
     cpu_imports,
     internal_state,
+    nccl_choice,
     pool_budget,
     private_pages,
     single_row,
@@ -32,7 +34,7 @@ COUNT = "_get_total_uncached_sizes"
 
 @pytest.fixture
 def hooks(own_registry: Callable[[Iterable[str]], None]) -> None:
-    own_registry(patch.TARGET for patch in (cell_size, internal_state, private_pages))
+    own_registry(patch.TARGET for patch in (cell_size, internal_state, nccl_choice, private_pages))
 
 
 def test_the_pinned_release_is_installed() -> None:
@@ -82,6 +84,21 @@ def test_server_info_hook(hooks: None) -> None:
     internal_state.install(lambda scheduler: {"of": scheduler})
     HookRegistry.apply_hooks()
     assert internal_state.problem() is None
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_nccl_is_for_machines_with_a_gpu(gpu: bool, hooks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert nccl_choice.problem() is not None
+    monkeypatch.setattr(pynccl_wrapper, "find_nccl_library", lambda: "libnccl.so.2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    nccl_choice.install()
+    HookRegistry.apply_hooks()
+    assert nccl_choice.problem() is None
+    if gpu:
+        assert pynccl_wrapper.find_nccl_library() == "libnccl.so.2"
+    else:
+        with pytest.raises(ValueError, match="no GPU"):
+            pynccl_wrapper.find_nccl_library()
 
 
 def test_a_missing_seam_stops_the_start(hooks: None) -> None:
