@@ -53,7 +53,7 @@ def test_hooks_take_what_their_targets_take(registered: list[tuple[str, Callable
         stated = inspect.signature(getattr(function, "__func__", function)).parameters
         names, by_name = list(stated), [name for name, p in stated.items() if p.kind is p.KEYWORD_ONLY]
         leading = [object()] * BEFORE_THEM[kind]
-        own = names[:1] if "." in target and names[0] in ("self", "cls") else []
+        own = names[:1] if names[:1] in (["self"], ["cls"]) else []
         rest = names[len(own) :]
         takes = inspect.signature(hook)
         try:
