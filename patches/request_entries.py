@@ -32,6 +32,7 @@ def check_entries(obj: Any) -> None:
             f" {MAX_CHOICES}."
         )
     if prompts is None:
+        _check_single(obj)
         return
     for name in (*_EACH, *_NESTED):
         value = getattr(obj, name, None)
@@ -39,6 +40,15 @@ def check_entries(obj: Any) -> None:
             continue
         if len(value) != prompts:
             raise ValueError(f"{name} has {_count(len(value), 'entry', 'entries')} for {_count(prompts, 'prompt')}.")
+
+
+def _check_single(obj: Any) -> None:
+    """A lone prompt, of which each field has one value; SGLang would read a list as that value."""
+    if getattr(obj, "text", None) is None and getattr(obj, "input_ids", None) is None:
+        return  # embeddings, of one prompt or of several
+    for name in _EACH:
+        if name != "rid" and isinstance(getattr(obj, name, None), list):
+            raise ValueError(f"{name} is a list; for a single prompt it is that prompt's value alone.")
 
 
 def prompts_of(obj: Any) -> int | None:

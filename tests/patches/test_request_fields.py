@@ -141,6 +141,13 @@ def test_log_probabilities(given: dict[str, Any], said: str) -> None:
         ({"positional_embed_overrides": [1, 2]}, "positional_embed_overrides takes tensors"),
         ({"input_ids": 5}, "do not fit together"),
         ({"sampling_params": [{}], "input_ids": [[1], [2]]}, "^sampling_params has 1 entry for 2 prompts.$"),
+        (
+            {"sampling_params": [{}, {}, {}]},
+            "^sampling_params is a list; for a single prompt it is that prompt's value alone.$",
+        ),
+        ({"sampling_params": [{}], "input_ids": None, "text": "a"}, "^sampling_params is a list"),
+        ({"return_logprob": [True]}, "^return_logprob is a list"),
+        ({"extra_key": ["a"]}, "^extra_key is a list"),
         ({"return_logprob": [True, True], "input_ids": [[1]]}, "^return_logprob has 2 entries for 1 prompt.$"),
         ({"token_ids_logprob": [[1]], "input_ids": [[1], [2]]}, "token_ids_logprob has 1 entry for 2 prompts"),
         ({"input_ids": [[1]] * 4097}, "asks for 4097 answers, 1 for each of 4097 prompts; a request gets 4096"),
