@@ -1,4 +1,4 @@
-"""Where the texts lie that benches read, which of them are stand-ins, and how a bench ends that has none."""
+"""Where the texts lie that benches read, and which of them are stand-ins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models import home
@@ -82,16 +81,3 @@ def sha256_of(path: Path) -> str | None:
 @cache
 def _tell() -> None:
     print(STAND_IN_NOTE, file=sys.stderr, flush=True)
-
-
-def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """An error that people see ends a bench as it ends a command (``leankv_sglang.command``)."""
-    if not issubclass(kind, LeanKVError):
-        sys.__excepthook__(kind, error, trace)
-        return
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    sys.exit(2)
-
-
-# Each bench has a main() of its own; this is the one place that all of those pass which read data.
-sys.excepthook = _end
