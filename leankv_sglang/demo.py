@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +27,7 @@ from leankv_sglang.kvcache.sizing import tokens_for
 from leankv_sglang.models import ensure_model
 from leankv_sglang.models.shape import ModelShape, read_shape
 from leankv_sglang.plan import parse_bytes
+from leankv_sglang.processes import Process, free_port, start_module, stop
 from leankv_sglang.table import print_table
 
 READY_SECONDS, BAR = 240.0, 40
@@ -42,6 +40,8 @@ class Contestant:
 
     name: str
     url: str
+    process: Process
+    log: Path
     seconds: list[float] = field(default_factory=list)
     cached: int = 0
     asked: int = 0
@@ -89,49 +89,40 @@ def pools(profile: str, folder: str, shape: ModelShape, memory: int, requests: i
 
 @contextmanager
 def server(name: str, module: str, flags: list[str]) -> Iterator[Contestant]:
-    """A server for the duration of the block; its process group ends with it.
-
-    Raises:
-        LeanKVError: where it does not become ready; the sentence names its log.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """A server for the duration of the block; what it printed stays if that ends in an error."""
+    port = free_port()
     descriptor, log = tempfile.mkstemp(prefix="leankv-demo-", suffix=".log")
-    command = [sys.executable, "-m", module, *flags, "--port", str(port), "--sleep-on-idle"]
-    process = subprocess.Popen(command, stdout=descriptor, stderr=subprocess.STDOUT, start_new_session=True)
-    os.close(descriptor)
+    with os.fdopen(descriptor, "wb") as output:
+        process = start_module(module, [*flags, "--port", str(port), "--sleep-on-idle"], output, {})
     try:
-        yield Contestant(name, f"http://127.0.0.1:{port}")
+        yield Contestant(name, f"http://127.0.0.1:{port}", process, Path(log))
         Path(log).unlink()
-    except RuntimeError as error:
-        raise LeanKVError(f"{name} {error}; what it printed is in {log}.") from None
     finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(process.pid, number)
-                process.wait(15)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
+        stop(process)
 
 
 def wait_until_ready(one: Contestant) -> None:
     """Return once a token came out.
 
     Raises:
-        RuntimeError: after ``READY_SECONDS``.
+        LeanKVError: after ``READY_SECONDS``, or when the server has ended; it names the log.
     """
     import requests
+    from tqdm import tqdm
 
     end = time.monotonic() + READY_SECONDS
-    while time.monotonic() < end:
-        try:
-            if requests.get(one.url + "/health_generate", timeout=5).ok:
-                return
-        except requests.RequestException:
-            pass
-        time.sleep(0.5)
-    raise RuntimeError(f"was not ready in {READY_SECONDS:.0f} s")
+    with tqdm(desc=f"{one.name} starts", bar_format="{desc}: {elapsed}", leave=False, disable=None) as shown:
+        while time.monotonic() < end:
+            if (status := one.process.poll()) is not None:
+                raise LeanKVError(f"{one.name} ended with status {status} at its start; see {one.log}.")
+            try:
+                if requests.get(one.url + "/health_generate", timeout=5).ok:
+                    return
+            except requests.RequestException:
+                pass
+            shown.refresh()
+            time.sleep(0.5)
+    raise LeanKVError(f"{one.name} was not ready in {READY_SECONDS:.0f} s; see {one.log}.")
 
 
 def contest(both: list[Contestant], asked: list[list[int]]) -> None:

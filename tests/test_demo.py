@@ -18,6 +18,18 @@ from tests.sentences import is_one_sentence
 MEMORY = 128 << 20
 
 
+class Ended:
+    """A process that is over."""
+
+    pid = 0
+
+    def poll(self) -> int | None:
+        return 0
+
+    def wait(self, timeout: float | None = None) -> int:
+        return 0
+
+
 @pytest.fixture(scope="module")
 def folder() -> str:
     return str(ensure_model(quiet=True))
@@ -40,8 +52,8 @@ def test_documents_are_of_one_length_and_differ(folder: str) -> None:
 
 
 def test_what_is_shown_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    stock = demo.Contestant("stock", "", seconds=[0.9, 1.0, 1.1], cached=0, asked=300)
-    ours = demo.Contestant("ours", "", seconds=[0.1, 0.25, 0.3], cached=270, asked=300)
+    stock = demo.Contestant("stock", "", Ended(), Path(), seconds=[0.9, 1.0, 1.1], cached=0, asked=300)
+    ours = demo.Contestant("ours", "", Ended(), Path(), seconds=[0.1, 0.25, 0.3], cached=270, asked=300)
     demo.show([stock, ours], [1000, 4000], MEMORY)
     shown = capsys.readouterr().out
     assert "90%" in shown
@@ -56,8 +68,21 @@ def test_what_cannot_be_is_one_sentence(line: str, capsys: pytest.CaptureFixture
     assert is_one_sentence(capsys.readouterr().err.strip().removeprefix("error: "))
 
 
-def test_a_server_that_ends_is_told_with_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_server_that_ends_is_told_at_once_with_its_own_log() -> None:
+    with (
+        pytest.raises(LeanKVError, match=r"nobody ended with status [12] at its start; see (/.*)\.$") as told,
+        demo.server("nobody", "no.such.module", []) as one,
+        demo.server("another", "http.server", []),
+    ):
+        demo.wait_until_ready(one)
+    log = Path(str(told.value).split("see ")[1].removesuffix("."))
+    assert "No module named" in log.read_text()
+    log.unlink()
+
+
+def test_a_server_that_takes_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "READY_SECONDS", 0.5)
-    with pytest.raises(LeanKVError, match=r"nobody was not ready in 0 s; what it printed is in /"):  # noqa: SIM117
-        with demo.server("nobody", "this", []) as one:
+    with demo.server("silent", "calendar", ["--help"]) as one:
+        monkeypatch.setattr(one.process, "poll", lambda: None)
+        with pytest.raises(LeanKVError, match=f"silent was not ready in 0 s; see {one.log}"):
             demo.wait_until_ready(one)

@@ -7,22 +7,8 @@ import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Protocol
 
-from bench.common.tied import tied
-
-
-class Process(Protocol):
-    """What is needed of a running one, by ``subprocess.Popen`` or otherwise."""
-
-    pid: int
-
-    def poll(self) -> int | None:
-        """Its exit code, None while it runs."""
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Its exit code; raises ``subprocess.TimeoutExpired``."""
-
+from leankv_sglang.processes import Process, stop, tied
 
 _held: list[Process] = []
 
@@ -36,19 +22,6 @@ def held(process: Process) -> Iterator[None]:
     finally:
         stop(process)
         _held.remove(process)
-
-
-def stop(process: Process) -> None:
-    """End the leader of a session and all its processes."""
-    for sig in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sig)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def kill_held() -> None:

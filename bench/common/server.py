@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +13,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import requests
+from tqdm import tqdm
 
-from bench.common.processes import Process, held
-from bench.common.tied import tied
+from bench.common.processes import held
+from leankv_sglang.processes import Process, free_port, start_module
 
 READY_TIMEOUT = 240.0
 
@@ -123,21 +121,6 @@ class Server:
         return self.log.read_text(errors="replace")
 
 
-def free_port() -> int:
-    """A port free right now."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def start_module(module: str, args: list[str], output: IO[bytes], env: dict[str, str]) -> Process:
-    """``python -m``, in a session of its own; it is killed when the thread that called this ends, however it does."""
-    command, env, tie = [sys.executable, "-m", module, *args], {**os.environ, **env}, tied()
-    return subprocess.Popen(
-        command, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True, preexec_fn=tie
-    )
-
-
 @contextmanager
 def serve(
     *args: str,
@@ -189,15 +172,18 @@ def _temporary() -> Path:
 
 
 def _wait_ready(server: Server, start: float, timeout: float) -> None:
-    while time.monotonic() - start < timeout:
-        if (status := server.process.poll()) is not None:
-            raise RuntimeError(f"the server ended with status {status}:\n{server.log_text()[-3000:]}")
-        try:
-            # /health_generate answers only once a token came out.
-            if requests.get(server.url + "/health_generate", timeout=5).ok:
-                server.ready_seconds = time.monotonic() - start
-                return
-        except requests.RequestException:
-            pass
-        time.sleep(0.3)
+    # Shown on a terminal alone, and gone when the server is there.
+    with tqdm(desc="a server starts", bar_format="{desc}: {elapsed}", leave=False, disable=None) as shown:
+        while time.monotonic() - start < timeout:
+            if (status := server.process.poll()) is not None:
+                raise RuntimeError(f"the server ended with status {status}:\n{server.log_text()[-3000:]}")
+            try:
+                # /health_generate answers only once a token came out.
+                if requests.get(server.url + "/health_generate", timeout=5).ok:
+                    server.ready_seconds = time.monotonic() - start
+                    return
+            except requests.RequestException:
+                pass
+            shown.refresh()
+            time.sleep(0.3)
     raise RuntimeError(f"the server was not ready in {timeout:.0f} s:\n{server.log_text()[-3000:]}")

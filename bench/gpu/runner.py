@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from bench.common.tied import tied
 from bench.gpu.worker import BROKEN, FAILURES, FAILURES_OF_A_KEY
+from leankv_sglang.processes import tied
 
 ROOT = Path(__file__).resolve().parents[2]
 

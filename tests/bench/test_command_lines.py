@@ -83,7 +83,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from bench.common.command import run
 from bench.common.processes import held, output_of
-from bench.common.server import start_module
+from leankv_sglang.processes import start_module
 
 def server():
     with open("/dev/null", "wb") as output:

@@ -12,7 +12,7 @@ from tests.processes import left_after, runs
 
 BENCH = """
 import time
-from bench.common.server import start_module
+from leankv_sglang.processes import start_module
 with open("/dev/null", "wb") as output:
     print(start_module("http.server", ["0", "--bind", "127.0.0.1"], output, {}).pid, flush=True)
 time.sleep(60)

@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
-from bench.common.processes import Process, stop
-from bench.common.server import Server, serve, start_module
+from bench.common.server import Server, serve
 from leankv_sglang.environment import has_accelerator
+from leankv_sglang.processes import Process, start_module, stop
 
 ROOT = Path(__file__).resolve().parents[2]
 

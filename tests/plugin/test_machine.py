@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from bench.common.server import free_port
 from leankv_sglang import environment, launch_server
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.plugin import machine
 from leankv_sglang.plugin.faults import REPORT_ENV
 from leankv_sglang.plugin.machine import SKIP_ENV, Gpu, Machine, check_machine, this_machine
+from leankv_sglang.processes import free_port
 from leankv_sglang.server import args
 
 H100 = Machine(

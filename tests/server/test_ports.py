@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.common.server import free_port
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.processes import free_port
 from leankv_sglang.server.ports import check_ports
 from tests.sentences import is_one_sentence
 

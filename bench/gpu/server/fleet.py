@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from bench.common.server import Process, Server, Start, serve
-from bench.common.tied import tied
+from leankv_sglang.processes import tied
 
 GRAPH = "cuda graph: True"
 """What SGLang's log says of a decode step that was a graph's replay."""
