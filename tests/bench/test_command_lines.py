@@ -21,6 +21,7 @@ MODULES = {
     **dict.fromkeys(("rows", "stress", "throughput"), ""),
     **dict.fromkeys(("capacity", "cuda_faults", "kernels", "launches", "request_fuzz", "serving"), ".__main__"),
     "quality": ".cli",
+    "quality.rivals": ".__main__",
 }
 PLOTTED = {"heads", "kernels", "quality", "serving"}
 
@@ -32,9 +33,10 @@ def parser_of(name: str) -> Parser:
 
 
 def test_all_benches_are_known_here() -> None:
-    files = [*(ROOT / "bench").glob("*.py"), *(ROOT / "bench").glob("*/__main__.py")]
-    names = {path.parent.name if path.name == "__main__.py" else path.stem for path in files}
-    assert names - {"__init__", "data", "gpu"} == set(MODULES)
+    bench = ROOT / "bench"
+    names = {path.stem for path in bench.glob("*.py")}
+    names |= {".".join(path.parent.relative_to(bench).parts) for path in bench.rglob("__main__.py")}
+    assert names - {"__init__", "data", "gpu.server"} == set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bench.common.command import run
+from bench.common.command import Parser, run
 from bench.common.table import print_table, write_json
 from leankv_sglang.models import DEFAULT_MODEL, ensure_model
 from leankv_sglang.models.catalog import lookup
@@ -97,18 +97,27 @@ def _run(args: argparse.Namespace, path: Path, texts: list[Tensor]) -> set[tuple
     return wanted
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", action="append", choices=list(ENGINES), help="default: all")
-    parser.add_argument("--profile", action="append", metavar="TEXT", help="only profiles whose name has TEXT")
+def command_line() -> Parser:
+    """The flags."""
+    parser = Parser(
+        "quality.rivals",
+        __doc__,
+        quick="one window, transformers' quanto at 4 bits; two minutes",
+        sizes={"windows": 1, "engine": ["transformers"], "profile": ["quanto 4"]},
+    )
+    parser.add_argument("--engine", nargs="+", choices=list(ENGINES), help="default: all")
+    parser.add_argument("--profile", nargs="+", metavar="TEXT", help="only profiles whose name has TEXT")
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--threads", type=int, help="of each engine (default: its own choice)")
     parser.add_argument("--store", metavar="FILE", default="out/rivals.jsonl", help="samples measured so far")
     parser.add_argument("--report", action="store_true", help="measure nothing, print all that the store has")
     parser.add_argument("--list", action="store_true", help="list the profiles and leave")
-    parser.add_argument("--json", metavar="FILE")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Command line."""
+    args = command_line().parse_args()
     from transformers import AutoTokenizer
 
     path = ensure_model(quiet=True)
