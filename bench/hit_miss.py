@@ -23,6 +23,7 @@ from bench.common.table import print_table, write_json
 PRUNED = ("--leankv-alpha-low", "0.3", "--leankv-alpha-high", "1.5")
 SMALL = ("--max-total-tokens", "6144", "--max-running-requests", "4", "--chunked-prefill-size", "1024")
 QUICK_POOL = ("--max-total-tokens", "2048")
+QUICK_SYSTEMS = "leankv, chunk 2048", "leankv, pressure", "stock, chunk 2048"
 SYSTEMS: dict[str, tuple[bool, tuple[str, ...]]] = {
     "leankv, chunk 2048": (False, ("--chunked-prefill-size", "2048")),
     "leankv, chunk 256": (False, ("--chunked-prefill-size", "256")),
@@ -152,14 +153,14 @@ def command_line() -> Parser:
     parser = Parser(
         "hit_miss",
         __doc__,
-        quick="4 prompts up to 1,000 tokens (12 on a small pool), 16 new tokens; three minutes",
-        sizes={"prompts": 4, "high": 1000, "tokens": 16},
+        quick="three systems, 4 prompts up to 1,000 tokens (12 on a small pool), 16 new tokens; two minutes",
+        sizes={"prompts": 4, "high": 1000, "tokens": 16, "systems": list(QUICK_SYSTEMS)},
     )
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--low", type=int, default=300, help="shortest prompt in tokens")
     parser.add_argument("--high", type=int, default=3000, help="longest prompt in tokens")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens")
-    parser.add_argument("--system", action="append", choices=list(SYSTEMS), help="only this one; may repeat")
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), metavar="NAME", help=f"of {'; '.join(SYSTEMS)}")
     return parser
 
 
@@ -170,7 +171,7 @@ def main() -> None:
     pressing = random_prompts(12, args.low, args.high) if args.quick else prompts[::2]
     rows: list[dict[str, Any]] = []
     first: dict[bool, list[Completion]] = {}
-    for system in args.system or SYSTEMS:
+    for system in args.systems or SYSTEMS:
         stock, flags = SYSTEMS[system]
         if "pressure" in system:
             with serve(*flags, *(QUICK_POOL if args.quick else ())) as server:
