@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from leankv_kernels.layout import RecordLayout
+from leankv_kernels.packed import PackedPages
 from leankv_kernels.plan import Plan
 from leankv_kernels.raw import RawPages
 from leankv_kernels.reference.commit import commit_bytes
+from leankv_kernels.reference.packing import pack_pages, unpack_pages
 from leankv_kernels.reference.tiers import tier_pages
 from leankv_kernels.store import RecordStore
 from leankv_kernels.tier_rule import TierRule
@@ -90,6 +92,18 @@ class CountPages(Protocol):
     def __call__(self, store: RecordStore, pages: Tensor, /) -> Tensor: ...
 
 
+class PackPages(Protocol):
+    """Copy pages out of a store; see ``reference.packing.pack_pages``."""
+
+    def __call__(self, store: RecordStore, pages: Tensor, level: Tensor, /) -> PackedPages: ...
+
+
+class UnpackPages(Protocol):
+    """Take pages into a store; see ``reference.packing.unpack_pages``."""
+
+    def __call__(self, store: RecordStore, pages: Tensor, packed: PackedPages, /) -> None: ...
+
+
 class Ops(NamedTuple):
     """One backend's ops."""
 
@@ -103,6 +117,8 @@ class Ops(NamedTuple):
     free_pages: FreePages = RecordStore.free
     cut_pages: CutPages = RecordStore.cut
     count_pages: CountPages = RecordStore.count_pages
+    pack_pages: PackPages = pack_pages
+    unpack_pages: UnpackPages = unpack_pages
     variant: str = ""
     """What of the backend is in use, such as an instruction set."""
     takes_bounds: bool = False
@@ -138,6 +154,8 @@ def _cpu(device: torch.device) -> Ops:
         free_pages=cpu.free_pages,
         cut_pages=cpu.cut_pages,
         count_pages=cpu.count_pages,
+        pack_pages=cpu.pack_pages,
+        unpack_pages=cpu.unpack_pages,
         variant=cpu.isa(),
         takes_bounds=True,
     )
@@ -183,7 +201,7 @@ def _launched_by(launcher: Launcher, name: str, variant: str = "") -> Ops:
         partial(cuda.free_pages, launcher),
         partial(cuda.cut_pages, launcher),
         partial(cuda.count_pages, launcher),
-        variant,
+        variant=variant,
         takes_bounds=True,
         commit_bytes=cuda.commit_bytes,
     )

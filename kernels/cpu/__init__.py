@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from leankv_kernels.cpu.extension import _cpu
-from leankv_kernels.layout import RecordLayout
+from leankv_kernels.layout import LEVEL_FAR, RecordLayout
+from leankv_kernels.packed import PackedPages
 from leankv_kernels.plan import Plan
 from leankv_kernels.raw import RawPages
 from leankv_kernels.store import RecordStore
@@ -143,6 +144,31 @@ def count_pages(store: RecordStore, pages: Tensor) -> Tensor:
     counts = torch.zeros(len(pages), 6, dtype=torch.int32)
     _cpu.count_pages(**_pool(store), pages=pages.contiguous(), counts=counts)
     return counts
+
+
+def pack_pages(store: RecordStore, pages: Tensor, level: Tensor) -> PackedPages:
+    """See ``reference.packing.pack_pages``; the same bytes."""
+    pages, pool = pages.contiguous(), _pool(store)
+    lengths = [torch.empty(len(pages), store.num_layers, dtype=torch.int64) for _ in range(2)]
+    held = torch.full((len(pages),), LEVEL_FAR)
+    named = {"far_bytes": lengths[0], "near_bytes": lengths[1], "held": held}
+    _cpu.measure_packed(**pool, pages=pages, level=level.contiguous(), **named)
+    far, near = (torch.empty(int(of.sum()), dtype=torch.uint8) for of in lengths)
+    _cpu.pack_pages(**pool, pages=pages, far=far, near=near, **named)
+    return PackedPages(far, lengths[0], near, lengths[1], held)
+
+
+def unpack_pages(store: RecordStore, pages: Tensor, packed: PackedPages) -> None:
+    """See ``reference.packing.unpack_pages``; the same blocks in the same order."""
+    _cpu.unpack_pages(
+        **_pool(store),
+        pages=pages.contiguous(),
+        far=packed.far.contiguous(),
+        far_bytes=packed.far_bytes.contiguous(),
+        near=packed.near.contiguous(),
+        near_bytes=packed.near_bytes.contiguous(),
+        held=packed.level.contiguous(),
+    )
 
 
 class _Pool(TypedDict):

@@ -84,6 +84,14 @@ struct ShrinkArgs {
     int64_t n, layers, table_stride;
 };
 
+// For measure_packed, pack_pages and unpack_pages: pages in all layers, outside the pool one after the other.
+struct PackArgs {
+    ShrinkArgs store;                 // levels that are wanted, to measure; no counts
+    uint8_t *far, *near;              // as long as the sums of what follows
+    int64_t *far_bytes, *near_bytes;  // [n, layers]
+    int64_t* held;                    // [n], levels of what is packed
+};
+
 // The dense baseline: float32 out [batch, query heads, dim] from a bf16 query of that shape and bf16 keys and values
 // [batch, kv heads, tokens, dim].
 constexpr int kDenseSplit = 4096;  // tokens that one thread reads on its own
@@ -117,6 +125,9 @@ struct Kernels {
     void (*free_pages)(const ShrinkArgs&);
     void (*cut_pages)(const ShrinkArgs&);
     void (*count_pages)(const ShrinkArgs&);
+    void (*measure_packed)(const PackArgs&);
+    void (*pack_pages)(const PackArgs&);
+    void (*unpack_pages)(const PackArgs&);
     void (*dense_decode)(const DenseArgs&);
     void (*read_bandwidth)(const ReadArgs&);
 };

@@ -36,6 +36,8 @@
 
 #include "shrink.inl"
 
+#include "packing.inl"
+
 #include "dense.inl"
 
 #define LEANKV_STRING_(x) #x
@@ -53,6 +55,9 @@ const Kernels kernels = {
     .free_pages = free_pages,
     .cut_pages = cut_pages,
     .count_pages = count_pages,
+    .measure_packed = measure_packed,
+    .pack_pages = pack_pages,
+    .unpack_pages = unpack_pages,
     .dense_decode = dense::decode,
     .read_bandwidth = dense::read_bandwidth,
 };

@@ -10,11 +10,13 @@
 
 #include "choice.h"
 #include "kernels.h"
+#include "pool.h"
 #include "tensor.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 using leankv::kernels;
+using leankv::Pool;
 using leankv::RecordShape;
 using leankv::Tensor;
 
@@ -31,21 +33,6 @@ void make_shape(RecordShape* self, const nb::kwargs& given) {
     if (!kernels().has_planes(*self))
         throw nb::value_error("the cpu kernels are not written for planes of these tiers.");
 }
-
-// The pool as ops change it.
-struct Pool {
-    Tensor blocks, page_table, ring, ring_head, ring_free, usage;
-
-    uint8_t* block_data(const RecordShape& shape) const {
-        return blocks.numbers<uint8_t>("blocks", {-1, shape.block_bytes});
-    }
-    int32_t* table() const { return page_table.numbers<int32_t>("page_table", {-1, -1}); }
-    int32_t* ring_ids() const { return ring.numbers<int32_t>("ring", {-1}); }
-    int64_t* head() const { return ring_head.numbers<int64_t>("ring_head", {}); }
-    int64_t* free() const { return ring_free.numbers<int64_t>("ring_free", {}); }
-    int64_t* counts() const { return usage.numbers<int64_t>("usage", {leankv::kUsageCounts}); }
-    int64_t num_blocks() const { return ring.size(0) - 1; }  // one slot is spare
-};
 
 // The row of the page table that is a layer's.
 int32_t* layer_table(const Tensor& page_table, int64_t layer) {
@@ -173,47 +160,6 @@ void commit_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& 
     });
 }
 
-// What free_pages, cut_pages and count_pages have in common; the caller adds levels or counts.
-leankv::ShrinkArgs shrink_args(const RecordShape& shape, const Pool& pool, const Tensor& pages) {
-    return {
-        .shape = shape,
-        .blocks = pool.block_data(shape),
-        .page_table = pool.table(),
-        .ring = pool.ring_ids(),
-        .ring_head = pool.head(),
-        .ring_free = pool.free(),
-        .usage = pool.counts(),
-        .num_blocks = pool.num_blocks(),
-        .pages = pages.numbers<int64_t>("pages", {-1}),
-        .level = nullptr,
-        .counts = nullptr,
-        .n = pages.size(0),
-        .layers = pool.page_table.size(0),
-        .table_stride = pool.page_table.size(1),
-    };
-}
-
-void free_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, const Tensor& ring,
-                const Tensor& ring_head, const Tensor& ring_free, const Tensor& usage, const Tensor& pages) {
-    kernels().free_pages(shrink_args(shape, {blocks, page_table, ring, ring_head, ring_free, usage}, pages));
-}
-
-void cut_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, const Tensor& ring,
-               const Tensor& ring_head, const Tensor& ring_free, const Tensor& usage, const Tensor& pages,
-               const Tensor& level) {
-    auto args = shrink_args(shape, {blocks, page_table, ring, ring_head, ring_free, usage}, pages);
-    args.level = level.numbers<int64_t>("level", {args.n});
-    kernels().cut_pages(args);
-}
-
-void count_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, const Tensor& ring,
-                 const Tensor& ring_head, const Tensor& ring_free, const Tensor& usage, const Tensor& pages,
-                 const Tensor& counts) {
-    auto args = shrink_args(shape, {blocks, page_table, ring, ring_head, ring_free, usage}, pages);
-    args.counts = counts.numbers<int32_t>("counts", {args.n, leankv::kPageCounts});
-    kernels().count_pages(args);
-}
-
 void dense_decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, float scale, int threads,
                   bool cpu_bf16) {
     const int64_t batch = k.size(0), kv_heads = k.size(1), tokens = k.size(2), dim = k.size(3), query_heads = q.size(1);
@@ -279,12 +225,7 @@ NB_MODULE(_cpu, m) {
     m.def("commit_pages", commit_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "layer"_a, "ring"_a,
           "ring_head"_a, "ring_free"_a, "usage"_a, "pages"_a, "key"_a, "value"_a, "at"_a, "tiers"_a, "rotated"_a,
           "threads"_a, release());
-    m.def("free_pages", free_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a,
-          "ring_free"_a, "usage"_a, "pages"_a, release());
-    m.def("cut_pages", cut_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a,
-          "ring_free"_a, "usage"_a, "pages"_a, "level"_a, release());
-    m.def("count_pages", count_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a,
-          "ring_free"_a, "usage"_a, "pages"_a, "counts"_a, release());
+    leankv::bind_pages(m);
 
     m.def("dense_decode", dense_decode, "q"_a, "k"_a, "v"_a, "out"_a, nb::kw_only(), "scale"_a, "threads"_a,
           "cpu_bf16"_a = true, release());
