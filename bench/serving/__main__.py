@@ -229,11 +229,11 @@ def command_line() -> Parser:
     parser = Parser(
         "serving",
         __doc__,
-        quick="one round of small loads, an eighth of the memory for fill; three minutes",
-        sizes={"rounds": 1, "memory": 1 << 28},
+        quick="one round of prefix, half as long, on a small pool; an eighth of the memory for fill; two minutes",
+        sizes={"rounds": 1, "memory": 1 << 28, "loads": ["prefix, small pool"]},
         plot=True,
     )
-    parser.add_argument("--loads", nargs="+", default=["prefix", "conversations"], help="prefix, conversations, fill")
+    parser.add_argument("--loads", nargs="+", default=["prefix", "conversations"], help="prefix, conversations, fill, or how one of their names begins")
     parser.add_argument("--systems", nargs="+", default=["leankv", STOCK], choices=[*SYSTEMS, *STOCKS])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clients", type=int, default=CLIENTS)
