@@ -143,6 +143,4 @@ class CapacityWorld:
 
     def held(self) -> int:
         """Tokens in the tree."""
-        from leankv_sglang.observability.pool_stats import pool_figures
-
-        return int(pool_figures(self.pool)["tokens_held"])
+        return self.pool.store.usage().records * PAGE // self.shape.layers
