@@ -233,7 +233,12 @@ def command_line() -> Parser:
         sizes={"rounds": 1, "memory": 1 << 28, "loads": ["prefix, small pool"]},
         plot=True,
     )
-    parser.add_argument("--loads", nargs="+", default=["prefix", "conversations"], help="prefix, conversations, fill, or how one of their names begins")
+    parser.add_argument(
+        "--loads",
+        nargs="+",
+        default=["prefix", "conversations"],
+        help="prefix, conversations, fill, or how one of their names begins",
+    )
     parser.add_argument("--systems", nargs="+", default=["leankv", STOCK], choices=[*SYSTEMS, *STOCKS])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clients", type=int, default=CLIENTS)

@@ -17,7 +17,7 @@ def pack_pages(store: RecordStore, pages: Tensor, level: Tensor) -> PackedPages:
     Args:
         store: holds a record of each in every layer, none demoted.
         pages: int64 ``[n]``.
-        level: int64 ``[n]``, ``LEVEL_NEAR`` where the near part is wanted too, as far as it is held; else ``LEVEL_FAR``.
+        level: int64 ``[n]``, ``LEVEL_NEAR`` where the near part is wanted too, if it is held; else ``LEVEL_FAR``.
     """
     lay, layers = store.layout, store.num_layers
     records = torch.stack([store.gather(layer, pages) for layer in range(layers)], 1).flatten(0, 1)

@@ -26,6 +26,8 @@ class LeanKVAllocator(PagedTokenToKVPoolAllocator):
     """
 
     _kvcache: LeanKVPool
+    taken: Pages
+    """The pages handed out last."""
     _audited = -1
     _released: list[Pages]
 
@@ -88,7 +90,7 @@ class LeanKVAllocator(PagedTokenToKVPoolAllocator):
         self._kvcache.settle()
         if count * self.page_size > self.ledger.free_units:
             return None
-        pages = self._free.take(count)
+        pages = self.taken = self._free.take(count)
         if count:
             self.ledger.open(pages)
         # SGLang's code looks at an entry even where it needs none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,14 +28,14 @@ class FilledPages(NamedTuple):
 
 
 class DeferredWork:
-    """Frees, cuts and swaps in the order given, a launch or few for each run of the same kind.
+    """Frees, cuts, swaps and other work in the order given, a launch or few for each run of the same kind.
 
     They wait for the next forward because the device still works on earlier ones, which read these records.
     """
 
     def __init__(self, store: RecordStore, ops: Ops) -> None:
         self.store, self.ops = store, ops
-        self._queue: list[tuple[str, list[Pages], list[Pages]]] = []
+        self._queue: list[tuple[str, list[Pages], list[Pages]] | Callable[[], None]] = []
 
     def free(self, pages: Pages) -> None:
         """Free what pages hold."""
@@ -48,19 +49,29 @@ class DeferredWork:
         """Exchange what pages hold."""
         self._add("swap", a, b)
 
+    def then(self, work: Callable[[], None]) -> None:
+        """Do something else with records, behind all that was ordered before."""
+        self._queue.append(work)
+
     def _add(self, kind: str, pages: Pages, other: Pages) -> None:
         if not len(pages):
             return
-        if not self._queue or self._queue[-1][0] != kind or kind == "swap":
-            self._queue.append((kind, [], []))
-        self._queue[-1][1].append(pages)
-        self._queue[-1][2].append(other)
+        last = self._queue[-1] if self._queue else None
+        if last is None or callable(last) or last[0] != kind or kind == "swap":
+            last = (kind, [], [])
+            self._queue.append(last)
+        last[1].append(pages)
+        last[2].append(other)
 
     def run(self) -> bool:
         """Carry everything out; returns whether there was anything."""
         queue, self._queue = self._queue, []
         device = self.store.blocks.device
-        for kind, pages, other in queue:
+        for work in queue:
+            if callable(work):
+                work()
+                continue
+            kind, pages, other = work
             ids, more = np.concatenate(pages), np.concatenate(other)
             if kind == "swap":
                 self.store.swap(*put(np.stack([ids, more]), device))

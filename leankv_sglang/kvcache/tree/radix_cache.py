@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from sglang.srt.mem_cache.common import coalesce_ranges
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
@@ -24,10 +24,12 @@ class LeanKVRadixCache(UnifiedRadixCache):
     device.
     """
 
+    component: ClassVar[type[PagedComponent]] = PagedComponent
+
     def __init__(self, params: Any) -> None:
         params.component_registry_override = {
             **(params.component_registry_override or {}),
-            ComponentType.FULL: PagedComponent,
+            ComponentType.FULL: self.component,
         }
         super().__init__(params)
         self.page_rows: PageRows = self.paged.pool.mirror_rows(self.req_to_token_pool)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
-from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InitLoadBackParams, MatchPrefixParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
@@ -42,6 +42,7 @@ class World:
         seed: int = 0,
         tiers: tuple[float, float] = (0.3, 0.3),
         late: LateCopies | None = None,
+        tree: type[LeanKVRadixCache] = LeanKVRadixCache,
     ) -> None:
         self.late = late
         self.pool = LeanKVPool(pages * PAGE, PAGE, torch.bfloat16, HEADS, DIM, LAYERS, "cpu", False)
@@ -49,7 +50,7 @@ class World:
             self.pool.commits = CommitLog(self.pool.store, self.pool.ledger, self.pool.ops, late)
         self.allocator = LeanKVAllocator(pages * PAGE, PAGE, torch.bfloat16, "cpu", self.pool, need_sort=False)
         self.rows = ReqToTokenPool(size=ROWS, max_context_len=CONTEXT, device="cpu", enable_memory_saver=False)
-        self.cache = LeanKVRadixCache(
+        self.cache = tree(
             CacheInitParams(
                 disable=False,
                 req_to_token_pool=self.rows,
@@ -64,7 +65,7 @@ class World:
         self.tiers = tiers
         self.records: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.running: list[Any] = []
-        self.hit_tokens = self.asked_tokens = self.rid = 0
+        self.hit_tokens = self.asked_tokens = self.loaded_tokens = self.rid = 0
 
     # ---- what pages hold ----
 
@@ -128,15 +129,22 @@ class World:
         self.rid += 1
         key = RadixKey(req.origin_input_ids[: len(tokens) - 1], None)
         match = self.cache.match_prefix(MatchPrefixParams(key=key, req=req))
-        hit = match.device_prefix_len
-        req.prefix_len, req.last_node = hit, match.last_device_node
+        req.prefix_len, req.last_node = match.device_prefix_len, match.last_device_node
         req.lock = self.cache.lock(req.last_node)
-        req.kv.cache_protected_len = hit
-        prefix = self.cache.path_device_indices(req.last_node)
+        req.kv.cache_protected_len = req.prefix_len
+        if match.host_hit_length:
+            asked = InitLoadBackParams(match.best_match_node, match.host_hit_length, req=req)
+            loaded, req.last_node = self.cache.init_load_back(asked)
+            assert loaded in (0, match.host_hit_length)
+            req.prefix_len += loaded
+            self.loaded_tokens += loaded
+        hit = req.prefix_len
+        prefix = self.cache.prefix_device_indices(req)
         assert len(prefix) == hit
         self.page_rows.forget(self.rows.alloc([req]))
         self.page_rows.begin([req])
         self.rows.write((req.kv.req_pool_idx, slice(0, hit)), prefix.int())
+        req.kv.kv_allocated_len = req.kv.kv_committed_len = hit
         self.running.append(req)
         self.asked_tokens += len(tokens)
         ends = [tokens[:end] for end in range(PAGE, len(tokens) + 1, PAGE)]
@@ -167,8 +175,13 @@ class World:
         self.page_rows.extended(torch.tensor([row]))
         req.full_untruncated_fill_ids = array("q", tokens[:end])
         req.kv.kv_committed_len = req.kv.kv_allocated_len = end
+        if self.cache.linker is not None:
+            self.cache.ready_to_load_host_cache()
         self.commit(tokens[:end], start, row)
+        assert not self.cache.finish_external_linker_loads([req])
         self.cache.checkpoint(req, up_to=end)
+        if self.cache.linker is not None:
+            self.cache.check_hicache_events()
         return True
 
     def decode(self, req: Any) -> bool:
@@ -196,9 +209,13 @@ class World:
         req.finished_reason = FINISH_LENGTH(length=0)
         self.cache.checkpoint(req, up_to=req.kv.kv_committed_len)
         self.drop(req)
+        if self.cache.linker is not None:
+            self.cache.check_hicache_events()
 
     def drop(self, req: Any) -> None:
         """An abort or a retraction: what the tree does not own is freed."""
+        if self.cache.linker is not None:
+            self.cache.linker.release_request(req.rid)
         self.cache.free_kv_row(req.kv, [(req.kv.cache_protected_len, req.kv.kv_allocated_len)])
         self.cache.unlock(req.lock)
         self.rows.free(req)

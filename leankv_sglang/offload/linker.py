@@ -1,0 +1,224 @@
+"""SGLang's linker over our pages: what the tree finds outside the device, what comes back, and what leaves.
+
+Work on records waits for the next forward, in order with all else that is done to them (``kvcache/deferred.py``), so a
+page that is to be freed has left before, and one that comes back is there before it is read. A load is refused before
+it begins where its objects are not there or not good: the request computes these tokens then, and nothing fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
+from sglang.srt.mem_cache.unified_cache.unified_cache_linker import LayerWiseLoadCounter, UnifiedCacheLinker
+
+from leankv_kernels.layout import LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR
+from leankv_kernels.packed import PackedPages
+from leankv_sglang.kvcache.ledger import Pages
+from leankv_sglang.kvcache.transfer import copy_out, put
+from leankv_sglang.offload.page_object import COUNTS, PageName, Part, to_objects, to_packed
+from leankv_sglang.offload.store_stack import StoreStack
+
+
+@dataclass
+class PageTransfer(PoolTransfer):
+    """SGLang's description of a transfer, with the ids of its pages on the host."""
+
+    pages: Pages | None = None
+    """int64 ``[n]``."""
+    near: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+    """bool ``[n]``, pages whose near part is worth keeping: hits end behind them."""
+
+
+@dataclass
+class OffloadCounts:
+    """What has left the device and come back since the start, in pages and bytes."""
+
+    pages_out: int = 0
+    bytes_out: int = 0
+    pages_in: int = 0
+    bytes_in: int = 0
+    refused: int = 0
+    """Loads whose pages were gone, damaged or late."""
+
+
+class LeanKVLinker(UnifiedCacheLinker):
+    """See the module.
+
+    Args:
+        pool: our pool.
+        stack: where pages are kept.
+        identity: of the pages.
+        evicted_to_host: whether pages that leave the device are kept in host memory.
+        group: process group (host side) of the ranks that load together, or None.
+    """
+
+    def __init__(self, pool: Any, stack: StoreStack, identity: bytes, evicted_to_host: bool, group: Any = None) -> None:
+        self.pool, self.stack, self.identity, self.group = pool, stack, identity, group
+        self.evicted_to_host = evicted_to_host
+        self.pools = {PoolName.KV: pool}
+        self.layer_done_counter = LayerWiseLoadCounter(1)
+        self.counts = OffloadCounts()
+        self.near_pages: int = pool.config.near_pages if pool.layout.near else 0
+        self._completed = 0
+        self.loading: dict[str, Pages] = {}
+        """Pages that requests have loaded which are not in the tree yet."""
+
+    # ---- what is there ----
+
+    def lookup(self, rid: str, transfers: list[PoolTransfer]) -> list[int]:
+        """See the base class; has the longest prefix fetched."""
+        keys = transfers[0].keys or []
+        far = self.stack.has(_names(keys, Part.FAR))
+        count = far.index(False) if False in far else len(far)
+        near = self.stack.has(_names(keys[:count], Part.NEAR)) if self.near_pages else [True] * count
+        ends = [end for end in range(1, count + 1) if all(near[max(0, end - self.near_pages) : end])]
+        if ends:
+            self.stack.fetch([name for one in self._wanted(keys[: ends[-1]]) for name in one])
+        return ends
+
+    def _wanted(self, keys: Sequence[str]) -> tuple[list[PageName], list[PageName]]:
+        """Far and near objects of a prefix at whose end a hit stops."""
+        last = keys[max(0, len(keys) - self.near_pages) :] if self.near_pages else []
+        return _names(keys, Part.FAR), _names(last, Part.NEAR)
+
+    # ---- coming back ----
+
+    def load(self, rid: str, transfers: list[PoolTransfer]) -> bool:
+        """Have a prefix written to pages that are the request's; False, on every rank, where any rank cannot."""
+        transfer = transfers[0]
+        assert isinstance(transfer, PageTransfer)
+        assert transfer.pages is not None
+        keys, pages = transfer.keys or [], transfer.pages
+        names = self._wanted(keys)
+        far, near = (self.stack.get(of) for of in names)
+        good = torch.tensor([int(None not in far and None not in near)], dtype=torch.int32)
+        if self.group is not None:
+            torch.distributed.all_reduce(good, torch.distributed.ReduceOp.MIN, group=self.group)
+        if not good.item():
+            self.counts.refused += 1
+            return False
+        whole = [one for one in far if one is not None]
+        parts = [None] * (len(keys) - len(near)) + near
+        packed = to_packed(whole, parts)
+        # A far object may be of a page that was trimmed by then, and know of no near part.
+        counts = np.stack([(of_near or of_far).counts for of_far, of_near in zip(whole, parts, strict=True)])
+        self._account(pages, packed.level.numpy(), counts)
+        self.pool.deferred.then(partial(self._unpack, pages, packed))
+        self.counts.pages_in += len(pages)
+        self.counts.bytes_in += packed.far.numel() + packed.near.numel()
+        self.loading[rid] = pages
+        return True
+
+    def _account(self, pages: Pages, level: Pages, counts: np.ndarray[Any, np.dtype[np.int32]]) -> None:
+        """Have the ledger know what the pages hold: they are trued up before they are there."""
+        ledger, blocks = self.pool.ledger, torch.from_numpy(counts[:, :3].copy())
+        if self.group is not None:
+            torch.distributed.all_reduce(blocks, torch.distributed.ReduceOp.MAX, group=self.group)
+        epochs = ledger.epoch[pages]
+        ledger.note_counts(pages, epochs, counts)
+        ledger.settle(pages, epochs, blocks.numpy())
+        if self.near_pages:
+            ledger.cut(pages[level < LEVEL_NEAR], LEVEL_FAR)
+
+    def _unpack(self, pages: Pages, packed: PackedPages) -> None:
+        device = self.pool.store.blocks.device
+        moved = PackedPages(*(part.to(device) for part in packed))
+        self.pool.ops.unpack_pages(self.pool.store, put(pages, device), moved)
+
+    def start_layer_wise_loading(self) -> int:
+        """Nothing to start: the next forward begins with what is queued."""
+        return -1
+
+    def finish_layer_wise_loading(self, counter_index: int) -> bool:
+        """Whatever was queued has landed: it was in hand before."""
+        self.loading.clear()
+        return True
+
+    def cancel_queued_load(self, rid: str) -> bool:
+        """Queued writes come before the frees of the same pages, so there is nothing to take back."""
+        return self.loading.pop(rid, None) is not None
+
+    # ---- leaving ----
+
+    def offload(self, transfers: list[PoolTransfer], session_id: str | None = None) -> bool:
+        """Have pages written to the store, if there is one."""
+        transfer = transfers[0]
+        assert isinstance(transfer, PageTransfer)
+        assert transfer.pages is not None
+        assert transfer.near is not None
+        if self.stack.store is not None:
+            self.leave(transfer.pages, transfer.keys or [], transfer.near, to_store=True)
+        self._completed += 1
+        return True
+
+    def leave(
+        self, pages: Pages, keys: Sequence[str], near: Any, *, to_store: bool = False, to_host: bool = False
+    ) -> None:
+        """Have pages copied out as they are now, those that are not demoted and not kept there already.
+
+        Args:
+            pages: int64 ``[n]``.
+            keys: their keys.
+            near: bool ``[n]``, whose near part is worth keeping.
+            to_store: keep them in the store.
+            to_host: keep them in host memory.
+        """
+        place = self.stack.store if to_store else self.stack.host
+        if place is None:
+            return
+        held = self.pool.ledger.level[pages]
+        wants_near = near & (held == LEVEL_NEAR) & bool(self.near_pages)
+        has_far, has_near = (np.array(place.has(_names(keys, part)), bool) for part in (Part.FAR, Part.NEAR))
+        chosen = (held > LEVEL_BASE) & (~has_far | wants_near & ~has_near)
+        if not chosen.any():
+            return
+        some = [key for key, is_chosen in zip(keys, chosen.tolist(), strict=True) if is_chosen]
+        level = np.where(wants_near[chosen], LEVEL_NEAR, LEVEL_FAR)
+        self.pool.deferred.then(partial(self._pack, pages[chosen], level, some, to_host, to_store))
+
+    def _pack(self, pages: Pages, level: Pages, keys: list[str], to_host: bool, to_store: bool) -> None:
+        store, ops = self.pool.store, self.pool.ops
+        ids = put(pages, store.blocks.device)
+        packed = ops.pack_pages(store, ids, put(level, store.blocks.device))
+        arrivals = [copy_out(part) for part in (*packed, ops.count_pages(store, ids))]
+        nbytes = packed.far.numel() + packed.near.numel()
+        self.counts.pages_out += len(pages)
+        self.counts.bytes_out += nbytes
+
+        def make() -> dict[PageName, bytes]:
+            for arrival in arrivals:
+                arrival.wait()
+            *parts, counts = (arrival.values for arrival in arrivals)
+            return to_objects(keys, self.identity, counts.numpy().reshape(-1, COUNTS), PackedPages(*parts), tuple(Part))
+
+        self.stack.write(make, nbytes, to_host, to_store)
+
+    def num_completed_offloads(self) -> int:
+        """Offloads are done for the tree once they are queued: what is ordered later comes later."""
+        return self._completed
+
+    def pop_completed_offload(self) -> bool:
+        """Consume the oldest."""
+        self._completed -= 1
+        return True
+
+    # ---- the linker's own life ----
+
+    def reset(self) -> None:
+        """The tree and the pool are being emptied; what is outside stays."""
+        self.loading.clear()
+        self._completed = 0
+
+    def close(self) -> None:
+        """Write what is to be written, and end."""
+        self.stack.close()
+
+
+def _names(keys: Sequence[str], part: Part) -> list[PageName]:
+    return [PageName(key, part) for key in keys]

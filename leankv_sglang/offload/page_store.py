@@ -1,0 +1,51 @@
+"""The one contract of places that keep page objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from leankv_sglang.offload.page_object import PageName
+
+
+@dataclass
+class StoreCounts:
+    """What a store holds, and what has happened to it since the start."""
+
+    bytes: int = 0
+    objects: int = 0
+    puts: int = 0
+    hits: int = 0
+    misses: int = 0
+    damaged: int = 0
+    """Objects that were not what they should be; each was removed, and counts as a miss."""
+    dropped: int = 0
+    """Objects that made room for others."""
+    failures: int = 0
+    """Operations that the place itself failed at."""
+
+
+class PageStore(Protocol):
+    """Keeps page objects, each under its name, as long as there is room; any thread may call it.
+
+    Nothing in it raises for what is wrong with the place: that costs hits, is counted and is said in the log.
+    """
+
+    name: str
+    counts: StoreCounts
+
+    def has(self, names: Sequence[PageName]) -> list[bool]:
+        """Which of them are there; cheap, and may be wrong by the time they are got."""
+
+    def get(self, names: Sequence[PageName]) -> list[bytes | None]:
+        """The objects, None for those that are not there. They are not checked."""
+
+    def put(self, objects: Mapping[PageName, bytes]) -> None:
+        """Keep objects. One that is there already is the same."""
+
+    def remove(self, names: Sequence[PageName]) -> None:
+        """Forget objects that are damaged."""
+
+    def close(self) -> None:
+        """Finish what is under way."""

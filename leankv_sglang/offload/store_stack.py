@@ -1,0 +1,140 @@
+"""Host memory before a store that outlives it: what is read from the store is kept in host memory too.
+
+The scheduler asks what is there and has it fetched; threads read and write beside the forwards. What is in host memory
+is known to be good.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+from leankv_sglang.offload.host import HostStore
+from leankv_sglang.offload.page_object import ObjectError, PageName, PageObject
+from leankv_sglang.offload.page_store import PageStore
+
+logger = logging.getLogger(__name__)
+
+READERS = 4
+LONGEST_WAIT = 5.0
+"""Seconds for which a request waits for pages that are being fetched, before it computes them itself."""
+MOST_WAITING = 512 << 20
+"""Bytes on their way to a store; while there are more, what comes is left out."""
+
+
+class StoreStack:
+    """Where pages are that are not on the device.
+
+    Args:
+        host: main memory.
+        store: what lies behind it, if anything.
+        read: an object, or ``ObjectError`` for bytes that are another.
+    """
+
+    def __init__(self, host: HostStore, store: PageStore | None, read: Callable[[PageName, bytes], PageObject]) -> None:
+        self.host, self.store, self._read = host, store, read
+        self._lock = threading.Lock()
+        self._fetching: dict[PageName, Future[None]] = {}
+        self._readers = ThreadPoolExecutor(READERS, "leankv-page-reader")
+        self._writer = ThreadPoolExecutor(1, "leankv-page-writer")
+        self._waiting_bytes = 0
+        self.left_out = 0
+        """Objects that were not stored because too many were on their way."""
+
+    def has(self, names: Sequence[PageName]) -> list[bool]:
+        """Which objects are in either place."""
+        found = self.host.has(names)
+        if self.store is not None and not all(found):
+            missing = [i for i, there in enumerate(found) if not there]
+            for i, there in zip(missing, self.store.has([names[i] for i in missing]), strict=True):
+                found[i] = there
+        return found
+
+    def fetch(self, names: Sequence[PageName]) -> None:
+        """Begin to bring objects into host memory; does not wait."""
+        if self.store is None:
+            return
+        there = self.host.has(names)
+        with self._lock:
+            new = [name for name, held in zip(names, there, strict=True) if not held and name not in self._fetching]
+            # Several at a time, so that a place that answers many at once is asked for many.
+            size = max(1, -(-len(new) // READERS))
+            for part in (new[i : i + size] for i in range(0, len(new), size)):
+                future = self._readers.submit(self._bring, part)
+                self._fetching.update(dict.fromkeys(part, future))
+
+    def _bring(self, names: Sequence[PageName]) -> None:
+        assert self.store is not None
+        try:
+            good, bad = {}, []
+            for name, data in zip(names, self.store.get(names), strict=True):
+                if data is None:
+                    continue
+                try:
+                    self._read(name, data)
+                    good[name] = data
+                except ObjectError:
+                    bad.append(name)
+            if bad:
+                self.store.remove(bad)
+            self.host.put(good)
+        finally:
+            with self._lock:
+                for name in names:
+                    self._fetching.pop(name, None)
+
+    def get(self, names: Sequence[PageName]) -> list[PageObject | None]:
+        """Objects that are in host memory, or get there in time."""
+        self.fetch(names)
+        with self._lock:
+            futures = {self._fetching[name] for name in names if name in self._fetching}
+        if futures:
+            wait(futures, LONGEST_WAIT)
+        found = self.host.get(names)
+        return [None if data is None else self._read(name, data) for name, data in zip(names, found, strict=True)]
+
+    def keep(self, objects: Mapping[PageName, bytes]) -> None:
+        """Put objects into host memory."""
+        self.host.put(objects)
+
+    def write(self, make: Callable[[], Mapping[PageName, bytes]], nbytes: int, to_host: bool, to_store: bool) -> None:
+        """Have objects made and kept, on a thread.
+
+        Args:
+            make: makes them; may wait for the device.
+            nbytes: about how many there are.
+            to_host: keep them in host memory.
+            to_store: keep them in the store.
+        """
+        with self._lock:
+            if self._waiting_bytes > MOST_WAITING:
+                self.left_out += 1
+                return
+            self._waiting_bytes += nbytes
+        self._writer.submit(self._write, make, nbytes, to_host, to_store)
+
+    def _write(self, make: Callable[[], Mapping[PageName, bytes]], nbytes: int, to_host: bool, to_store: bool) -> None:
+        try:
+            objects = make()
+            if to_host:
+                self.host.put(objects)
+            if to_store and self.store is not None:
+                self.store.put(objects)
+        except Exception:
+            logger.exception("LeanKV could not keep pages outside the device; they count as misses.")
+        finally:
+            with self._lock:
+                self._waiting_bytes -= nbytes
+
+    def finish(self) -> None:
+        """Wait until all that was to be written is."""
+        self._writer.submit(lambda: None).result()
+
+    def close(self) -> None:
+        """Write what is to be written, and end."""
+        self._writer.shutdown(wait=True)
+        self._readers.shutdown(wait=True, cancel_futures=True)
+        if self.store is not None:
+            self.store.close()

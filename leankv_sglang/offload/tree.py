@@ -1,0 +1,120 @@
+"""The tree with pages beyond the device: which pages leave with what, and what a request that loads some is given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
+from sglang.srt.mem_cache.unified_cache.components.base import (
+    EvictLayer,
+    ExternalLinkerLoadPhase,
+    LinkerTransferPhase,
+)
+
+from leankv_sglang.kvcache.ledger import Pages
+from leankv_sglang.kvcache.tree.paged_component import FULL, PagedComponent
+from leankv_sglang.kvcache.tree.radix_cache import LeanKVRadixCache
+from leankv_sglang.kvcache.tree.shrink import Shrinker, ShrinkStep
+from leankv_sglang.kvcache.tree.trim import trim_steps
+from leankv_sglang.offload.linker import LeanKVLinker, PageTransfer
+
+
+class OffloadingComponent(PagedComponent):
+    """Pages go to the linker's places before they leave the tree, and come back from them."""
+
+    linker: LeanKVLinker | None = None
+
+    def __init__(self, cache: Any, params: Any) -> None:
+        super().__init__(cache, params)
+        self.shrinker = Shrinker(self, self.ledger, self._cut, self.near_pages)
+
+    def _cut(self, pages: Pages, level: int) -> int:
+        """Cut pages of one node; near parts behind which hits end go to host memory before."""
+        node = self._node_of[int(pages[0])]
+        if self.linker is not None and self.linker.evicted_to_host and node.hash_value:
+            chosen = np.isin(self.pages(node), pages) & self.worth_near(node)
+            keys = [node.hash_value[i] for i in np.flatnonzero(chosen)]
+            self.linker.leave(self.pages(node)[chosen], keys, np.ones(len(keys), bool), to_host=True)
+        return self.pool.cut(pages, level)
+
+    def worth_near(self, node: Any) -> Any:
+        """Of a node's pages, those behind which hits end: ends, branch points, and one in so many; bool ``[n]``."""
+        steps = trim_steps(self.start(node), len(self.pages(node)), self.hits_end_at(node), self.near_pages)
+        return steps > ShrinkStep.TRIM_INSIDE
+
+    def build_external_linker_transfer(self, phase: LinkerTransferPhase, node: Any, keys: Any) -> PoolTransfer | None:
+        """See the base class; pages go by their ids on the host."""
+        if phase == LinkerTransferPhase.OFFLOAD:
+            if node is None or not node.hash_value or node.component_data[FULL].value is None:
+                return None
+            return PageTransfer(
+                name=PoolName.KV, keys=list(node.hash_value), pages=self.pages(node), near=self.worth_near(node)
+            )
+        if phase != LinkerTransferPhase.LOAD or not keys:
+            return super().build_external_linker_transfer(phase, node, keys)
+        size = len(keys) * self.page_size
+        if (short := size - self.allocator.available_size()) > 0:
+            self.cache.evict(EvictParams(num_tokens=short))
+        slots = self.allocator.alloc(size)
+        if slots is None:
+            return None
+        return PageTransfer(name=PoolName.KV, device_indices=slots.long(), keys=list(keys), pages=self.allocator.taken)
+
+    def update_external_linker_load(
+        self, phase: Any, req: Any, full_transfer: Any, transfer: Any, prefix_len: int
+    ) -> PoolTransfer | None:
+        """See the base class."""
+        if phase == ExternalLinkerLoadPhase.ABORT:
+            self.allocator.release(transfer.pages)
+            return None
+        return super().update_external_linker_load(phase, req, full_transfer, transfer, prefix_len)
+
+    def evict_component(
+        self,
+        node: Any,
+        device_frees: Any,
+        host_frees: Any,
+        cache_actions: Any,
+        target: EvictLayer = EvictLayer.DEVICE,
+    ) -> tuple[int, int]:
+        """Give a node's pages up; host memory takes them over."""
+        if self.linker is not None and self.linker.evicted_to_host and node.hash_value and self.value_len(node):
+            self.linker.leave(self.pages(node), node.hash_value, self.worth_near(node), to_host=True)
+        return super().evict_component(node, device_frees, host_frees, cache_actions, target)
+
+    def redistribute_on_node_split(self, new_parent: Any, child: Any) -> None:
+        """Divide a node's pages; where it parts hits will end, so what they read near is kept there too."""
+        super().redistribute_on_node_split(new_parent, child)
+        if self.linker is not None and self.linker.stack.store is not None and new_parent.hash_value:
+            last = slice(-self.near_pages, None) if self.near_pages else slice(0, 0)
+            pages = self.pages(new_parent)[last]
+            self.linker.leave(pages, new_parent.hash_value[last], np.ones(len(pages), bool), to_store=True)
+
+
+class OffloadingRadixCache(LeanKVRadixCache):
+    """The tree of a server that keeps pages beyond the device."""
+
+    component: ClassVar[type[PagedComponent]] = OffloadingComponent
+
+    def init_cache_linker(self, cache_linker: Any) -> None:
+        """Attach the linker."""
+        super().init_cache_linker(cache_linker)
+        assert isinstance(self.paged, OffloadingComponent)
+        self.paged.linker = cache_linker
+
+    def _match_tree(self, params: Any) -> Any:
+        self._asked = params.key
+        return super()._match_tree(params)
+
+    def _finalize_match_result(self, params: Any, result: Any) -> Any:
+        # What of the key the tree cannot serve, other places may.
+        return super()._finalize_match_result(replace(params, key=self._asked), result)
+
+    def _prefix_pages(self, req: Any) -> Pages:
+        loaded = self.linker.cache_linker.loading.get(req.rid) if self.linker is not None else None
+        path = self._path(req.last_node)
+        path = path if loaded is None else np.concatenate([path, loaded])
+        return path[: req.prefix_len // self.page_size]
