@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,7 @@ ROTATIONS = ("hadamard", "none")
 SIGNIFICANCE_NAMES = ("attention", "none", "predictor")
 MAX_NEAR_PAGES, MAX_KEEP_FIRST = 64, 1024
 MATCHES = ("strict", "relaxed")
+DEFAULT_STORE_SIZE = 16 << 30
 
 Thresholds = float | tuple[tuple[float, ...], ...]
 """One number for all heads, or one per layer and KV head."""
@@ -62,6 +64,9 @@ class LeanKVConfig:
         points: the profile's named thresholds, among which a request may choose.
         predictor: the profile's file, for the weights of the significance ``predictor``.
         predictor_digest: SHA-256 of that file in hex, which every process that reads it holds it to.
+        host_memory: bytes of main memory for pages that leave the device.
+        store: where pages are kept that outlive the server, ``file:FOLDER``, or nowhere.
+        store_size: bytes that all pages there may take.
 
     Raises:
         LeanKVError: one sentence naming the flag that is wrong and what it takes.
@@ -84,6 +89,9 @@ class LeanKVConfig:
     points: tuple[tuple[str, Alphas], ...] = ()
     predictor: str | None = None
     predictor_digest: str | None = None
+    host_memory: int = 0
+    store: str | None = None
+    store_size: int = DEFAULT_STORE_SIZE
 
     def __post_init__(self) -> None:
         check_tiers(self.high, self.mid, self.low)
@@ -104,6 +112,12 @@ class LeanKVConfig:
             raise LeanKVError("--leankv-significance predictor comes with a profile; give --leankv-profile instead.")
         for alphas in (self.alphas, *dict(self.points).values()):
             check_thresholds(alphas, self.significance)
+        if self.host_memory < 0:
+            raise LeanKVError(f"--leankv-host-memory is a number of bytes of at least 0, not {self.host_memory}.")
+        if self.store_size < 1:
+            raise LeanKVError(f"--leankv-store-size is a number of bytes of at least 1, not {self.store_size}.")
+        if self.store is not None and not re.fullmatch(r"file:.+", self.store):
+            raise LeanKVError(f"--leankv-store is file: and a folder, as in file:/var/cache/pages, not {self.store!r}.")
         if self.mid is None and any(x != math.inf for x in _numbers(self.alpha_mid)):
             raise LeanKVError(
                 f"--leankv-alpha-mid {_say(self.alpha_mid)} needs a middle tier, such as --leankv-tiers k8v4,k4v4,k4v2."
@@ -123,6 +137,16 @@ class LeanKVConfig:
     def mid_format(self) -> Tier | None:
         """The middle tier's format, if there is one."""
         return TIERS[self.mid] if self.mid else None
+
+    @property
+    def offloads(self) -> bool:
+        """Whether pages are kept anywhere beyond the device."""
+        return bool(self.host_memory or self.store)
+
+    @property
+    def store_folder(self) -> str | None:
+        """The folder in which pages are kept, if they are."""
+        return self.store.removeprefix("file:") if self.store else None
 
     @property
     def alphas(self) -> Alphas:
@@ -156,6 +180,10 @@ class LeanKVConfig:
             parts.append(f"first pages kept {self.keep_first}")
         if self.demote:
             parts.append(f"demotion on, {self.match} matches")
+        if self.host_memory:
+            parts.append(f"{self.host_memory / 2**20:,.0f} MiB of host memory")
+        if self.store:
+            parts.append(f"pages kept in {self.store}, up to {self.store_size / 2**30:,.1f} GiB")
         return ", ".join(parts)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from leankv_sglang.byte_size import parse_bytes
 from leankv_sglang.command import exit_code
 from leankv_sglang.compression.build import make_layout
 from leankv_sglang.compression.profile import SERVED_POINT, find_profile
@@ -26,7 +27,6 @@ from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.sizing import tokens_for
 from leankv_sglang.models import ensure_model
 from leankv_sglang.models.shape import ModelShape, read_shape
-from leankv_sglang.plan import parse_bytes
 from leankv_sglang.processes import Process, free_port, start_module, stop
 from leankv_sglang.table import print_table
 

@@ -7,7 +7,6 @@ long-running server, whose pages are trimmed down to their far part but for one 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import torch
 
 from leankv_kernels import RecordLayout, TierCounts
 from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
+from leankv_sglang.byte_size import parse_bytes
 from leankv_sglang.command import exit_code
 from leankv_sglang.compression.build import make_layout
 from leankv_sglang.compression.profile import shipped_profile
@@ -30,8 +30,7 @@ from leankv_sglang.models.shape import ModelShape, read_shape, shape_of
 from leankv_sglang.table import print_table
 
 SHAPE_FLAGS = ("--layers", "--query-heads", "--kv-heads", "--head-dim")
-MOST_MEMORY, MOST_REQUESTS = 2**60, 2**20
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+MOST_REQUESTS = 2**20
 
 
 class Form(NamedTuple):
@@ -51,21 +50,6 @@ FORMS = (
     Form("all k8v4, near and far", "k8v4", 1.0, 0.0),
     Form("all k4v2, near and far", "k4v2", 1.0, 0.0),
 )
-
-
-def parse_bytes(text: str) -> int:
-    """``2GiB``, ``80G`` or ``1500000000`` as bytes.
-
-    Raises:
-        LeanKVError: for anything else.
-    """
-    match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?i?)b?\s*", text.lower())
-    if not match or match[2] not in _UNITS or match[1].count(".") > 1 or match[1] == ".":
-        raise LeanKVError(f"--memory takes bytes such as 2GiB or 80G, not {text!r}.")
-    count = float(match[1]) * _UNITS[match[2]]
-    if count > MOST_MEMORY:
-        raise LeanKVError(f"--memory takes at most {MOST_MEMORY >> 40:,}TiB, and {text!r} is more.")
-    return int(count)
 
 
 def lasting_units(layout: RecordLayout, form: Form, near_pages: int, num_layers: int) -> float:

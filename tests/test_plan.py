@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from leankv_sglang.byte_size import parse_bytes
 from leankv_sglang.compression.build import make_layout
 from leankv_sglang.compression.profile import shipped_profile
 from leankv_sglang.compression.profile_file import measured_ratios
@@ -16,7 +17,7 @@ from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.sizing import open_page_bytes, page_bytes
 from leankv_sglang.models import resolve_model_path
 from leankv_sglang.models.shape import ModelShape, read_shape
-from leankv_sglang.plan import FORMS, lasting_units, main, parse_bytes, plan_rows, profile_rows
+from leankv_sglang.plan import FORMS, lasting_units, main, plan_rows, profile_rows
 from tests.sentences import is_one_sentence
 
 SMOLLM2, LLAMA3 = ModelShape(30, 9, 3, 64), ModelShape(32, 32, 8, 128)

@@ -191,11 +191,13 @@ class LeanKVLinker(UnifiedCacheLinker):
         self.counts.pages_out += len(pages)
         self.counts.bytes_out += nbytes
 
+        identity = self.identity
+
         def make() -> dict[PageName, bytes]:
             for arrival in arrivals:
                 arrival.wait()
             *parts, counts = (arrival.values for arrival in arrivals)
-            return to_objects(keys, self.identity, counts.numpy().reshape(-1, COUNTS), PackedPages(*parts), tuple(Part))
+            return to_objects(keys, identity, counts.numpy().reshape(-1, COUNTS), PackedPages(*parts), tuple(Part))
 
         self.stack.write(make, nbytes, to_host, to_store)
 

@@ -36,6 +36,10 @@ FLAGS: list[tuple[Callable[[Any], bool], str]] = [
     (_set("speculative_algorithm"), "speculative decoding is not supported"),
     (_set("enable_hierarchical_cache"), "the hierarchical cache (HiCache) is not supported"),
     (_set("enable_lmcache"), "LMCache is not supported"),
+    (
+        _set("enable_unified_cache_external_linker"),
+        "its cache linker is its own; give --leankv-store or --leankv-host-memory instead",
+    ),
     (_set("enable_flexkv"), "FlexKV is not supported"),
     (_set("enable_hisparse"), "hierarchical sparse attention (HiSparse) is not supported"),
     (_set("enable_unified_memory"), "--enable-unified-memory is not supported"),

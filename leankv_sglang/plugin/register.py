@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from leankv_sglang.config import NAME, active_config
+from leankv_sglang.config import NAME, active_config, required_config
 from leankv_sglang.noise import ALWAYS, UNDER_LEANKV, quiet
 from leankv_sglang.plugin.lifeline import hold_on
+
+LINKER = {"linker": "ServedLinker", "linker_module_path": "leankv_sglang.offload.attach"}
+"""What SGLang is told of our linker, as ``--unified-cache-external-linker-config`` would."""
 
 
 def register() -> None:
@@ -33,6 +36,7 @@ def register() -> None:
     if get_radix_cache_factory(NAME) is None:
         register_radix_cache_backend(NAME, _create_cache)
     register_resolution_hook("handle_attention_backend_compatibility")(_resolve)
+    register_resolution_hook("handle_hicache")(_link)
     from leankv_sglang.plugin.patches import scheduler_patches
 
     for patch, arguments in scheduler_patches():
@@ -51,9 +55,27 @@ def _create_backend(runner: Any) -> Any:
 
 
 def _create_cache(ctx: Any) -> Any:
-    from leankv_sglang.kvcache.tree.radix_cache import create_cache
+    if required_config().offloads:
+        from leankv_sglang.offload.attach import create_cache
+    else:
+        from leankv_sglang.kvcache.tree.radix_cache import create_cache
 
     return create_cache(ctx)
+
+
+def _link(server_args: Any, previous: Callable[[Any], None]) -> None:
+    """Have SGLang drive our linker where pages are kept beyond the device; beside a named radix cache it refuses."""
+    from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+
+    previous(server_args)
+    if resolving_view(server_args).attention_backend == NAME and required_config().offloads:
+        declare_resolution(
+            server_args,
+            NAME,
+            enable_unified_cache_external_linker=True,
+            unified_cache_external_linker_backend="dynamic",
+            unified_cache_external_linker_config=LINKER,
+        )
 
 
 def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:

@@ -7,10 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from leankv_sglang.byte_size import parse_bytes
 from leankv_sglang.compression.profile import NO_PROFILE, chosen_profile
 from leankv_sglang.compression.profile_file import Profile
 from leankv_sglang.config import (
+    DEFAULT_STORE_SIZE,
     MATCHES,
     ROTATIONS,
     SIGNIFICANCE_NAMES,
@@ -104,6 +107,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "(default: strict)",
     )
     group.add_argument(
+        "--leankv-host-memory",
+        metavar="SIZE",
+        help="main memory for pages that leave the device, such as 8GiB: a hit there is loaded back (default: none)",
+    )
+    group.add_argument(
+        "--leankv-store",
+        metavar="file:FOLDER",
+        help="keep pages in a folder, which outlives the server and which servers may share (default: nowhere)",
+    )
+    group.add_argument(
+        "--leankv-store-size",
+        metavar="SIZE",
+        help=f"what all pages in that folder may take (default: {DEFAULT_STORE_SIZE >> 30}GiB)",
+    )
+    group.add_argument(
         "--leankv-drain-seconds",
         type=float,
         metavar="SECONDS",
@@ -134,7 +152,11 @@ def config_from_args(
     if kernels not in ("auto", *available_backends()):
         raise LeanKVError(f"--leankv-kernels takes auto, {', '.join(available_backends())}, not {kernels!r}.")
     given = {name: value for name in _METHOD_FLAGS if (value := getattr(args, f"leankv_{name}")) is not None}
-    cache = {"demote": args.leankv_demote, "match": "strict" if args.leankv_match is None else args.leankv_match}
+    cache = {
+        "demote": args.leankv_demote,
+        "match": "strict" if args.leankv_match is None else args.leankv_match,
+        **offload_fields(args),
+    }
     if given and args.leankv_profile not in (None, NO_PROFILE):
         names = ", ".join(f"--leankv-{n.replace('_', '-')}" for n in given)
         raise LeanKVError(f"--leankv-profile decides {names} too; give the profile or the flags, not both.")
@@ -145,6 +167,23 @@ def config_from_args(
     if "tiers" in given:
         given["high"], given["mid"], given["low"] = parse_tiers(given.pop("tiers"))
     return LeanKVConfig(kernels=kernels, **given, **cache), None
+
+
+def offload_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """What of the configuration says where pages are kept beyond the device, as far as it was given.
+
+    Raises:
+        LeanKVError: one sentence naming the flag that is wrong.
+    """
+    found: dict[str, Any] = {}
+    for name in ("host_memory", "store_size"):
+        if (given := getattr(args, f"leankv_{name}")) is not None:
+            found[name] = parse_bytes(given, f"--leankv-{name.replace('_', '-')}")
+    if args.leankv_store is not None:
+        found["store"] = args.leankv_store
+    if "store_size" in found and "store" not in found:
+        raise LeanKVError("--leankv-store-size is about the pages of --leankv-store; give that too.")
+    return found
 
 
 def drain_seconds(args: argparse.Namespace) -> float:
