@@ -126,7 +126,7 @@ def command_line() -> Parser:
     parser = Parser(
         "cuda_budget",
         __doc__,
-        quick=f"the shapes of {' and '.join(QUICK)} alone; under three minutes",
+        quick=f"the shapes of {' and '.join(QUICK)} alone; half a minute",
         sizes={"models": QUICK},
     )
     parser.add_argument("--capability", default="90a", choices=CAPABILITIES)

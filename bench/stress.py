@@ -124,7 +124,7 @@ def command_line() -> Parser:
     parser = Parser(
         "stress",
         __doc__,
-        quick="40 requests at once, prompts up to 300 tokens, a pool of 1,024; about two minutes",
+        quick="40 requests at once, prompts up to 300 tokens, a pool of 1,024; a minute and a half",
         sizes={"requests": 40, "clients": 40, "longest": 300, "pool": 1024, "abort_within": 10.0},
     )
     parser.add_argument("--requests", type=int, default=200)

@@ -152,7 +152,7 @@ def command_line() -> Parser:
     parser = Parser(
         "capacity",
         __doc__,
-        quick="pools of 256 MiB and of 12,000 tokens, up to 10,000 pages timed 40 times; two minutes",
+        quick="pools of 256 MiB and of 12,000 tokens, up to 10,000 pages timed 40 times; half a minute",
         sizes={"memory": 1 << 28, "llama_tokens": 12_000, "pages": [100, 1000, 10_000], "repeats": 40},
     )
     parser.add_argument("--memory", type=int, default=1 << 30, help="bytes of the SmolLM2 pool (default: 1 GiB)")

@@ -182,7 +182,7 @@ def command_line() -> Parser:
     parser = Parser(
         "kernels",
         __doc__,
-        quick="the most telling rows, 5 rounds; two minutes",
+        quick="the most telling rows, 5 rounds; a minute",
         sizes={"rounds": 5},
         plot=True,
     )

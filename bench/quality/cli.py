@@ -44,7 +44,7 @@ def command_line() -> Parser:
     parser = Parser(
         "quality",
         __doc__,
-        quick="text, needle and chat: one window, 3 items of 2,048 tokens, up to 96 new ones; two minutes",
+        quick="text, needle and chat: one window, 3 items of 2,048 tokens, up to 96 new ones; a minute and a half",
         sizes=QUICK,
         plot=True,
     )

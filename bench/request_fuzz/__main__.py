@@ -23,7 +23,7 @@ def command_line() -> Parser:
     parser = Parser(
         "request_fuzz",
         __doc__,
-        quick="150 requests; under two minutes",
+        quick="150 requests; a minute",
         sizes={"requests": 150},
     )
     parser.add_argument("--requests", type=int, default=2000)

@@ -26,6 +26,30 @@ _COUNTERS = {
     "saturated_rows": "Keys and values of tokens, a KV head's each, with a channel beyond 65,504, since the start.",
     "nonfinite_rows": "Keys and values of tokens, a KV head's each, with a channel not finite, since the start.",
 }
+_PLACE_GAUGES = {
+    "bytes": "Bytes of pages in a place beyond the device.",
+    "objects": "Objects there, two a page at most.",
+}
+    "bytes": "Bytes of pages in a place beyond the device.",
+    "objects": "Objects there, two a page at most.",
+}
+_PLACE_COUNTERS = {
+    "puts": "Objects put into a place beyond the device, since the start.",
+    "hits": "Objects found there, since the start.",
+    "misses": "Objects asked for that were not there, since the start.",
+    "damaged": "Objects that were not what they should be and were removed, since the start.",
+    "dropped": "Objects that made room for others, since the start.",
+    "failures": "Operations at which the place itself failed, since the start.",
+}
+_OFFLOAD_COUNTERS = {
+    "pages_out": "Pages copied out of the pool, since the start.",
+    "bytes_out": "Bytes of them.",
+    "pages_in": "Pages loaded back, since the start.",
+    "bytes_in": "Bytes of them.",
+    "pages_from_store": "Pages loaded back that host memory did not have, since the start.",
+    "refused": "Loads refused because their pages were gone, damaged or late, since the start.",
+    "objects_left_out": "Objects not stored because too many were on their way, since the start.",
+}
 
 
 class LeanKVMetricsCollector(SchedulerMetricsCollector):
@@ -44,7 +68,11 @@ class LeanKVMetricsCollector(SchedulerMetricsCollector):
         self._leankv = {name: make(name, text, []) for name, text in _GAUGES.items()}
         self._leankv_bytes = make("bytes", "Physical bytes in use by committed pages, by what they hold.", ["part"])
         self._counters = {name: count(f"leankv:{name}", text, names) for name, text in _COUNTERS.items()}
-        self._counted = dict.fromkeys(_COUNTERS, 0)
+        self._counted: dict[tuple[str, ...], int] = {}
+        self._offload = {n: count(f"leankv:offload_{n}", text, names) for n, text in _OFFLOAD_COUNTERS.items()}
+        place = [*names, "place"]
+        self._place_counters = {n: count(f"leankv:place_{n}", text, place) for n, text in _PLACE_COUNTERS.items()}
+        self._place_gauges = {n: make(f"place_{n}", text, ["place"]) for n, text in _PLACE_GAUGES.items()}
 
     def log_stats(self, stats: Any) -> None:
         """Log SGLang's figures, then ours."""
@@ -58,5 +86,20 @@ class LeanKVMetricsCollector(SchedulerMetricsCollector):
         for part, value in figures["bytes"].items():
             self._leankv_bytes.labels(**self.labels, part=part).set(value)
         for name, counter in self._counters.items():
-            counter.labels(**self.labels).inc(max(0, figures[name] - self._counted[name]))
-            self._counted[name] = figures[name]
+            self._count(counter, (name,), figures[name])
+        beyond = figures.get("offload")
+        if beyond is None:
+            return
+        for name, counter in self._offload.items():
+            self._count(counter, ("offload", name), beyond[name])
+        for place, held in beyond["places"].items():
+            for name, gauge in self._place_gauges.items():
+                gauge.labels(**self.labels, place=place).set(held[name])
+            for name, counter in self._place_counters.items():
+                self._count(counter, (place, name), held[name], place=place)
+
+    def _count(self, counter: Any, which: tuple[str, ...], value: int, **labels: str) -> None:
+        """Have a counter say what was counted elsewhere, where it may begin again at 0."""
+        before = self._counted.get(which, 0)
+        counter.labels(**self.labels, **labels).inc(value - before if value >= before else value)
+        self._counted[which] = value

@@ -10,6 +10,7 @@ import torch
 from leankv_kernels.store import Usage
 from leankv_sglang.kvcache.pool import LeanKVPool, current_pool
 from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY, model_dtype_bytes_per_token
+from leankv_sglang.offload.figures import offload_figures
 
 
 def pool_figures(pool: LeanKVPool, usage: Usage | None = None) -> dict[str, Any]:
@@ -18,7 +19,8 @@ def pool_figures(pool: LeanKVPool, usage: Usage | None = None) -> dict[str, Any]
     ``bytes`` are in use by committed pages; their parts add up to ``bytes_total``, which also counts the pages' table
     entries. ``ratio`` is what the same tokens would take in the model's dtype over ``bytes_total``;
     ``ratio_with_open_pages`` adds the raw open pages of all request rows to the latter. ``bytes_once_trimmed`` and
-    ``ratio_once_trimmed`` are without near parts, which go first when memory is short.
+    ``ratio_once_trimmed`` are without near parts, which go first when memory is short. ``offload`` is there where pages
+    are kept beyond the device.
     """
     usage, layout, layers = usage or pool.usage(), pool.layout, pool.layer_num
     parts = {
@@ -63,6 +65,7 @@ def pool_figures(pool: LeanKVPool, usage: Usage | None = None) -> dict[str, Any]
         "saturated_rows": usage.saturated,
         "nonfinite_rows": usage.not_finite,
         "device_reads": pool.slot_reader.reads,
+        **({"offload": beyond} if (beyond := offload_figures()) else {}),
     }
 
 

@@ -10,6 +10,7 @@ import torch
 from leankv_patches import SGLANG_VERSION
 from leankv_sglang.config import LeanKVConfig, required_config
 from leankv_sglang.offload.disk import DiskStore
+from leankv_sglang.offload.figures import report
 from leankv_sglang.offload.host import HostStore
 from leankv_sglang.offload.identity import digest_of_weights, identity
 from leankv_sglang.offload.linker import LeanKVLinker
@@ -100,4 +101,5 @@ def create_cache(ctx: Any) -> Any:
     cache = create_unified_radix_cache(ctx, cache_class=OffloadingRadixCache)
     assert isinstance(cache.linker.cache_linker, ServedLinker)
     cache.linker.cache_linker.open(ctx.tp_worker.model_runner.model)
+    report(cache.linker.cache_linker)
     return cache

@@ -7,6 +7,7 @@ it begins where its objects are not there or not good: the request computes thes
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,9 @@ from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.transfer import copy_out, put
 from leankv_sglang.offload.page_object import COUNTS, PageName, Part, to_objects, to_packed
 from leankv_sglang.offload.store_stack import StoreStack
+
+MOST_NOTED = 4096
+"""Requests of which is noted where their pages are."""
 
 
 @dataclass
@@ -43,6 +47,8 @@ class OffloadCounts:
     bytes_out: int = 0
     pages_in: int = 0
     bytes_in: int = 0
+    pages_from_store: int = 0
+    """Of those that came back, pages that were not in host memory when they were first looked for."""
     refused: int = 0
     """Loads whose pages were gone, damaged or late."""
 
@@ -68,6 +74,9 @@ class LeanKVLinker(UnifiedCacheLinker):
         self._completed = 0
         self.loading: dict[str, Pages] = {}
         """Pages that requests have loaded which are not in the tree yet."""
+        self.from_store: dict[str, int] = {}
+        """How many pages of each request's load came from the store."""
+        self._missed: OrderedDict[str, set[str]] = OrderedDict()
 
     # ---- what is there ----
 
@@ -79,8 +88,18 @@ class LeanKVLinker(UnifiedCacheLinker):
         near = self.stack.has(_names(keys[:count], Part.NEAR)) if self.near_pages else [True] * count
         ends = [end for end in range(1, count + 1) if all(near[max(0, end - self.near_pages) : end])]
         if ends:
-            self.stack.fetch([name for one in self._wanted(keys[: ends[-1]]) for name in one])
+            wanted = [name for one in self._wanted(keys[: ends[-1]]) for name in one]
+            if rid not in self._missed:
+                self._note_missed(rid, wanted)
+            self.stack.fetch(wanted)
         return ends
+
+    def _note_missed(self, rid: str, wanted: list[PageName]) -> None:
+        """Note what of a prefix host memory does not have before it is fetched, to say where a hit came from."""
+        there = self.stack.host.has(wanted)
+        self._missed[rid] = {name.key for name, is_there in zip(wanted, there, strict=True) if not is_there}
+        if len(self._missed) > MOST_NOTED:
+            self._missed.popitem(last=False)
 
     def _wanted(self, keys: Sequence[str]) -> tuple[list[PageName], list[PageName]]:
         """Far and near objects of a prefix at whose end a hit stops."""
@@ -110,7 +129,10 @@ class LeanKVLinker(UnifiedCacheLinker):
         counts = np.stack([(of_near or of_far).counts for of_far, of_near in zip(whole, parts, strict=True)])
         self._account(pages, packed.level.numpy(), counts)
         self.pool.deferred.then(partial(self._unpack, pages, packed))
+        missed = self._missed.pop(rid, set())
+        self.from_store[rid] = sum(key in missed for key in keys)
         self.counts.pages_in += len(pages)
+        self.counts.pages_from_store += self.from_store[rid]
         self.counts.bytes_in += packed.far.numel() + packed.near.numel()
         self.loading[rid] = pages
         return True
@@ -138,6 +160,7 @@ class LeanKVLinker(UnifiedCacheLinker):
     def finish_layer_wise_loading(self, counter_index: int) -> bool:
         """Whatever was queued has landed: it was in hand before."""
         self.loading.clear()
+        self.from_store.clear()
         return True
 
     def cancel_queued_load(self, rid: str) -> bool:
@@ -215,6 +238,8 @@ class LeanKVLinker(UnifiedCacheLinker):
     def reset(self) -> None:
         """The tree and the pool are being emptied; what is outside stays."""
         self.loading.clear()
+        self.from_store.clear()
+        self._missed.clear()
         self._completed = 0
 
     def close(self) -> None:

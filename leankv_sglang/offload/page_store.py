@@ -33,6 +33,8 @@ class PageStore(Protocol):
     """
 
     name: str
+    budget: int
+    """Bytes."""
     counts: StoreCounts
 
     def has(self, names: Sequence[PageName]) -> list[bool]:

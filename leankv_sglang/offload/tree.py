@@ -113,6 +113,14 @@ class OffloadingRadixCache(LeanKVRadixCache):
         # What of the key the tree cannot serve, other places may.
         return super()._finalize_match_result(replace(params, key=self._asked), result)
 
+    def init_load_back(self, params: Any) -> Any:
+        """Have a request's hit beyond the device loaded; SGLang is told what of it came from a store."""
+        loaded = super().init_load_back(params)
+        req = params.req
+        if self.linker is not None and loaded is not None and loaded[0]:
+            req.storage_hit_length = self.linker.cache_linker.from_store.get(req.rid, 0) * self.page_size
+        return loaded
+
     def _prefix_pages(self, req: Any) -> Pages:
         loaded = self.linker.cache_linker.loading.get(req.rid) if self.linker is not None else None
         path = self._path(req.last_node)
