@@ -30,9 +30,6 @@ _PLACE_GAUGES = {
     "bytes": "Bytes of pages in a place beyond the device.",
     "objects": "Objects there, two a page at most.",
 }
-    "bytes": "Bytes of pages in a place beyond the device.",
-    "objects": "Objects there, two a page at most.",
-}
 _PLACE_COUNTERS = {
     "puts": "Objects put into a place beyond the device, since the start.",
     "hits": "Objects found there, since the start.",
