@@ -73,12 +73,14 @@ class DiskStore:
     def _read(self, path: Path) -> bytes | None:
         try:
             data = path.read_bytes()
-            os.utime(path)
         except FileNotFoundError:
             data = None
         except OSError as error:
             self._failed("read", error)
             data = None
+        # Where times cannot be written reading goes on.
+        with suppress(OSError):
+            os.utime(path)
         self.counts.hits += data is not None
         self.counts.misses += data is None
         return data
@@ -139,6 +141,8 @@ class DiskStore:
                             folders.append(entry.path)
                         elif entry.name.endswith((SUFFIX, UNFINISHED)):
                             yield entry
+            except FileNotFoundError:
+                continue
             except OSError as error:
                 self._failed("read", error)
 
@@ -158,8 +162,11 @@ class DiskStore:
                 _, size, path = found.pop()
                 try:
                     os.unlink(path)
+                except FileNotFoundError:
+                    pass  # another server's turn
                 except OSError as error:
                     self._failed("delete", error)
+                    continue
                 total -= size
                 self.counts.dropped += 1
         with self._lock:
