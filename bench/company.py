@@ -164,8 +164,8 @@ def command_line() -> Parser:
     parser = Parser(
         "company",
         __doc__,
-        quick="1 prompt of 300 tokens, 8 tokens an answer, too few for retractions; under three minutes",
-        sizes={"prompts": 1, "shortest": 300, "tokens": 8},
+        quick="1 prompt of 300 tokens, 8 tokens an answer, the large pool alone, so no retractions; two minutes",
+        sizes={"prompts": 1, "shortest": 300, "tokens": 8, "pools": [8192]},
     )
     parser.add_argument("--prompts", type=int, default=3)
     parser.add_argument("--shortest", type=int, default=120, help="prompt in tokens; the longest has 400")

@@ -153,7 +153,7 @@ def command_line() -> Parser:
     parser = Parser(
         "hit_miss",
         __doc__,
-        quick="three systems, 4 prompts up to 1,000 tokens (12 on a small pool), 16 new tokens; two minutes",
+        quick="three systems, 4 prompts up to 1,000 tokens (12 on a small pool), 16 new tokens; under three minutes",
         sizes={"prompts": 4, "high": 1000, "tokens": 16, "systems": list(QUICK_SYSTEMS)},
     )
     parser.add_argument("--prompts", type=int, default=20)

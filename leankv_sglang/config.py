@@ -65,8 +65,8 @@ class LeanKVConfig:
         predictor: the profile's file, for the weights of the significance ``predictor``.
         predictor_digest: SHA-256 of that file in hex, which every process that reads it holds it to.
         host_memory: bytes of main memory for pages that leave the device.
-        store: where pages are kept that outlive the server, ``file:FOLDER``, or nowhere.
-        store_size: bytes that all pages there may take.
+        store: where pages are kept that outlive the server, ``file:FOLDER`` or ``mooncake://MASTER:PORT``, or nowhere.
+        store_size: bytes that all pages in the folder may take; of this machine's memory, for Mooncake.
 
     Raises:
         LeanKVError: one sentence naming the flag that is wrong and what it takes.
@@ -116,8 +116,8 @@ class LeanKVConfig:
             raise LeanKVError(f"--leankv-host-memory is a number of bytes of at least 0, not {self.host_memory}.")
         if self.store_size < 1:
             raise LeanKVError(f"--leankv-store-size is a number of bytes of at least 1, not {self.store_size}.")
-        if self.store is not None and not re.fullmatch(r"file:.+", self.store):
-            raise LeanKVError(f"--leankv-store is file: and a folder, as in file:/var/cache/pages, not {self.store!r}.")
+        if self.store is not None and not re.fullmatch(r"file:.+|mooncake://.+", self.store):
+            raise LeanKVError(f"--leankv-store is file:FOLDER or mooncake://MASTER:PORT, not {self.store!r}.")
         if self.mid is None and any(x != math.inf for x in _numbers(self.alpha_mid)):
             raise LeanKVError(
                 f"--leankv-alpha-mid {_say(self.alpha_mid)} needs a middle tier, such as --leankv-tiers k8v4,k4v4,k4v2."
@@ -142,11 +142,6 @@ class LeanKVConfig:
     def offloads(self) -> bool:
         """Whether pages are kept anywhere beyond the device."""
         return bool(self.host_memory or self.store)
-
-    @property
-    def store_folder(self) -> str | None:
-        """The folder in which pages are kept, if they are."""
-        return self.store.removeprefix("file:") if self.store else None
 
     @property
     def alphas(self) -> Alphas:

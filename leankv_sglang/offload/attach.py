@@ -14,6 +14,7 @@ from leankv_sglang.offload.figures import report
 from leankv_sglang.offload.host import HostStore
 from leankv_sglang.offload.identity import digest_of_weights, identity
 from leankv_sglang.offload.linker import LeanKVLinker
+from leankv_sglang.offload.mooncake import MooncakeStore, parse_address
 from leankv_sglang.offload.page_object import PageName, PageObject, read_object
 from leankv_sglang.offload.page_store import PageStore
 from leankv_sglang.offload.store_stack import StoreStack
@@ -44,11 +45,15 @@ class ServedLinker(LeanKVLinker):
         self.stack = open_stack(self._config, self.identity, self.pool.layer_num)
 
     def reset(self) -> None:
-        """The cache is emptied, host memory too; what a store holds stays, of the same weights."""
+        """The cache is emptied, host memory too; what a store holds stays, and is found again by the same weights."""
         super().reset()
-        if self._model is not None:
+        if self._model is None:
+            return
+        if (now := self._identity(self._model)) == self.identity:
+            self.stack.forget()
+        else:
             self.stack.close()
-            self.open(self._model)
+            self.identity, self.stack = now, open_stack(self._config, now, self.pool.layer_num)
 
     def _identity(self, model: torch.nn.Module) -> bytes:
         pool, group = self.pool, self.group
@@ -88,8 +93,10 @@ def open_stack(config: LeanKVConfig, whose: bytes, layers: int) -> StoreStack:
         LeanKVError: where one of them is not to be had.
     """
     store: PageStore | None = None
-    if config.store_folder is not None:
-        store = DiskStore(config.store_folder, whose, config.store_size)
+    if config.store is not None and config.store.startswith("file:"):
+        store = DiskStore(config.store.removeprefix("file:"), whose, config.store_size)
+    elif config.store is not None:
+        store = MooncakeStore(parse_address(config.store), whose, config.store_size)
     host = HostStore(config.host_memory or READ_BUFFER)
     return StoreStack(host, store, lambda name, data: read_object(name, whose, layers, data))
 

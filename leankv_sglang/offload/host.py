@@ -66,6 +66,12 @@ class HostStore:
                 self.counts.damaged += self._forget(name)
             self.counts.objects = len(self._objects)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._objects.clear()
+            self.counts.bytes = self.counts.objects = 0
+
     def close(self) -> None:
         """Nothing is under way."""
 

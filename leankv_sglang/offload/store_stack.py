@@ -132,6 +132,14 @@ class StoreStack:
         """Wait until all that was to be written is."""
         self._writer.submit(lambda: None).result()
 
+    def forget(self) -> None:
+        """Empty host memory, once what is on its way has arrived."""
+        self.finish()
+        with self._lock:
+            futures = set(self._fetching.values())
+        wait(futures, LONGEST_WAIT)
+        self.host.clear()
+
     def close(self) -> None:
         """Write what is to be written, and end."""
         self._writer.shutdown(wait=True)

@@ -113,13 +113,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--leankv-store",
-        metavar="file:FOLDER",
-        help="keep pages in a folder, which outlives the server and which servers may share (default: nowhere)",
+        metavar="file:FOLDER|mooncake://MASTER:PORT",
+        help="keep pages in a folder, or in a Mooncake Store; either outlives the server, and servers share it "
+        "(default: nowhere)",
     )
     group.add_argument(
         "--leankv-store-size",
         metavar="SIZE",
-        help=f"what all pages in that folder may take (default: {DEFAULT_STORE_SIZE >> 30}GiB)",
+        help="what all pages in that folder may take, or what this server gives the Mooncake Store of its memory "
+        f"(default: {DEFAULT_STORE_SIZE >> 30}GiB)",
     )
     group.add_argument(
         "--leankv-drain-seconds",
