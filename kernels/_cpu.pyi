@@ -101,6 +101,53 @@ def count_pages(
     pages: Tensor,
     counts: Tensor,
 ) -> None: ...
+def measure_packed(
+    *,
+    shape: RecordShape,
+    blocks: Tensor,
+    page_table: Tensor,
+    ring: Tensor,
+    ring_head: Tensor,
+    ring_free: Tensor,
+    usage: Tensor,
+    pages: Tensor,
+    level: Tensor,
+    far_bytes: Tensor,
+    near_bytes: Tensor,
+    held: Tensor,
+) -> None: ...
+def pack_pages(
+    *,
+    shape: RecordShape,
+    blocks: Tensor,
+    page_table: Tensor,
+    ring: Tensor,
+    ring_head: Tensor,
+    ring_free: Tensor,
+    usage: Tensor,
+    pages: Tensor,
+    far: Tensor,
+    far_bytes: Tensor,
+    near: Tensor,
+    near_bytes: Tensor,
+    held: Tensor,
+) -> None: ...
+def unpack_pages(
+    *,
+    shape: RecordShape,
+    blocks: Tensor,
+    page_table: Tensor,
+    ring: Tensor,
+    ring_head: Tensor,
+    ring_free: Tensor,
+    usage: Tensor,
+    pages: Tensor,
+    far: Tensor,
+    far_bytes: Tensor,
+    near: Tensor,
+    near_bytes: Tensor,
+    held: Tensor,
+) -> None: ...
 def dense_decode(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, scale: float, threads: int, cpu_bf16: bool = True
 ) -> None: ...

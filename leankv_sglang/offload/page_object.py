@@ -121,7 +121,7 @@ def to_objects(
     level = packed.level.numpy()
     for part in parts:
         data, lengths = (packed.far, packed.far_bytes) if part is Part.FAR else (packed.near, packed.near_bytes)
-        bytes_of, table = memoryview(data.numpy()), lengths.numpy()
+        bytes_of, table = data.numpy().data, lengths.numpy()
         ends = table.sum(1).cumsum()
         for i, key in enumerate(keys):
             if part is Part.FAR or level[i] == LEVEL_NEAR:
