@@ -28,6 +28,8 @@ class LeanKVAllocator(PagedTokenToKVPoolAllocator):
     _kvcache: LeanKVPool
     taken: Pages
     """The pages handed out last."""
+    promised = 0
+    """Units that the prefill pass under way has promised to those it admitted."""
     _audited = -1
     _released: list[Pages]
 
@@ -52,6 +54,11 @@ class LeanKVAllocator(PagedTokenToKVPoolAllocator):
     def alloc(self, need_size: int) -> Tensor | None:
         """``need_size`` slots in whole pages, None where units do not suffice. No row is told of them."""
         return None if self._take(need_size // self.page_size) is None else super().alloc(need_size)
+
+    def alloc_priced(self, prices: Pages) -> Tensor | None:
+        """Slots in whole pages whose prices are known, None where units do not suffice; their ids are :attr:`taken`."""
+        pages = self._take(len(prices), prices)
+        return None if pages is None else super().alloc(len(prices) * self.page_size)
 
     def alloc_extend(
         self,
@@ -86,13 +93,13 @@ class LeanKVAllocator(PagedTokenToKVPoolAllocator):
             self._kvcache.page_rows.offer(first, counts, pages)
         return pages
 
-    def _take(self, count: int) -> Pages | None:
+    def _take(self, count: int, prices: Pages | None = None) -> Pages | None:
         self._kvcache.settle()
-        if count * self.page_size > self.ledger.free_units:
+        if (count * self.page_size if prices is None else int(prices.sum())) > self.ledger.free_units:
             return None
         pages = self.taken = self._free.take(count)
         if count:
-            self.ledger.open(pages)
+            self.ledger.open(pages, prices)
         # SGLang's code looks at an entry even where it needs none.
         self.free_pages = put(pages, self.device) if count else self._no_pages
         return pages

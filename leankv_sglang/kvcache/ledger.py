@@ -67,17 +67,17 @@ class Ledger:
         """Units per token that pages lately cost at a level; at most 1."""
         return float(self._mean[level]) / self.page_size
 
-    def open(self, pages: Pages) -> None:
-        """Reserve pages that were free, at their worst case."""
+    def open(self, pages: Pages, prices: Pages | None = None) -> None:
+        """Reserve pages that were free, at their worst case, or at prices that are known."""
         assert not self.price[pages].any(), "a page was handed out twice"
-        self.price[pages] = self.page_size
+        self.price[pages] = self.page_size if prices is None else prices
         self.level[pages] = LEVEL_NEAR
         self.settled[pages] = False
         self.epoch[pages] += 1
         self._cost[pages, 1:] = self.page_size
         self._blocks[pages] = 0
         self._tokens[pages] = -1
-        self.free_units -= len(pages) * self.page_size
+        self.free_units -= int(self.price[pages].sum())
         assert self.free_units >= 0, "more pages were handed out than the pool has units for"
 
     def close(self, pages: Pages) -> None:

@@ -56,6 +56,22 @@ class LedgerBudget(PrefillBudget):
             return False, None
         return True, min(chunk_limit, cap)
 
+    def prepare_load_back(
+        self,
+        *,
+        full_tokens: int,
+        extend_input_len: int,
+        max_new_tokens: int,
+        swa_host_hit_length: int,
+        chunk_limit: int | None,
+    ) -> bool:
+        """Whether a prefix may be loaded beside what this pass has admitted; a request alone is never kept waiting, and
+        computes what cannot be loaded."""
+        prefix = full_tokens - extend_input_len - max_new_tokens - self.page_size
+        now = self.ceil_paged_tokens(min(extend_input_len, chunk_limit or extend_input_len)) + self.page_size
+        self.allocator.promised = int(self.current_offset) + now
+        return self.total_offset == 0 or self.prompt_price * prefix + now <= self.remaining_current
+
     def available_chunk_tokens(self, chunk_limit: int) -> int | None:
         """Tokens that a prompt already begun may go on with; None makes it wait for others to end."""
         available = min(chunk_limit, self._floor_paged(self.remaining_current - self.page_size))

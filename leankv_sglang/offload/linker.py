@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,20 @@ MOST_NOTED = 4096
 """Requests of which is noted where their pages are."""
 
 
+class FoundPages(NamedTuple):
+    """Pages in hand that are to be loaded."""
+
+    packed: PackedPages
+    counts: np.ndarray[Any, np.dtype[np.int32]]
+    """``[n, COUNTS]``, of this rank."""
+    blocks: np.ndarray[Any, np.dtype[np.int32]]
+    """``[n, 3]``, at the levels base, far and near, the most of any rank."""
+    level: Pages
+    """``[n]``, as the ledger has it."""
+    prices: Pages
+    """``[n]``, units."""
+
+
 @dataclass
 class PageTransfer(PoolTransfer):
     """SGLang's description of a transfer, with the ids of its pages on the host."""
@@ -37,6 +51,8 @@ class PageTransfer(PoolTransfer):
     """int64 ``[n]``."""
     near: np.ndarray[Any, np.dtype[np.bool_]] | None = None
     """bool ``[n]``, pages whose near part is worth keeping: hits end behind them."""
+    found: FoundPages | None = None
+    """What is to be loaded."""
 
 
 @dataclass
@@ -108,45 +124,52 @@ class LeanKVLinker(UnifiedCacheLinker):
 
     # ---- coming back ----
 
-    def load(self, rid: str, transfers: list[PoolTransfer]) -> bool:
-        """Have a prefix written to pages that are the request's; False, on every rank, where any rank cannot."""
-        transfer = transfers[0]
-        assert isinstance(transfer, PageTransfer)
-        assert transfer.pages is not None
-        keys, pages = transfer.keys or [], transfer.pages
+    def take(self, keys: Sequence[str]) -> FoundPages | None:
+        """A prefix's pages in hand, checked, with what they cost; None, on every rank, where any rank has not all."""
         names = self._wanted(keys)
         far, near = (self.stack.get(of) for of in names)
-        good = torch.tensor([int(None not in far and None not in near)], dtype=torch.int32)
-        if self.group is not None:
-            torch.distributed.all_reduce(good, torch.distributed.ReduceOp.MIN, group=self.group)
-        if not good.item():
+        if not self._all_agree(None not in far and None not in near):
             self.counts.refused += 1
-            return False
+            return None
         whole = [one for one in far if one is not None]
         parts = [None] * (len(keys) - len(near)) + near
         packed = to_packed(whole, parts)
         # A far object may be of a page that was trimmed by then, and know of no near part.
         counts = np.stack([(of_near or of_far).counts for of_far, of_near in zip(whole, parts, strict=True)])
-        self._account(pages, packed.level.numpy(), counts)
-        self.pool.deferred.then(partial(self._unpack, pages, packed))
+        blocks = torch.from_numpy(counts[:, :3].copy())
+        if self.group is not None:
+            torch.distributed.all_reduce(blocks, torch.distributed.ReduceOp.MAX, group=self.group)
+        # Without a near part records are whole at the far level.
+        held = packed.level.numpy() if self.near_pages else np.full(len(keys), LEVEL_NEAR)
+        prices = self.pool.ledger.units_of(blocks.numpy()[np.arange(len(keys)), held - LEVEL_BASE])
+        return FoundPages(packed, counts, blocks.numpy(), held, prices)
+
+    def _all_agree(self, good: bool) -> bool:
+        if self.group is None:
+            return good
+        word = torch.tensor([int(good)], dtype=torch.int32)
+        torch.distributed.all_reduce(word, torch.distributed.ReduceOp.MIN, group=self.group)
+        return bool(word.item())
+
+    def load(self, rid: str, transfers: list[PoolTransfer]) -> bool:
+        """Have pages in hand written to pages that are the request's."""
+        transfer = transfers[0]
+        assert isinstance(transfer, PageTransfer)
+        assert transfer.pages is not None
+        assert transfer.found is not None
+        keys, pages, found = transfer.keys or [], transfer.pages, transfer.found
+        ledger, epochs = self.pool.ledger, self.pool.ledger.epoch[pages]
+        ledger.note_counts(pages, epochs, found.counts)
+        ledger.level[pages] = found.level
+        ledger.settle(pages, epochs, found.blocks)
+        self.pool.deferred.then(partial(self._unpack, pages, found.packed))
         missed = self._missed.pop(rid, set())
         self.from_store[rid] = sum(key in missed for key in keys)
         self.counts.pages_in += len(pages)
         self.counts.pages_from_store += self.from_store[rid]
-        self.counts.bytes_in += packed.far.numel() + packed.near.numel()
+        self.counts.bytes_in += found.packed.far.numel() + found.packed.near.numel()
         self.loading[rid] = pages
         return True
-
-    def _account(self, pages: Pages, level: Pages, counts: np.ndarray[Any, np.dtype[np.int32]]) -> None:
-        """Have the ledger know what the pages hold: they are trued up before they are there."""
-        ledger, blocks = self.pool.ledger, torch.from_numpy(counts[:, :3].copy())
-        if self.group is not None:
-            torch.distributed.all_reduce(blocks, torch.distributed.ReduceOp.MAX, group=self.group)
-        epochs = ledger.epoch[pages]
-        ledger.note_counts(pages, epochs, counts)
-        ledger.settle(pages, epochs, blocks.numpy())
-        if self.near_pages:
-            ledger.cut(pages[level < LEVEL_NEAR], LEVEL_FAR)
 
     def _unpack(self, pages: Pages, packed: PackedPages) -> None:
         device = self.pool.store.blocks.device

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.hicache_storage import PoolName, PoolTransfer
 from sglang.srt.mem_cache.unified_cache.components.base import (
@@ -55,13 +56,27 @@ class OffloadingComponent(PagedComponent):
             )
         if phase != LinkerTransferPhase.LOAD or not keys:
             return super().build_external_linker_transfer(phase, node, keys)
-        size = len(keys) * self.page_size
-        if (short := size - self.allocator.available_size()) > 0:
-            self.cache.evict(EvictParams(num_tokens=short))
-        slots = self.allocator.alloc(size)
+        assert self.linker is not None
+        found = self.linker.take(keys)
+        if found is None:
+            return None
+        slots = self._room_for(found.prices)
         if slots is None:
             return None
-        return PageTransfer(name=PoolName.KV, device_indices=slots.long(), keys=list(keys), pages=self.allocator.taken)
+        slots = slots.long()
+        return PageTransfer(
+            name=PoolName.KV, device_indices=slots, keys=list(keys), pages=self.allocator.taken, found=found
+        )
+
+    def _room_for(self, prices: Pages) -> torch.Tensor | None:
+        """Slots for pages of these prices, None where there is no room beside what others were promised."""
+        need = int(prices.sum())
+        if self.allocator.available_size() + self.cache.evictable_size() - need < self.allocator.promised:
+            return None
+        if (short := need - self.allocator.available_size()) > 0:
+            self.cache.evict(EvictParams(num_tokens=short))
+        slots: torch.Tensor | None = self.allocator.alloc_priced(prices)
+        return slots
 
     def update_external_linker_load(
         self, phase: Any, req: Any, full_transfer: Any, transfer: Any, prefix_len: int

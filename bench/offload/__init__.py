@@ -1,0 +1,1 @@
+"""What pages beyond the device cost and save."""
