@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -49,9 +51,9 @@ def first_token(server: Server, prompt: list[int], cached: int) -> float:
     return 1000 * (moment - start)
 
 
-def crowd_out(server: Server, longest: int, seed: int) -> None:
+def crowd_out(server: Server, longest: int) -> None:
     """Fill the device with other prompts, until nothing else is left there."""
-    for prompt in random_prompts(3 * POOL // longest + 3, longest, longest, 1000 + seed):
+    for prompt in random_prompts(4 * POOL // longest + 3, longest, longest, random.randrange(1 << 30)):
         server.generate(prompt, 1)
 
 
@@ -68,11 +70,11 @@ def first_tokens(lengths: Sequence[int], rounds: int, places: Sequence[str]) -> 
             size = ("--leankv-store", where, "--leankv-store-size", "1GiB")
             with serve(*common, *size) as server:
                 name = "disk" if place == DISK else "mooncake"
-                _measure(server, times, lengths, rounds, place, lambda s, name=name: _leave_store(s, name))
+                _measure(server, times, lengths, rounds, place, partial(_leave_store, name=name))
                 bytes_of[place] = beyond(server)["bytes_out"] / (beyond(server)["pages_out"] * PAGE)
         if HOST in places:
             with serve(*common, "--leankv-host-memory", "2GiB") as server:
-                _measure(server, times, lengths, rounds, HOST, lambda s: crowd_out(s, max(lengths), 0))
+                _measure(server, times, lengths, rounds, HOST, partial(crowd_out, longest=max(lengths)))
                 bytes_of[HOST] = beyond(server)["bytes_out"] / (beyond(server)["pages_out"] * PAGE)
                 bytes_of[DEVICE] = (
                     server.info()["leankv"]["bytes_once_trimmed"] / server.info()["leankv"]["tokens_held"]

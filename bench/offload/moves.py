@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,11 +87,10 @@ def move_rows(model: str, pages: int, rounds: int) -> list[dict[str, Any]]:
             places.append(MooncakeStore(address, IDENTITY, 4 << 30))
         for place in tqdm(places, desc=model, unit="place"):
             stack.callback(place.close)
-            seconds[f"put, {place.name}"] = timed(
-                rounds, lambda p=place: p.put(made), lambda p=place: p.remove(list(made))
-            )
+            names = list(made)
+            seconds[f"put, {place.name}"] = timed(rounds, partial(place.put, made), partial(place.remove, names))
             place.put(made)
-            seconds[f"get, {place.name}"] = timed(rounds, lambda p=place: p.get(list(made)))
+            seconds[f"get, {place.name}"] = timed(rounds, partial(place.get, names))
     return [
         {"model": model, "step": step, "pages/s": round(pages / taken), "MB/s": round(nbytes / taken / 1e6)}
         for step, taken in seconds.items()
