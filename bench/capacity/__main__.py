@@ -32,6 +32,8 @@ from leankv_sglang.models.shape import ModelShape
 
 BATCH = 16
 HISTORY = 300
+FILLS = 24
+"""How often the pages written would fill the memory in 16 bits."""
 SMOLLM2, LLAMA3 = ModelShape(30, 9, 3, 64), ModelShape(32, 32, 8, 128)
 FORMS: dict[str, tuple[LeanKVConfig, Mix]] = {
     "all k8v4": (LeanKVConfig(high="k8v4", low="k8v4"), Mix(1.0)),
@@ -44,9 +46,11 @@ FORMS: dict[str, tuple[LeanKVConfig, Mix]] = {
 }
 
 
-def churn(world: CapacityWorld, pages: int, longest: int, what: str) -> None:
-    """Insert sequences, half of them branches of earlier ones, until so many pages were written."""
+def churn(world: CapacityWorld, pages: int, longest: int, what: str) -> float:
+    """Insert sequences, half of them branches of earlier ones, until so many pages were written; tokens held on average
+    over the second half."""
     past: list[array[int]] = []
+    held: list[int] = []
     with tqdm(total=pages, unit="page", desc=what) as bar:
         while world.tokens_written < pages * PAGE:
             before = world.tokens_written
@@ -55,7 +59,10 @@ def churn(world: CapacityWorld, pages: int, longest: int, what: str) -> None:
             tokens = world.new_sequence(length, donor)
             if world.insert(tokens):
                 past = [*past[-HISTORY:], tokens]
+            if world.tokens_written > pages * PAGE // 2:
+                held.append(world.held())
             bar.update((world.tokens_written - before) // PAGE)
+    return statistics.mean(held)
 
 
 def held_rows(shape: ModelShape, name: str, memory: int, forms: list[str]) -> list[dict[str, Any]]:
@@ -65,9 +72,9 @@ def held_rows(shape: ModelShape, name: str, memory: int, forms: list[str]) -> li
         config, mix = FORMS[form]
         world = CapacityWorld(shape, memory, config, mix)
         if "never trimmed" in form:
-            world.cache.paged.shrinker.step = lambda _last: 0
+            world.cache.paged.shrinker.step = lambda *_: 0
         raw = model_dtype_bytes_per_token(world.pool.layout, shape.layers)
-        churn(world, 3 * memory // (raw * PAGE // 2), 24, f"{name}: {form}")
+        held = churn(world, FILLS * memory // (raw * PAGE), 24, f"{name}: {form}")
         if problems := world.pool.audit():
             raise RuntimeError("; ".join(problems))
         usage, store = world.pool.store.usage(), world.pool.store
@@ -79,9 +86,9 @@ def held_rows(shape: ModelShape, name: str, memory: int, forms: list[str]) -> li
                 "workload": name,
                 "system": form,
                 "bytes": allocated,
-                "tokens_held": world.held(),
+                "tokens_held": round(held),
                 "hit_rate": 1 - world.tokens_written / world.tokens_asked,
-                "x_16bit": world.held() / (allocated / raw),
+                "x_16bit": held / (allocated / raw),
                 "in use": in_use / store.blocks.numel(),
                 "padding": usage.padding / in_use,
                 "headers": usage.header / in_use,

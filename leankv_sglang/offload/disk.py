@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -47,10 +48,9 @@ class DiskStore:
         self.counts = StoreCounts()
         self._lock = threading.Lock()
         self._since_scan, self._silent = 0, False
-        self._writes = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f"{os.getpid()}{UNFINISHED}"
+            probe = self.folder / f"{uuid.uuid4().hex}{UNFINISHED}"
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
@@ -99,9 +99,8 @@ class DiskStore:
             self._make_room()
 
     def _write(self, path: Path, data: bytes) -> None:
-        with self._lock:
-            self._writes += 1
-            unfinished = path.parent / f"{os.getpid()}-{self._writes}{UNFINISHED}"
+        # Machines that share the folder may number their processes alike.
+        unfinished = path.parent / f"{uuid.uuid4().hex}{UNFINISHED}"
         try:
             path.parent.mkdir(exist_ok=True)
             unfinished.write_bytes(data)

@@ -16,30 +16,27 @@ from sglang.srt.mem_cache.unified_cache.components.base import (
 )
 
 from leankv_sglang.kvcache.ledger import Pages
-from leankv_sglang.kvcache.tree.paged_component import FULL, PagedComponent
+from leankv_sglang.kvcache.tree.paged_component import FULL
 from leankv_sglang.kvcache.tree.radix_cache import LeanKVRadixCache
-from leankv_sglang.kvcache.tree.shrink import Shrinker, ShrinkStep
+from leankv_sglang.kvcache.tree.shrink import ShrinkStep
+from leankv_sglang.kvcache.tree.shrinking_component import ShrinkingComponent
 from leankv_sglang.kvcache.tree.trim import trim_steps
 from leankv_sglang.offload.linker import LeanKVLinker, PageTransfer
 
 
-class OffloadingComponent(PagedComponent):
+class OffloadingComponent(ShrinkingComponent):
     """Pages go to the linker's places before they leave the tree, and come back from them."""
 
     linker: LeanKVLinker | None = None
 
-    def __init__(self, cache: Any, params: Any) -> None:
-        super().__init__(cache, params)
-        self.shrinker = Shrinker(self, self.ledger, self._cut, self.near_pages)
-
-    def _cut(self, pages: Pages, level: int) -> int:
+    def cut(self, pages: Pages, level: int) -> int:
         """Cut pages of one node; near parts behind which hits end go to host memory before."""
         node = self._node_of[int(pages[0])]
         if self.linker is not None and self.linker.evicted_to_host and node.hash_value:
             chosen = np.isin(self.pages(node), pages) & self.worth_near(node)
             keys = [node.hash_value[i] for i in np.flatnonzero(chosen)]
             self.linker.leave(self.pages(node)[chosen], keys, np.ones(len(keys), bool), to_host=True)
-        return self.pool.cut(pages, level)
+        return super().cut(pages, level)
 
     def worth_near(self, node: Any) -> Any:
         """Of a node's pages, those behind which hits end: ends, branch points, and one in so many; bool ``[n]``."""
@@ -112,7 +109,7 @@ class OffloadingComponent(PagedComponent):
 class OffloadingRadixCache(LeanKVRadixCache):
     """The tree of a server that keeps pages beyond the device."""
 
-    component: ClassVar[type[PagedComponent]] = OffloadingComponent
+    component: ClassVar[type[ShrinkingComponent]] = OffloadingComponent
 
     def init_cache_linker(self, cache_linker: Any) -> None:
         """Attach the linker."""

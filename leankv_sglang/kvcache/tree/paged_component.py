@@ -22,14 +22,16 @@ from sglang.srt.mem_cache.unified_cache.components.base import EvictLayer
 from leankv_kernels.layout import LEVEL_BASE, LEVEL_NEAR
 from leankv_sglang.config import required_config
 from leankv_sglang.kvcache.ledger import Pages
-from leankv_sglang.kvcache.tree.shrink import Shrinker, ShrinkStep
+from leankv_sglang.kvcache.tree.shrink import Shrinker
 from leankv_sglang.kvcache.tree.trim import legal_end
 
 FULL = ComponentType.FULL
 
 
 class PagedComponent(FullComponent):
-    """Nodes of compressed pages; see the module."""
+    """Nodes of compressed pages; see the module. What gives memory back is in ``shrinking_component.py``."""
+
+    shrinker: Shrinker
 
     def __init__(self, cache: Any, params: Any) -> None:
         super().__init__(cache, params)
@@ -40,8 +42,6 @@ class PagedComponent(FullComponent):
         self.page_size: int = self.pool.page_size
         self.near_pages = config.near_pages
         self.strict = config.match == "strict"
-        self.last_step = ShrinkStep.DEMOTE if config.demote else ShrinkStep.TRIM_BOUNDARIES
-        self.shrinker = Shrinker(self, self.ledger, self.pool.cut, self.near_pages)
         self.ledger.on_reprice = self._on_reprice
         group = params.attn_tp_cache_group
         if group is not None and torch.distributed.get_world_size(group=group) > 1:
@@ -53,7 +53,6 @@ class PagedComponent(FullComponent):
         """Drop what is known of nodes; the tree was reset."""
         self._node_of: dict[int, Any] = {}
         self._inserted: Pages | None = None
-        self.shrinker.clear()
 
     # ---- what a node holds ----
 
@@ -256,42 +255,3 @@ class PagedComponent(FullComponent):
         if self.strict and (demoted := np.flatnonzero(level == LEVEL_BASE)).size:
             level = level[: demoted[0]]
         return legal_end(level == LEVEL_NEAR, self.near_pages) * self.page_size
-
-    # ---- trim, demote, evict ----
-
-    def hits_end_at(self, node: Any) -> bool:
-        """Whether a node is a leaf, a branch point, or followed by a node shorter than what a hit reads near."""
-        children = list(node.children.values())
-        return len(children) != 1 or len(self.pages(children[0])) < self.near_pages
-
-    def is_locked(self, node: Any) -> bool:
-        """Whether a running request holds a node."""
-        return bool(node.component_data[FULL].lock_ref)
-
-    def priority(self, node: Any) -> Any:
-        """What SGLang's eviction policy makes of a node; the least goes first."""
-        self._ensure_eviction_strategy()
-        return self.session_ref_eviction_strategy(node)
-
-    def trim_until(self, free_units: int) -> None:
-        """Trim until so many units are free or nothing is left to trim."""
-        self.shrinker.begin()
-        while self.ledger.free_units < free_units and self.shrinker.step(ShrinkStep.TRIM_BOUNDARIES):
-            pass
-        self.shrinker.begin()
-
-    def _evict_device_start(self, request_cnt: int) -> None:
-        super()._evict_device_start(request_cnt)
-        self.shrinker.begin()
-
-    def _evict_device_next_node(
-        self, tracker: dict[Any, int], device_frees: Any, host_frees: Any, cache_actions: Any
-    ) -> int | None:
-        if tracker[FULL] < self._evict_device_request_cnt and (gained := self.shrinker.step(self.last_step)):
-            tracker[FULL] += gained
-            return None
-        return super()._evict_device_next_node(tracker, device_frees, host_frees, cache_actions)
-
-    def _evict_device_end(self) -> None:
-        super()._evict_device_end()
-        self.shrinker.begin()

@@ -11,7 +11,7 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.page_rows import PageRows
-from leankv_sglang.kvcache.tree.paged_component import PagedComponent
+from leankv_sglang.kvcache.tree.shrinking_component import ShrinkingComponent
 
 WATERMARK = 1 / 8
 """Part of the pool below which pages are trimmed before anything asks for their memory."""
@@ -24,7 +24,7 @@ class LeanKVRadixCache(UnifiedRadixCache):
     device.
     """
 
-    component: ClassVar[type[PagedComponent]] = PagedComponent
+    component: ClassVar[type[ShrinkingComponent]] = ShrinkingComponent
 
     def __init__(self, params: Any) -> None:
         params.component_registry_override = {
@@ -42,10 +42,10 @@ class LeanKVRadixCache(UnifiedRadixCache):
         return self._path(req.last_node)[: req.prefix_len // self.page_size]
 
     @property
-    def paged(self) -> PagedComponent:
+    def paged(self) -> ShrinkingComponent:
         """The component that knows pages."""
         component = self.components[ComponentType.FULL]
-        assert isinstance(component, PagedComponent)
+        assert isinstance(component, ShrinkingComponent)
         return component
 
     def _match_tree(self, params: Any) -> Any:
@@ -79,12 +79,12 @@ class LeanKVRadixCache(UnifiedRadixCache):
         self.paged.forget()
 
     def relieve(self) -> None:
-        """Trim until an eighth of the pool is free or nothing is left to trim.
+        """Trim what running requests hold until an eighth of the pool is free or evictable, or nothing is left to trim.
 
         Admission counts free and evictable memory, and what running requests could do without is neither; so it is
-        taken from them, and from everybody else, a little before it is needed.
+        taken from them a little before it is needed.
         """
-        self.paged.trim_until(int(WATERMARK * self.paged.ledger.units))
+        self.paged.relieve(int(WATERMARK * self.paged.ledger.units))
 
 
 def create_cache(ctx: Any) -> Any:

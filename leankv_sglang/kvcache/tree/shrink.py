@@ -87,11 +87,12 @@ class Shrinker:
         for nodes in self._candidates.values():
             nodes.discard(node)
 
-    def step(self, last: ShrinkStep) -> int:
+    def step(self, last: ShrinkStep, only: Callable[[Any], bool] = lambda _node: True) -> int:
         """Cut some pages of the one node that matters least; returns the units gained, 0 when nothing is left to cut.
 
         Args:
             last: how far to go.
+            only: of which nodes; the same throughout a round.
         """
         for step in ShrinkStep:
             if step > last:
@@ -103,7 +104,7 @@ class Shrinker:
             heap = self._heaps[step]
             while heap:
                 node = heap[0][1]
-                if node in self._candidates[step] and (gained := self.shrink(node, step)):
+                if node in self._candidates[step] and only(node) and (gained := self.shrink(node, step)):
                     return gained
                 heapq.heappop(heap)
         return 0

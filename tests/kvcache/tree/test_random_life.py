@@ -7,6 +7,7 @@ import os
 import pytest
 
 from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
+from leankv_sglang.kvcache.tree.regret import Regret
 from tests.kvcache.late import LateCopies
 from tests.kvcache.tree.world import CONTEXT, PAGE, World
 
@@ -67,6 +68,8 @@ def step(world: World) -> None:
 def test_invariants_hold_after_every_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, policy, tiers = CASES[name]
     monkeypatch.setenv(CONFIG_ENV, config.to_json())
+    if config.demote:
+        monkeypatch.setattr(Regret, "prefers_dropping", lambda _self: False)
     late = LateCopies() if name == LATE else None
     world = World(pages=40, policy=policy, tiers=tiers, seed=len(name), late=late)
     for _ in range(STEPS):
