@@ -15,7 +15,7 @@ export GOMP_SPINCOUNT ?= 0
 CPU_SOURCES := kernels/cpu/CMakeLists.txt kernels/layout/record_format.h $(wildcard kernels/cpu/csrc/*)
 CUDA_SOURCES := $(wildcard kernels/cuda/csrc/*.cuh kernels/cuda/csrc/emulator/*)
 
-.PHONY: setup model data serve demo test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads rivals bench-rivals kernels-cuda check-kernels-cuda fuzz-cuda wheels check-wheel clean
+.PHONY: setup model data serve demo test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads bench-offload rivals bench-rivals kernels-cuda check-kernels-cuda fuzz-cuda wheels check-wheel clean
 
 setup: $(VENV)/.installed model
 
@@ -77,7 +77,7 @@ sanitize: setup
 	  ASAN_OPTIONS=detect_leaks=0 LEANKV_CPU_MODULE=$$(echo $(SANITIZE)/_cpu*.so) \
 	  $(PY) -m pytest tests/kernels -k "cpu or dense_baseline or shrink" $(ARGS)
 
-bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads: setup
+bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads bench-offload: setup
 	$(PY) -m $(subst -,_,$(subst bench-,bench.,$@)) $(ARGS)
 
 # The CUDA kernels, compiled without a GPU: cubins for every supported one into kernels/cuda/cubins, or a check that no

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SERVERS = {"leankv_sglang.launch_server", "sglang.launch_server"}
-ELSEWHERE = {"curl", "docker", "pip", "pre-commit"}
+ELSEWHERE = {"curl", "docker", "mooncake_master", "pip", "pre-commit"}
 """Programs that are not ours."""
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) | set(
     re.findall(r"[\w-]+", re.search(r"^\.PHONY:(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1])  # type: ignore[index]
@@ -97,7 +97,7 @@ def target_problem(words: list[str]) -> str | None:
 
 def module_problem(module: str, arguments: list[str]) -> str | None:
     """What is wrong with ``python -m module arguments``."""
-    if module in ("pytest", "pip"):
+    if module in ("pytest", "pip", "sglang_router.launch_router"):
         return None
     if find_spec(module) is None:
         return f"there is no module {module}"

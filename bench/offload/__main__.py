@@ -2,8 +2,9 @@
 
 ``first``: milliseconds to the first token of prefixes that are recomputed, on the device, in host memory, on disk or
 in a Mooncake Store, and bytes a token. ``moves``: pages and megabytes a second of every step, without a server.
-``set``: a real trace whose working set is three times what the device holds, with and without host memory. Mooncake is
-measured where its package is installed.
+``set``: a real trace whose working set is three times what the device holds, with and without host memory. ``router``:
+chats on two servers behind SGLang's router, with and without one store for both. Mooncake and the router are measured
+where their packages are installed.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from bench.common.command import Parser, run
 from bench.common.plot import save_plot
 from bench.common.table import print_table, write_json
 from bench.offload.first_token import all_places, first_tokens
+from bench.offload.master import has_mooncake
 from bench.offload.moves import SHAPES, move_rows
+from bench.offload.router import has_router, router_rows
 from bench.offload.working_set import working_set_rows
 
-PARTS = ("first", "moves", "set")
+PARTS = ("first", "moves", "set", "router")
 
 
 def plot_first(rows: Sequence[dict[str, Any]], file: str) -> bool:
@@ -65,6 +68,7 @@ def command_line() -> Parser:
     parser.add_argument("--places", nargs="+", choices=all_places(), default=all_places())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pages", type=int, default=256, help="that are moved at once")
+    parser.add_argument("--chats", type=int, default=8, help="behind the router")
     parser.add_argument("--requests", type=int, default=60, help="of the trace")
     return parser
 
@@ -88,6 +92,11 @@ def main() -> None:
         kept = working_set_rows(args.requests, args.rounds)
         print_table(kept, "A working set three times what the device holds")
         rows += kept
+        write_json(args.json, rows)
+    if "router" in args.parts and has_router() and has_mooncake():
+        routed = router_rows(args.chats, 5)
+        print_table(routed, f"{args.chats} chats of 5 turns on two servers behind SGLang's router")
+        rows += routed
         write_json(args.json, rows)
     save_plot(lambda file: plot_first(first, file), args.plot)
 

@@ -19,11 +19,13 @@ ROOT = Path(__file__).parents[2]
 MODULES = {
     **dict.fromkeys(("chat", "company", "cuda_budget", "heads", "hit_miss", "instruction_sets", "overhead"), ""),
     **dict.fromkeys(("rows", "stress", "throughput"), ""),
-    **dict.fromkeys(("capacity", "cuda_faults", "kernels", "launches", "request_fuzz", "serving"), ".__main__"),
+    **dict.fromkeys(
+        ("capacity", "cuda_faults", "kernels", "launches", "offload", "request_fuzz", "serving"), ".__main__"
+    ),
     "quality": ".cli",
     "quality.rivals": ".__main__",
 }
-PLOTTED = {"heads", "kernels", "quality", "serving"}
+PLOTTED = {"heads", "kernels", "offload", "quality", "serving"}
 
 
 def parser_of(name: str) -> Parser:
