@@ -21,7 +21,7 @@ from leankv_sglang.models.catalog import lookup
 
 PAGE = 128
 COMPUTED, DEVICE, HOST, DISK, MOONCAKE = "recomputed", "device", "host memory", "disk", "Mooncake (TCP)"
-POOL = 24_576
+POOL = 12_288
 
 
 def beyond(server: Server) -> dict[str, Any]:
@@ -101,17 +101,19 @@ def _measure(
     place: str,
     leave: Callable[[Server], None],
 ) -> None:
-    """Each length: computed, from the device, and, once it has left that, from the place."""
-    for seed in tqdm(range(rounds), desc=place, unit="round"):
-        for length in lengths:
-            # One token more than whole pages: all of them can be hits.
-            prompt = random_prompts(1, length + 1, length + 1, 100 * seed + length)[0]
-            for what, cached in ((COMPUTED, 0), (DEVICE, length), (place, length)):
-                if what == place:
-                    leave(server)
-                value = first_token(server, prompt, cached)
-                if what in times:
-                    times[what][length].append(value)
+    """Each prefix computed, then from the device; and, once all have left that, from the place."""
+    # One token more than whole pages: all of them can be hits.
+    prompts = [(n, random_prompts(1, n + 1, n + 1, 100 * i + n)[0]) for i in range(rounds) for n in lengths]
+    with tqdm(total=2 * len(prompts), desc=place, unit="prefix") as bar:
+        for whats in ((COMPUTED, DEVICE), (place,)):
+            if whats == (place,):
+                leave(server)
+            for length, prompt in prompts:
+                for what in whats:
+                    value = first_token(server, prompt, 0 if what == COMPUTED else length)
+                    if what in times:
+                        times[what][length].append(value)
+                bar.update()
 
 
 def all_places() -> list[str]:
