@@ -27,6 +27,7 @@ ROTATIONS = ("hadamard", "none")
 SIGNIFICANCE_NAMES = ("attention", "none", "predictor")
 MAX_NEAR_PAGES, MAX_KEEP_FIRST = 64, 1024
 MATCHES = ("strict", "relaxed")
+LOADS = ("always", "auto", "never")
 DEFAULT_STORE_SIZE = 16 << 30
 
 Thresholds = float | tuple[tuple[float, ...], ...]
@@ -67,6 +68,7 @@ class LeanKVConfig:
         host_memory: bytes of main memory for pages that leave the device.
         store: where pages are kept that outlive the server, ``file:FOLDER`` or ``mooncake://MASTER:PORT``, or nowhere.
         store_size: bytes that all pages in the folder may take; of this machine's memory, for Mooncake.
+        load: whether prefixes come from there: ``always``, ``auto`` where that is quicker than computing, or ``never``.
 
     Raises:
         LeanKVError: one sentence naming the flag that is wrong and what it takes.
@@ -92,12 +94,14 @@ class LeanKVConfig:
     host_memory: int = 0
     store: str | None = None
     store_size: int = DEFAULT_STORE_SIZE
+    load: str = "auto"
 
     def __post_init__(self) -> None:
         check_tiers(self.high, self.mid, self.low)
         _one_of("--leankv-rotation", self.rotation, ROTATIONS)
         _one_of("--leankv-significance", self.significance, SIGNIFICANCE_NAMES)
         _one_of("--leankv-match", self.match, MATCHES)
+        _one_of("--leankv-load", self.load, LOADS)
         if self.match == "relaxed" and not self.demote:
             raise LeanKVError("--leankv-match relaxed lets hits read demoted pages; it needs --leankv-demote.")
         if not 0 <= self.near_pages <= MAX_NEAR_PAGES:

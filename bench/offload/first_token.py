@@ -67,7 +67,7 @@ def first_tokens(lengths: Sequence[int], rounds: int, places: Sequence[str]) -> 
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         for place in stores:
             where = f"file:{folder}" if place == DISK else stack.enter_context(mooncake_master())[0]
-            size = ("--leankv-store", where, "--leankv-store-size", "1GiB")
+            size = ("--leankv-store", where, "--leankv-store-size", "1GiB", "--leankv-load", "always")
             with serve(*common, *size) as server:
                 name = "disk" if place == DISK else "mooncake"
                 _measure(server, times, lengths, rounds, place, partial(_leave_store, name=name))

@@ -14,6 +14,7 @@ from leankv_sglang.offload.figures import report
 from leankv_sglang.offload.host import HostStore
 from leankv_sglang.offload.identity import digest_of_weights, identity
 from leankv_sglang.offload.linker import LeanKVLinker
+from leankv_sglang.offload.load_rule import LoadRule
 from leankv_sglang.offload.mooncake import MooncakeStore, parse_address
 from leankv_sglang.offload.page_object import PageName, PageObject, read_object
 from leankv_sglang.offload.page_store import PageStore
@@ -33,7 +34,8 @@ class ServedLinker(LeanKVLinker):
         if group is not None and torch.distributed.get_world_size(group=group) < 2:
             group = None
         config = required_config()
-        super().__init__(pool, StoreStack(HostStore(0), None, _unread), b"", bool(config.host_memory), group)
+        nowhere, rule = StoreStack(HostStore(0), None, _unread), LoadRule(config.load)
+        super().__init__(pool, nowhere, b"", bool(config.host_memory), group, rule)
         self._config, self._rank = config, torch.distributed.get_rank(group) if group is not None else 0
         self._deterministic = bool(server_args.enable_deterministic_inference)
         self._model: torch.nn.Module | None = None
@@ -42,7 +44,7 @@ class ServedLinker(LeanKVLinker):
         """Have places for the pages of this model, with the weights that it has now."""
         self._model = model
         self.identity = self._identity(model)
-        self.stack = open_stack(self._config, self.identity, self.pool.layer_num)
+        self.stack = open_stack(self._config, self.identity, self.pool.layer_num, self.rule)
 
     def reset(self) -> None:
         """The cache is emptied, host memory too; what a store holds stays, and is found again by the same weights."""
@@ -53,7 +55,7 @@ class ServedLinker(LeanKVLinker):
             self.stack.forget()
         else:
             self.stack.close()
-            self.identity, self.stack = now, open_stack(self._config, now, self.pool.layer_num)
+            self.identity, self.stack = now, open_stack(self._config, now, self.pool.layer_num, self.rule)
 
     def _identity(self, model: torch.nn.Module) -> bytes:
         pool, group = self.pool, self.group
@@ -86,8 +88,8 @@ def _unread(name: PageName, data: bytes) -> PageObject:
     raise AssertionError("a page was read before the linker was opened")
 
 
-def open_stack(config: LeanKVConfig, whose: bytes, layers: int) -> StoreStack:
-    """The places that a configuration asks for, for pages of one identity.
+def open_stack(config: LeanKVConfig, whose: bytes, layers: int, rule: LoadRule) -> StoreStack:
+    """The places that a configuration asks for, for pages of one identity; the rule is told how fast the store is.
 
     Raises:
         LeanKVError: where one of them is not to be had.
@@ -98,7 +100,7 @@ def open_stack(config: LeanKVConfig, whose: bytes, layers: int) -> StoreStack:
     elif config.store is not None:
         store = MooncakeStore(parse_address(config.store), whose, config.store_size)
     host = HostStore(config.host_memory or READ_BUFFER)
-    return StoreStack(host, store, lambda name, data: read_object(name, whose, layers, data))
+    return StoreStack(host, store, lambda name, data: read_object(name, whose, layers, data), rule.read)
 
 
 def create_cache(ctx: Any) -> Any:

@@ -26,5 +26,7 @@ def offload_figures() -> dict[str, Any]:
     return {
         **asdict(_linker.counts),
         "objects_left_out": stack.left_out,
+        "store_bytes_per_second": _linker.rule.bytes_per_second,
+        "prefill_tokens_per_second": _linker.rule.tokens_per_second,
         "places": {place.name: {"budget": place.budget, **asdict(place.counts)} for place in places},
     }

@@ -17,7 +17,7 @@ GENERATION = 1
 """Of the kernels: another one where the same tokens may come to have other bytes."""
 _PIECE = 1 << 22
 """Words of a parameter that are looked at together: memory beside a full pool is short."""
-_OF_THE_CACHE = ("demote", "match", "kernels", "profile", "predictor", "host_memory", "store", "store_size")
+_OF_THE_CACHE = ("demote", "match", "kernels", "profile", "predictor", "host_memory", "store", "store_size", "load")
 """What of the configuration does not change a page's bytes: how the cache is run, and where things are found."""
 
 

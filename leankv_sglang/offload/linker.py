@@ -22,6 +22,7 @@ from leankv_kernels.layout import LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR
 from leankv_kernels.packed import PackedPages
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.transfer import copy_out, put
+from leankv_sglang.offload.load_rule import LoadRule
 from leankv_sglang.offload.page_object import COUNTS, PageName, Part, to_objects, to_packed
 from leankv_sglang.offload.store_stack import StoreStack
 
@@ -78,10 +79,20 @@ class LeanKVLinker(UnifiedCacheLinker):
         identity: of the pages.
         evicted_to_host: whether pages that leave the device are kept in host memory.
         group: process group (host side) of the ranks that load together, or None.
+        rule: whether a prefix is brought from the store.
     """
 
-    def __init__(self, pool: Any, stack: StoreStack, identity: bytes, evicted_to_host: bool, group: Any = None) -> None:
+    def __init__(
+        self,
+        pool: Any,
+        stack: StoreStack,
+        identity: bytes,
+        evicted_to_host: bool,
+        group: Any = None,
+        rule: LoadRule | None = None,
+    ) -> None:
         self.pool, self.stack, self.identity, self.group = pool, stack, identity, group
+        self.rule = rule or LoadRule("always")
         self.evicted_to_host = evicted_to_host
         self.pools = {PoolName.KV: pool}
         self.layer_done_counter = LayerWiseLoadCounter(1)
@@ -103,19 +114,28 @@ class LeanKVLinker(UnifiedCacheLinker):
         count = far.index(False) if False in far else len(far)
         near = self.stack.has(_names(keys[:count], Part.NEAR)) if self.near_pages else [True] * count
         ends = [end for end in range(1, count + 1) if all(near[max(0, end - self.near_pages) : end])]
-        if ends:
-            wanted = [name for one in self._wanted(keys[: ends[-1]]) for name in one]
-            if rid not in self._missed:
-                self._note_missed(rid, wanted)
-            self.stack.fetch(wanted)
+        if not ends:
+            return ends
+        wanted = self._names_up_to(keys, ends[-1])
+        there = self.stack.host.has(wanted)
+        missing = {name.key for name, is_there in zip(wanted, there, strict=True) if not is_there}
+        if missing and not self._is_worth_fetching(len(missing)):
+            return [end for end in ends if all(self.stack.host.has(self._names_up_to(keys, end)))]
+        # Before it is fetched, so that a hit can be told where it came from.
+        if rid not in self._missed:
+            self._missed[rid] = missing
+            if len(self._missed) > MOST_NOTED:
+                self._missed.popitem(last=False)
+        self.stack.fetch(wanted)
         return ends
 
-    def _note_missed(self, rid: str, wanted: list[PageName]) -> None:
-        """Note what of a prefix host memory does not have before it is fetched, to say where a hit came from."""
-        there = self.stack.host.has(wanted)
-        self._missed[rid] = {name.key for name, is_there in zip(wanted, there, strict=True) if not is_there}
-        if len(self._missed) > MOST_NOTED:
-            self._missed.popitem(last=False)
+    def _names_up_to(self, keys: Sequence[str], end: int) -> list[PageName]:
+        return [name for one in self._wanted(keys[:end]) for name in one]
+
+    def _is_worth_fetching(self, pages: int) -> bool:
+        """By what pages of this server take on average."""
+        moved, nbytes = self.counts.pages_in + self.counts.pages_out, self.counts.bytes_in + self.counts.bytes_out
+        return self.rule.is_worth(pages * self.pool.page_size, pages * nbytes / moved if moved else 0.0)
 
     def _wanted(self, keys: Sequence[str]) -> tuple[list[PageName], list[PageName]]:
         """Far and near objects of a prefix at whose end a hit stops."""

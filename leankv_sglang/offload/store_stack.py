@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -31,10 +32,17 @@ class StoreStack:
         host: main memory.
         store: what lies behind it, if anything.
         read: an object, or ``ObjectError`` for bytes that are another.
+        on_read: told of the bytes that came from the store and the seconds that took.
     """
 
-    def __init__(self, host: HostStore, store: PageStore | None, read: Callable[[PageName, bytes], PageObject]) -> None:
-        self.host, self.store, self._read = host, store, read
+    def __init__(
+        self,
+        host: HostStore,
+        store: PageStore | None,
+        read: Callable[[PageName, bytes], PageObject],
+        on_read: Callable[[int, float], None] = lambda _bytes, _seconds: None,
+    ) -> None:
+        self.host, self.store, self._read, self._on_read = host, store, read, on_read
         self._lock = threading.Lock()
         self._fetching: dict[PageName, Future[None]] = {}
         self._readers = ThreadPoolExecutor(READERS, "leankv-page-reader")
@@ -69,7 +77,11 @@ class StoreStack:
         assert self.store is not None
         try:
             good, bad = {}, []
-            for name, data in zip(names, self.store.get(names), strict=True):
+            start = time.monotonic()
+            found = self.store.get(names)
+            if nbytes := sum(len(data) for data in found if data is not None):
+                self._on_read(nbytes, time.monotonic() - start)
+            for name, data in zip(names, found, strict=True):
                 if data is None:
                     continue
                 try:

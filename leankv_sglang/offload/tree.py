@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -22,6 +23,10 @@ from leankv_sglang.kvcache.tree.shrink import ShrinkStep
 from leankv_sglang.kvcache.tree.shrinking_component import ShrinkingComponent
 from leankv_sglang.kvcache.tree.trim import trim_steps
 from leankv_sglang.offload.linker import LeanKVLinker, PageTransfer
+from leankv_sglang.offload.load_rule import LoadRule
+
+LONGEST_PREFILL = 10.0
+"""Seconds between two prefills after which there was nothing to do meanwhile."""
 
 
 class OffloadingComponent(ShrinkingComponent):
@@ -111,6 +116,12 @@ class OffloadingRadixCache(LeanKVRadixCache):
 
     component: ClassVar[type[ShrinkingComponent]] = OffloadingComponent
 
+    def __init__(self, params: Any) -> None:
+        super().__init__(params)
+        self.device_is_ahead = self.paged.pool.store.blocks.is_cuda
+        self._prefill = 0.0, 0
+        """When the last prefill began, and its tokens once they are known."""
+
     def init_cache_linker(self, cache_linker: Any) -> None:
         """Attach the linker."""
         super().init_cache_linker(cache_linker)
@@ -132,6 +143,31 @@ class OffloadingRadixCache(LeanKVRadixCache):
         if self.linker is not None and loaded is not None and loaded[0]:
             req.storage_hit_length = self.linker.cache_linker.from_store.get(req.rid, 0) * self.page_size
         return loaded
+
+    def ready_to_load_host_cache(self) -> int:
+        """A prefill begins; on a GPU the one before it has taken until now, more or less, unless nothing was asked."""
+        now = time.monotonic()
+        began, tokens = self._prefill
+        if self.device_is_ahead and tokens and now - began < LONGEST_PREFILL:
+            self._rule().computed(tokens, now - began)
+        self._prefill = now, 0
+        index: int = super().ready_to_load_host_cache()
+        return index
+
+    def finish_external_linker_loads(self, reqs: Any) -> Any:
+        """A forward was launched, and on a CPU it is over."""
+        began, tokens = self._prefill
+        if began and not tokens:
+            tokens = sum(max(req.extend_len, 0) for req in reqs if req.extend_end is not None)
+            if not self.device_is_ahead:
+                self._rule().computed(tokens, time.monotonic() - began)
+            self._prefill = began, tokens
+        return super().finish_external_linker_loads(reqs)
+
+    def _rule(self) -> LoadRule:
+        assert self.linker is not None
+        rule: LoadRule = self.linker.cache_linker.rule
+        return rule
 
     def _prefix_pages(self, req: Any) -> Pages:
         loaded = self.linker.cache_linker.loading.get(req.rid) if self.linker is not None else None

@@ -14,6 +14,7 @@ from leankv_sglang.compression.profile import NO_PROFILE, chosen_profile
 from leankv_sglang.compression.profile_file import Profile
 from leankv_sglang.config import (
     DEFAULT_STORE_SIZE,
+    LOADS,
     MATCHES,
     ROTATIONS,
     SIGNIFICANCE_NAMES,
@@ -124,6 +125,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         f"(default: {DEFAULT_STORE_SIZE >> 30}GiB)",
     )
     group.add_argument(
+        "--leankv-load",
+        metavar="|".join(LOADS),
+        help="whether prefixes come from that store: auto where that was seen to be quicker than computing them; never "
+        "only fills it (default: auto)",
+    )
+    group.add_argument(
         "--leankv-drain-seconds",
         type=float,
         metavar="SECONDS",
@@ -181,10 +188,10 @@ def offload_fields(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("host_memory", "store_size"):
         if (given := getattr(args, f"leankv_{name}")) is not None:
             found[name] = parse_bytes(given, f"--leankv-{name.replace('_', '-')}")
-    if args.leankv_store is not None:
-        found["store"] = args.leankv_store
-    if "store_size" in found and "store" not in found:
-        raise LeanKVError("--leankv-store-size is about the pages of --leankv-store; give that too.")
+    found |= {name: given for name in ("store", "load") if (given := getattr(args, f"leankv_{name}")) is not None}
+    for name in ("store_size", "load"):
+        if name in found and "store" not in found:
+            raise LeanKVError(f"--leankv-{name.replace('_', '-')} is about the pages of --leankv-store; give that too.")
     return found
 
 

@@ -25,7 +25,16 @@ pytestmark = pytest.mark.skipif(
 def test_servers_share_pages_and_answer_without_each_other(tiny: Path, zygote: Zygote) -> None:
     prompts = tiny_passages(4, 300, 900, seed=13)
     with mooncake_master() as (address, master), ExitStack() as stack:
-        flags = ("--model-path", str(tiny), "--max-total-tokens", "8192", "--leankv-store", address)
+        flags = (
+            "--model-path",
+            str(tiny),
+            "--max-total-tokens",
+            "8192",
+            "--leankv-store",
+            address,
+            "--leankv-load",
+            "always",
+        )
         a, b = (stack.enter_context(zygote.serve(*flags, "--leankv-store-size", "64MiB")) for _ in range(2))
         first = ask(a, prompts)
         settled(a, "mooncake")

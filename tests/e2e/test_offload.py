@@ -46,7 +46,8 @@ def ask(server: Server, prompts: Sequence[list[int]], **fields: Any) -> list[Com
 def test_pages_outlive_a_killed_server_and_are_found_by_its_like_alone(
     tiny: Path, zygote: Zygote, tmp_path: Path
 ) -> None:
-    common = ("--model-path", str(tiny), "--max-total-tokens", "8192", "--leankv-store", f"file:{tmp_path}")
+    common = ("--model-path", str(tiny), "--max-total-tokens", "8192", "--leankv-load", "always")
+    common += ("--leankv-store", f"file:{tmp_path}")
     prompts = tiny_passages(3, 150, 900, seed=11)
     with zygote.serve(*common, *PRUNED) as server:
         first = ask(server, prompts)

@@ -1,4 +1,5 @@
-"""Two tensor-parallel ranks agree on what pages cost although their heads differ in length; two replicas just serve."""
+"""Two tensor-parallel ranks agree on what pages cost, and on what they load, although their heads differ in length; two
+replicas just serve."""
 
 from __future__ import annotations
 
@@ -19,15 +20,18 @@ def ask_under_pressure(server: Server, count: int) -> None:
     assert not [word for word in TROUBLE if word in server.log_text()]
 
 
-def test_two_tensor_parallel_ranks(tiny: Path, zygote: Zygote) -> None:
-    # One KV head on each rank, and thresholds at which they keep different shares of tokens.
-    flags = ("--leankv-alpha-high", "1.2", "--leankv-alpha-low", "0.4")
+def test_two_tensor_parallel_ranks(tiny: Path, zygote: Zygote, tmp_path: Path) -> None:
+    # One KV head on each rank, and thresholds at which they keep different shares of tokens. Each rank has places of
+    # its own beyond the device, too small for all; they load together or not at all.
+    flags: tuple[str, ...] = ("--leankv-alpha-high", "1.2", "--leankv-alpha-low", "0.4")
+    flags += ("--leankv-host-memory", "1MiB", "--leankv-store", f"file:{tmp_path}", "--leankv-store-size", "2MiB")
     env = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1"}
     with zygote.serve("--model-path", str(tiny), "--tp-size", "2", *POOL, *flags, env=env) as server:
         ask_under_pressure(server, 6)
         figures = server.info()["leankv"]
         assert figures["pages_trimmed"] > 0
         assert figures["tokens_held"] > 0
+        assert figures["offload"]["pages_in"] > 0
         assert [len(heads) for heads in figures["bytes_by_head"]] == [1] * 4  # of the rank that answers
         server.flush()
         assert server.info()["leankv"]["units_free"] == 2048
