@@ -72,7 +72,7 @@ def router_rows(chats: int, turns: int) -> list[dict[str, Any]]:
     """A row for each policy of the router, with a store and without."""
     documents = random_prompts(chats, 500, 900, 21)
     questions = [random_prompts(turns, QUESTION, QUESTION, 100 + i) for i in range(chats)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for shared in (False, True):
         with ExitStack() as stack:
             common = ["--max-total-tokens", "16384", "--max-running-requests", "4"]

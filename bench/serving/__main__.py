@@ -229,7 +229,7 @@ def command_line() -> Parser:
     parser = Parser(
         "serving",
         __doc__,
-        quick="one round of prefix, half as long, on a small pool; an eighth of the memory for fill; two minutes",
+        quick="one round of prefix, half as long, on a small pool, an eighth of the memory for fill; two minutes",
         sizes={"rounds": 1, "memory": 1 << 28, "loads": ["prefix, small pool"]},
         plot=True,
     )

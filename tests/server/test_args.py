@@ -53,6 +53,11 @@ FLAGS: list[tuple[list[str], dict[str, Any]]] = [
     (["--leankv-keep-first", "2"], {"keep_first": 2}),
     (["--leankv-kernels", "reference"], {"kernels": "reference"}),
     (["--leankv-kernels", "auto"], {"kernels": "auto"}),
+    (["--leankv-host-memory", "8GiB"], {"host_memory": 8 << 30}),
+    (["--leankv-store", "file:/a b"], {"store": "file:/a b"}),
+    (["--leankv-store=mooncake://m:1"], {"store": "mooncake://m:1"}),
+    (["--leankv-store", "file:a", "--leankv-store-size", "1M"], {"store": "file:a", "store_size": 10**6}),
+    (["--leankv-store", "file:a", "--leankv-load", "never"], {"store": "file:a", "load": "never"}),
 ]
 
 
@@ -96,7 +101,8 @@ def test_every_flag_of_compression_but_the_profile_is_tried_above(flags: list[ar
 def test_the_help_tells_the_defaults_of_the_configuration(flags: list[argparse.Action]) -> None:
     config = LeanKVConfig()
     helps = {flag.dest.removeprefix("leankv_"): flag.help or "" for flag in flags}
-    defaults = {name: getattr(config, name) for name in helps if name not in ("profile", "alpha_mid", "drain_seconds")}
+    said_otherwise = {"profile", "alpha_mid", "drain_seconds", "host_memory", "store", "store_size"}
+    defaults = {name: getattr(config, name) for name in helps if name not in said_otherwise}
     for name, default in defaults.items():
         said = "off" if default is False else f"{default:g}" if isinstance(default, float) else default
         assert re.search(rf"\(default: {said}[,)]", helps[name])
@@ -122,6 +128,10 @@ _TAKES_TEXT = (
     "--leankv-significance",
     "--leankv-kernels",
     "--leankv-match",
+    "--leankv-host-memory",
+    "--leankv-store",
+    "--leankv-store-size",
+    "--leankv-load",
 )
 BAD: list[list[str]] = [
     ["--leankv-tiers", "k1v1"],
@@ -137,6 +147,11 @@ BAD: list[list[str]] = [
     ["--leankv-alpha-low", "inf"],
     ["--leankv-kernels", "fpga"],
     ["--leankv-profile", "no/such/file.json"],
+    ["--leankv-host-memory", "much"],
+    ["--leankv-host-memory", "-1"],
+    ["--leankv-store", "ftp://x"],
+    ["--leankv-store", "file:"],
+    ["--leankv-store-size", "much"],
     ["--leankv-profile", "small"],
     # As an unset shell variable gives them.
     *([flag, ""] for flag in (*_TAKES_TEXT, "--leankv-profile")),
@@ -202,8 +217,27 @@ def test_a_profile_decides_everything_but_the_backend(profile_file: str) -> None
 
 
 METHOD_FLAGS = [
-    argv for argv, _ in FLAGS if not argv[0].startswith(("--leankv-kernels", "--leankv-demote", "--leankv-match"))
+    argv
+    for argv, _ in FLAGS
+    if not argv[0].startswith(
+        ("--leankv-kernels", "--leankv-demote", "--leankv-match", "--leankv-host-memory", "--leankv-store")
+    )
 ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--leankv-store-size", "1GiB"], "--leankv-store-size is about the pages of --leankv-store"),
+        (["--leankv-load", "always"], "--leankv-load is about the pages of --leankv-store"),
+        (["--leankv-store", "file:a", "--leankv-store-size", "0"], "--leankv-store-size is a number of bytes"),
+        (["--leankv-store", "file:a", "--leankv-load", "sometimes"], "--leankv-load takes always, auto, never"),
+    ],
+)
+def test_what_is_about_a_store_needs_one(argv: list[str], said: str) -> None:
+    with pytest.raises(LeanKVError, match=said) as refusal:
+        config_of(*argv)
+    assert is_one_sentence(str(refusal.value))
 
 
 @pytest.mark.parametrize("argv", METHOD_FLAGS, ids=str)
