@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -24,8 +25,27 @@ logger = logging.getLogger(__name__)
 SUFFIX, UNFINISHED = ".page", ".unfinished"
 ROOM = 0.95
 """Of the budget, what is left of a folder once it was over it."""
+LEFT_SECONDS = 600
+"""After which a file that is not finished was left by a server that is gone."""
 SCAN_WRITES = 256
 """Objects written between two looks at what the whole folder takes; others write there too."""
+
+
+def check_folder(folder: str | Path, named: str | Path | None = None) -> None:
+    """Make a folder where it is not there, and a file in it.
+
+    Raises:
+        LeanKVError: where that cannot be; ``named`` is what the flag said, by default the folder.
+    """
+    probe = Path(folder) / f"{uuid.uuid4().hex}{UNFINISHED}"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise LeanKVError(
+            f"--leankv-store file:{named or folder} cannot be written to ({error.strerror}); mend it or name another."
+        ) from error
 
 
 class DiskStore:
@@ -48,15 +68,7 @@ class DiskStore:
         self.counts = StoreCounts()
         self._lock = threading.Lock()
         self._since_scan, self._silent = 0, False
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f"{uuid.uuid4().hex}{UNFINISHED}"
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise LeanKVError(
-                f"--leankv-store file:{folder} cannot be written to ({error.strerror}); mend it or name another."
-            ) from error
+        check_folder(self.folder, folder)
         self._make_room()
 
     def _path(self, name: PageName) -> Path:
@@ -153,6 +165,8 @@ class DiskStore:
                 status = entry.stat()
             except FileNotFoundError:
                 continue
+            if entry.name.endswith(UNFINISHED) and time.time() - status.st_mtime < LEFT_SECONDS:
+                continue  # somebody is writing it
             found.append((status.st_mtime_ns, status.st_size, entry.path))
         total = sum(size for _, size, _ in found)
         if total > self.budget:

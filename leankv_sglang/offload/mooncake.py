@@ -23,6 +23,7 @@ from leankv_sglang.offload.page_store import StoreCounts
 logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("tcp", "rdma")
+ASK_MASTER_SECONDS = 5.0
 ASK_SECONDS = 0.2
 """For which the scheduler waits to hear what is there."""
 BUFFER_BYTES = 256 << 20
@@ -84,6 +85,21 @@ def _own_address(master: str, port: int) -> str:
         ) from error
 
 
+def check_master(address: MooncakeAddress) -> None:
+    """Have a look whether a master listens; the client itself would wait for it for minutes.
+
+    Raises:
+        LeanKVError: where none does.
+    """
+    host, _, port = address.master.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), ASK_MASTER_SECONDS).close()
+    except OSError as error:
+        raise LeanKVError(
+            f"--leankv-store: no Mooncake master listens at {address.master} ({error}); start mooncake_master there."
+        ) from error
+
+
 class MooncakeStore:
     """See :class:`~leankv_sglang.offload.page_store.PageStore`.
 
@@ -105,6 +121,7 @@ class MooncakeStore:
         self._lock = threading.Lock()
         self._asking = ThreadPoolExecutor(2, "leankv-mooncake")
         self._away = False
+        check_master(address)
         self._store = self._connect()
 
     def _connect(self) -> Any:

@@ -6,10 +6,11 @@ import os
 from typing import Any
 
 from leankv_sglang.compression.profile_file import Profile
-from leankv_sglang.config import DEFAULT_PAGE_SIZE, NAME
+from leankv_sglang.config import DEFAULT_PAGE_SIZE, NAME, active_config
 from leankv_sglang.environment import has_accelerator
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models.shape import CacheShape
+from leankv_sglang.offload.places import check_places
 
 DEFAULT_CPU_REQUESTS = 32
 DEFAULT_GPU_REQUESTS = 128
@@ -77,6 +78,8 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
         from leankv_sglang.observability.metrics import LeanKVMetricsCollector
 
         server_args.stat_loggers = {"scheduler": LeanKVMetricsCollector}
+    if config := active_config():
+        check_places(config)
     check_ranges(server_args)
     server_args.resolve_once()
     check_resolved(resolved_view(server_args))
