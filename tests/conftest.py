@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 if not has_accelerator():
     prepare_cpu()
+# Before anything imports the standard library's distutils: SGLang compiles its page hash by setuptools, which minds.
+with contextlib.suppress(ImportError):
+    import setuptools  # noqa: F401
 
 SERVERS = {
     "tests/e2e/test_hit_equals_miss.py": "server",
