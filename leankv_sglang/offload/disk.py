@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 import uuid
@@ -17,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.offload.page_object import PageName
+from leankv_sglang.offload.page_object import PageName, Part
 from leankv_sglang.offload.page_store import StoreCounts
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 SUFFIX, UNFINISHED = ".page", ".unfinished"
 ROOM = 0.95
 """Of the budget, what is left of a folder once it was over it."""
+_IDENTITY, _PART = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{2}")
+_OBJECT = re.compile(rf"[0-9a-f]{{64}}\.[{''.join(Part)}]{re.escape(SUFFIX)}|[0-9a-f]{{32}}{re.escape(UNFINISHED)}")
 LEFT_SECONDS = 600
 """After which a file that is not finished was left by a server that is gone."""
 SCAN_WRITES = 256
@@ -142,20 +145,22 @@ class DiskStore:
         """Nothing is under way."""
 
     def _files(self) -> Iterator[os.DirEntry[str]]:
-        """Every object's file in the folder, of all identities, and what was left unfinished."""
-        folders = [str(self.root)]
-        while folders:
-            try:
-                with os.scandir(folders.pop()) as entries:
-                    for entry in entries:
-                        if entry.is_dir(follow_symlinks=False):
-                            folders.append(entry.path)
-                        elif entry.name.endswith((SUFFIX, UNFINISHED)):
-                            yield entry
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                self._failed("read", error)
+        """Every object's file in the folder, of all identities, and what was left unfinished. Whatever else lies there
+        is somebody's: names that we do not give are neither counted nor touched."""
+        for identity in self._entries(self.root, _IDENTITY):
+            for part in self._entries(identity.path, _PART):
+                yield from self._entries(part.path, _OBJECT)
+
+    def _entries(self, folder: str | Path, name: re.Pattern[str]) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(folder) as entries:
+                named = [one for one in entries if name.fullmatch(one.name)]
+                return [one for one in named if one.is_dir(follow_symlinks=False) != (name is _OBJECT)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            self._failed("read", error)
+            return []
 
     def _make_room(self) -> None:
         """Count what the folder takes, and drop the files read longest ago if that is over the budget."""

@@ -78,10 +78,13 @@ def test_what_was_read_longest_ago_is_dropped_first_whoever_read_it(tmp_path: Pa
 def test_pages_of_others_count_and_go_too_and_so_does_what_a_killed_server_left(tmp_path: Path) -> None:
     other = DiskStore(tmp_path, OTHER, BUDGET)
     other.put({name_of(i): bytes(1000) for i in range(10)})
-    left = other.folder / "00" / f"1-1{UNFINISHED}"
+    left = other.folder / "00" / f"{1:032x}{UNFINISHED}"
     left.write_bytes(bytes(5000))
-    foreign = tmp_path / "readme.txt"
-    foreign.write_bytes(bytes(50_000))
+    foreign = [tmp_path / "readme.txt", tmp_path / "notes" / "index.page", tmp_path / OTHER.hex() / "00" / "my.page"]
+    foreign += [tmp_path / OTHER.hex() / f"mine{UNFINISHED}", tmp_path / "a" / "00" / f"{1:064x}.f.page"]
+    for path in foreign:
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(bytes(50_000))
     for path in tmp_path.rglob("*"):
         os.utime(path, ns=(1, 1))
     mine = DiskStore(tmp_path, IDENTITY, 8000)
@@ -89,7 +92,8 @@ def test_pages_of_others_count_and_go_too_and_so_does_what_a_killed_server_left(
     mine.put({name_of(i): bytes(1000) for i in range(8)})
     assert mine.has([name_of(i) for i in range(8)]) == [False] + [True] * 7
     assert mine.counts.bytes <= 8000
-    assert foreign.exists(), "what is no page of ours is left alone"
+    assert all(path.exists() for path in foreign), "what is no page of ours is left alone, and not counted"
+    assert not left.exists()
 
 
 DAMAGES = ("truncated", "bit-flipped", "foreign", "empty")
