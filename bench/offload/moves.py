@@ -20,7 +20,7 @@ from leankv_sglang.models.shape import ModelShape
 from leankv_sglang.offload.disk import DiskStore
 from leankv_sglang.offload.host import HostStore
 from leankv_sglang.offload.mooncake import MooncakeStore, parse_address
-from leankv_sglang.offload.page_object import PageName, Part, read_object, to_objects
+from leankv_sglang.offload.page_object import PageName, read_object, to_objects
 from leankv_sglang.offload.page_store import PageStore
 
 PAGE = 128
@@ -65,7 +65,7 @@ def move_rows(model: str, pages: int, rounds: int) -> list[dict[str, Any]]:
     nbytes = packed.far.numel() + packed.near.numel()
 
     def objects() -> dict[PageName, bytes]:
-        return to_objects(keys, IDENTITY, counts, packed, tuple(Part))
+        return to_objects(keys, IDENTITY, counts, packed)
 
     made, there = objects(), ids + pages
 

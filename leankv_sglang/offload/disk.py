@@ -88,16 +88,15 @@ class DiskStore:
     def _read(self, path: Path) -> bytes | None:
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
-            data = None
         except OSError as error:
-            self._failed("read", error)
-            data = None
+            if not isinstance(error, FileNotFoundError):
+                self._failed("read", error)
+            self.counts.misses += 1
+            return None
         # Where times cannot be written reading goes on.
         with suppress(OSError):
             os.utime(path)
-        self.counts.hits += data is not None
-        self.counts.misses += data is None
+        self.counts.hits += 1
         return data
 
     def put(self, objects: Mapping[PageName, bytes]) -> None:

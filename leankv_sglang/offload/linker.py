@@ -22,8 +22,10 @@ from leankv_kernels.layout import LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR
 from leankv_kernels.packed import PackedPages
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.transfer import copy_out, put
+from leankv_sglang.offload.host import HostStore
 from leankv_sglang.offload.load_rule import LoadRule
 from leankv_sglang.offload.page_object import COUNTS, PageName, Part, to_objects, to_packed
+from leankv_sglang.offload.page_store import PageStore
 from leankv_sglang.offload.store_stack import StoreStack
 
 MOST_NOTED = 4096
@@ -110,17 +112,14 @@ class LeanKVLinker(UnifiedCacheLinker):
     def lookup(self, rid: str, transfers: list[PoolTransfer]) -> list[int]:
         """See the base class; has the longest prefix fetched."""
         keys = transfers[0].keys or []
-        far = self.stack.has(_names(keys, Part.FAR))
-        count = far.index(False) if False in far else len(far)
-        near = self.stack.has(_names(keys[:count], Part.NEAR)) if self.near_pages else [True] * count
-        ends = [end for end in range(1, count + 1) if all(near[max(0, end - self.near_pages) : end])]
+        ends = self._ends(keys, self.stack)
         if not ends:
             return ends
-        wanted = self._names_up_to(keys, ends[-1])
+        wanted = [name for one in self._wanted(keys[: ends[-1]]) for name in one]
         there = self.stack.host.has(wanted)
         missing = {name.key for name, is_there in zip(wanted, there, strict=True) if not is_there}
         if missing and not self._is_worth_fetching(len(missing)):
-            return [end for end in ends if all(self.stack.host.has(self._names_up_to(keys, end)))]
+            return self._ends(keys, self.stack.host)
         # Before it is fetched, so that a hit can be told where it came from.
         if rid not in self._missed:
             self._missed[rid] = missing
@@ -129,8 +128,12 @@ class LeanKVLinker(UnifiedCacheLinker):
         self.stack.fetch(wanted)
         return ends
 
-    def _names_up_to(self, keys: Sequence[str], end: int) -> list[PageName]:
-        return [name for one in self._wanted(keys[:end]) for name in one]
+    def _ends(self, keys: Sequence[str], place: StoreStack | HostStore) -> list[int]:
+        """Pages after which a hit may end by what a place has."""
+        far = place.has(_names(keys, Part.FAR))
+        count = far.index(False) if False in far else len(far)
+        near = place.has(_names(keys[:count], Part.NEAR)) if self.near_pages else [True] * count
+        return [end for end in range(1, count + 1) if all(near[max(0, end - self.near_pages) : end])]
 
     def _is_worth_fetching(self, pages: int) -> bool:
         """By what pages of this server take on average."""
@@ -219,25 +222,19 @@ class LeanKVLinker(UnifiedCacheLinker):
         assert transfer.pages is not None
         assert transfer.near is not None
         if self.stack.store is not None:
-            self.leave(transfer.pages, transfer.keys or [], transfer.near, to_store=True)
+            self.leave(transfer.pages, transfer.keys or [], transfer.near, self.stack.store)
         self._completed += 1
         return True
 
-    def leave(
-        self, pages: Pages, keys: Sequence[str], near: Any, *, to_store: bool = False, to_host: bool = False
-    ) -> None:
+    def leave(self, pages: Pages, keys: Sequence[str], near: Any, place: PageStore) -> None:
         """Have pages copied out as they are now, those that are not demoted and not kept there already.
 
         Args:
             pages: int64 ``[n]``.
             keys: their keys.
             near: bool ``[n]``, whose near part is worth keeping.
-            to_store: keep them in the store.
-            to_host: keep them in host memory.
+            place: of the stack's, where they are kept.
         """
-        place = self.stack.store if to_store else self.stack.host
-        if place is None:
-            return
         held = self.pool.ledger.level[pages]
         wants_near = near & (held == LEVEL_NEAR) & bool(self.near_pages)
         has_far, has_near = (np.array(place.has(_names(keys, part)), bool) for part in (Part.FAR, Part.NEAR))
@@ -246,9 +243,9 @@ class LeanKVLinker(UnifiedCacheLinker):
             return
         some = [key for key, is_chosen in zip(keys, chosen.tolist(), strict=True) if is_chosen]
         level = np.where(wants_near[chosen], LEVEL_NEAR, LEVEL_FAR)
-        self.pool.deferred.then(partial(self._pack, pages[chosen], level, some, to_host, to_store))
+        self.pool.deferred.then(partial(self._pack, pages[chosen], level, some, place))
 
-    def _pack(self, pages: Pages, level: Pages, keys: list[str], to_host: bool, to_store: bool) -> None:
+    def _pack(self, pages: Pages, level: Pages, keys: list[str], place: PageStore) -> None:
         store, ops = self.pool.store, self.pool.ops
         ids = put(pages, store.blocks.device)
         packed = ops.pack_pages(store, ids, put(level, store.blocks.device))
@@ -256,16 +253,15 @@ class LeanKVLinker(UnifiedCacheLinker):
         nbytes = packed.far.numel() + packed.near.numel()
         self.counts.pages_out += len(pages)
         self.counts.bytes_out += nbytes
-
         identity = self.identity
 
         def make() -> dict[PageName, bytes]:
             for arrival in arrivals:
                 arrival.wait()
             *parts, counts = (arrival.values for arrival in arrivals)
-            return to_objects(keys, identity, counts.numpy().reshape(-1, COUNTS), PackedPages(*parts), tuple(Part))
+            return to_objects(keys, identity, counts.numpy().reshape(-1, COUNTS), PackedPages(*parts))
 
-        self.stack.write(make, nbytes, to_host, to_store)
+        self.stack.write(make, nbytes, place)
 
     def num_completed_offloads(self) -> int:
         """Offloads are done for the tree once they are queued: what is ordered later comes later."""

@@ -106,20 +106,19 @@ def read_object(name: PageName, identity: bytes, layers: int, data: bytes | memo
 
 
 def to_objects(
-    keys: Sequence[str], identity: bytes, counts: NDArray[np.int32], packed: PackedPages, parts: Sequence[Part]
+    keys: Sequence[str], identity: bytes, counts: NDArray[np.int32], packed: PackedPages
 ) -> dict[PageName, bytes]:
-    """The objects of packed pages, in main memory.
+    """The objects of packed pages, in main memory; pages without a near part have no near object.
 
     Args:
         keys: of the pages.
         identity: see :func:`write_object`.
         counts: ``[n, COUNTS]``.
         packed: the pages.
-        parts: of them, those wanted; pages without a near part have no near object.
     """
     found: dict[PageName, bytes] = {}
     level = packed.level.numpy()
-    for part in parts:
+    for part in Part:
         data, lengths = (packed.far, packed.far_bytes) if part is Part.FAR else (packed.near, packed.near_bytes)
         bytes_of, table = data.numpy().data, lengths.numpy()
         ends = table.sum(1).cumsum()

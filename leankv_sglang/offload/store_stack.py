@@ -107,33 +107,24 @@ class StoreStack:
         found = self.host.get(names)
         return [None if data is None else self._read(name, data) for name, data in zip(names, found, strict=True)]
 
-    def keep(self, objects: Mapping[PageName, bytes]) -> None:
-        """Put objects into host memory."""
-        self.host.put(objects)
-
-    def write(self, make: Callable[[], Mapping[PageName, bytes]], nbytes: int, to_host: bool, to_store: bool) -> None:
+    def write(self, make: Callable[[], Mapping[PageName, bytes]], nbytes: int, place: PageStore) -> None:
         """Have objects made and kept, on a thread.
 
         Args:
             make: makes them; may wait for the device.
             nbytes: about how many there are.
-            to_host: keep them in host memory.
-            to_store: keep them in the store.
+            place: host memory or the store.
         """
         with self._lock:
             if self._waiting_bytes > MOST_WAITING:
                 self.left_out += 1
                 return
             self._waiting_bytes += nbytes
-        self._writer.submit(self._write, make, nbytes, to_host, to_store)
+        self._writer.submit(self._write, make, nbytes, place)
 
-    def _write(self, make: Callable[[], Mapping[PageName, bytes]], nbytes: int, to_host: bool, to_store: bool) -> None:
+    def _write(self, make: Callable[[], Mapping[PageName, bytes]], nbytes: int, place: PageStore) -> None:
         try:
-            objects = make()
-            if to_host:
-                self.host.put(objects)
-            if to_store and self.store is not None:
-                self.store.put(objects)
+            place.put(make())
         except Exception:
             logger.exception("LeanKV could not keep pages outside the device; they count as misses.")
         finally:

@@ -40,7 +40,7 @@ class OffloadingComponent(ShrinkingComponent):
         if self.linker is not None and self.linker.evicted_to_host and node.hash_value:
             chosen = np.isin(self.pages(node), pages) & self.worth_near(node)
             keys = [node.hash_value[i] for i in np.flatnonzero(chosen)]
-            self.linker.leave(self.pages(node)[chosen], keys, np.ones(len(keys), bool), to_host=True)
+            self.linker.leave(self.pages(node)[chosen], keys, np.ones(len(keys), bool), self.linker.stack.host)
         return super().cut(pages, level)
 
     def worth_near(self, node: Any) -> Any:
@@ -99,16 +99,17 @@ class OffloadingComponent(ShrinkingComponent):
     ) -> tuple[int, int]:
         """Give a node's pages up; host memory takes them over."""
         if self.linker is not None and self.linker.evicted_to_host and node.hash_value and self.value_len(node):
-            self.linker.leave(self.pages(node), node.hash_value, self.worth_near(node), to_host=True)
+            self.linker.leave(self.pages(node), node.hash_value, self.worth_near(node), self.linker.stack.host)
         return super().evict_component(node, device_frees, host_frees, cache_actions, target)
 
     def redistribute_on_node_split(self, new_parent: Any, child: Any) -> None:
         """Divide a node's pages; where it parts hits will end, so what they read near is kept there too."""
         super().redistribute_on_node_split(new_parent, child)
-        if self.linker is not None and self.linker.stack.store is not None and new_parent.hash_value:
+        store = self.linker.stack.store if self.linker is not None else None
+        if self.linker is not None and store is not None and new_parent.hash_value:
             last = slice(-self.near_pages, None) if self.near_pages else slice(0, 0)
             pages = self.pages(new_parent)[last]
-            self.linker.leave(pages, new_parent.hash_value[last], np.ones(len(pages), bool), to_store=True)
+            self.linker.leave(pages, new_parent.hash_value[last], np.ones(len(pages), bool), store)
 
 
 class OffloadingRadixCache(LeanKVRadixCache):

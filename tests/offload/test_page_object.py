@@ -77,7 +77,7 @@ def test_pages_survive_the_way_through_objects() -> None:
     pages = torch.tensor([2, 4, 5])
     packed = ops.pack_pages(store, pages, torch.tensor([LEVEL_FAR, LEVEL_NEAR, LEVEL_NEAR]))
     keys = [name_of(int(page)).key for page in pages]
-    objects = to_objects(keys, IDENTITY, store.count_pages(pages).numpy(), packed, tuple(Part))
+    objects = to_objects(keys, IDENTITY, store.count_pages(pages).numpy(), packed)
     assert set(objects) == {*(PageName(k, Part.FAR) for k in keys), *(PageName(k, Part.NEAR) for k in keys[1:])}
     read = {name: read_object(name, IDENTITY, STORE_LAYERS, data) for name, data in objects.items()}
     far = [read[PageName(key, Part.FAR)] for key in keys]

@@ -190,7 +190,7 @@ def test_servers_share_a_folder(tmp_path: Path) -> None:
 def test_a_stack_reads_through_host_memory(tmp_path: Path) -> None:
     store, given = DiskStore(tmp_path, IDENTITY, BUDGET), objects(range(30))
     stack = stack_over(store)
-    stack.write(lambda: given, 1, to_host=False, to_store=True)
+    stack.write(lambda: given, 1, store)
     stack.finish()
     names = [*given, name_of(99)]
     assert stack.has(names) == [True] * 30 + [False]
@@ -213,12 +213,12 @@ def test_a_stack_leaves_out_what_a_slow_store_cannot_take(tmp_path: Path, monkey
         gate.wait(10)
         return objects(range(1))
 
-    stack.write(slowly, 101, to_host=False, to_store=True)
-    stack.write(lambda: objects(range(1, 2)), 1, to_host=False, to_store=True)
+    stack.write(slowly, 101, store)
+    stack.write(lambda: objects(range(1, 2)), 1, store)
     assert stack.left_out == 1
     gate.set()
     stack.finish()
-    stack.write(lambda: objects(range(2, 3)), 1, to_host=False, to_store=True)
+    stack.write(lambda: objects(range(2, 3)), 1, store)
     stack.finish()
     assert store.has([name_of(i) for i in range(3)]) == [True, False, True]
     stack.close()

@@ -93,24 +93,16 @@ void measure_packed(const RecordShape& shape, const Tensor& blocks, const Tensor
     kernels().measure_packed(args);
 }
 
-void pack_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, const Tensor& ring,
+// Packs pages, or unpacks them: which way bytes go is the kernel's affair.
+template <auto kKernel>
+void move_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, const Tensor& ring,
                 const Tensor& ring_head, const Tensor& ring_free, const Tensor& usage, const Tensor& pages,
                 const Tensor& far, const Tensor& far_bytes, const Tensor& near, const Tensor& near_bytes,
                 const Tensor& held) {
     const Pool pool{blocks, page_table, ring, ring_head, ring_free, usage};
     auto args = pack_args(shape, pool, pages, far_bytes, near_bytes, held);
     take_parts(args, far, near);
-    kernels().pack_pages(args);
-}
-
-void unpack_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, const Tensor& ring,
-                  const Tensor& ring_head, const Tensor& ring_free, const Tensor& usage, const Tensor& pages,
-                  const Tensor& far, const Tensor& far_bytes, const Tensor& near, const Tensor& near_bytes,
-                  const Tensor& held) {
-    const Pool pool{blocks, page_table, ring, ring_head, ring_free, usage};
-    auto args = pack_args(shape, pool, pages, far_bytes, near_bytes, held);
-    take_parts(args, far, near);
-    kernels().unpack_pages(args);
+    (kernels().*kKernel)(args);
 }
 
 }  // namespace
@@ -127,10 +119,12 @@ void bind_pages(nb::module_& m) {
     m.def("measure_packed", measure_packed, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a,
           "ring_head"_a, "ring_free"_a, "usage"_a, "pages"_a, "level"_a, "far_bytes"_a, "near_bytes"_a, "held"_a,
           release());
-    m.def("pack_pages", pack_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a,
-          "ring_free"_a, "usage"_a, "pages"_a, "far"_a, "far_bytes"_a, "near"_a, "near_bytes"_a, "held"_a, release());
-    m.def("unpack_pages", unpack_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a,
-          "ring_free"_a, "usage"_a, "pages"_a, "far"_a, "far_bytes"_a, "near"_a, "near_bytes"_a, "held"_a, release());
+    const auto move = [&m](const char* name, auto op) {
+        m.def(name, op, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a, "ring_free"_a,
+              "usage"_a, "pages"_a, "far"_a, "far_bytes"_a, "near"_a, "near_bytes"_a, "held"_a, release());
+    };
+    move("pack_pages", move_pages<&Kernels::pack_pages>);
+    move("unpack_pages", move_pages<&Kernels::unpack_pages>);
 }
 
 }  // namespace leankv

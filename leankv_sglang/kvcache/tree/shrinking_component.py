@@ -115,7 +115,7 @@ class ShrinkingComponent(PagedComponent):
         target: EvictLayer = EvictLayer.DEVICE,
     ) -> tuple[int, int]:
         """Give a node's pages up."""
-        if EvictLayer.DEVICE in target and self.value_len(node):
+        if self.near_pages and EvictLayer.DEVICE in target and self.value_len(node):
             self.regret.dropped(self.reclaimable_value_len(node), self.marks(node))
         return super().evict_component(node, device_frees, host_frees, cache_actions, target)
 

@@ -94,3 +94,15 @@ def test_the_tree_tells_where_requests_part(world: World) -> None:
     serve(world, text(7)[:-1] + [3] * (3 * PAGE + 1))
     assert told == [0, 0, 5, 0, 2]
     world.check()
+
+
+def test_without_near_parts_nothing_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CONFIG_ENV, LeanKVConfig(near_pages=0).to_json())
+    world = World(pages=64)
+    paged = world.cache.paged
+    monkeypatch.setattr(paged, "marks", lambda _node: pytest.fail("a mark was worked out"))
+    serve(world, text(8))
+    serve(world, text(5)[:-1] + [6] * (3 * PAGE + 1))
+    world.evict(world.pool.ledger.units)
+    assert world.allocator.available_size() == world.pool.ledger.units
+    assert not paged.regret.prefers_dropping()
