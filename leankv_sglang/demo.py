@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from leankv_sglang import processes
 from leankv_sglang.byte_size import parse_bytes
 from leankv_sglang.command import exit_code
 from leankv_sglang.compression.build import make_layout
@@ -27,7 +28,7 @@ from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.sizing import tokens_for
 from leankv_sglang.models import ensure_model
 from leankv_sglang.models.shape import ModelShape, read_shape
-from leankv_sglang.processes import Process, free_port, start_module, stop
+from leankv_sglang.processes import NotReady, Process, free_port, start_module, stop
 from leankv_sglang.table import print_table
 
 READY_SECONDS, BAR = 240.0, 40
@@ -107,22 +108,10 @@ def wait_until_ready(one: Contestant) -> None:
     Raises:
         LeanKVError: after ``READY_SECONDS``, or when the server has ended; it names the log.
     """
-    import requests
-    from tqdm import tqdm
-
-    end = time.monotonic() + READY_SECONDS
-    with tqdm(desc=f"{one.name} starts", bar_format="{desc}: {elapsed}", leave=False, disable=None) as shown:
-        while time.monotonic() < end:
-            if (status := one.process.poll()) is not None:
-                raise LeanKVError(f"{one.name} ended with status {status} at its start; see {one.log}.")
-            try:
-                if requests.get(one.url + "/health_generate", timeout=5).ok:
-                    return
-            except requests.RequestException:
-                pass
-            shown.refresh()
-            time.sleep(0.5)
-    raise LeanKVError(f"{one.name} was not ready in {READY_SECONDS:.0f} s; see {one.log}.")
+    try:
+        processes.wait_until_ready(one.url, one.process, READY_SECONDS, one.name)
+    except NotReady as error:
+        raise LeanKVError(f"{one.name} {error}; see {one.log}.") from None
 
 
 def contest(both: list[Contestant], asked: list[list[int]]) -> None:

@@ -1,4 +1,4 @@
-"""Servers as child processes: each leads a session of its own and ends with whoever started it."""
+"""Servers as child processes: each leads a session of its own, ends with whoever started it, and is waited for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import IO, Protocol
@@ -27,23 +28,62 @@ class Process(Protocol):
         """Its exit code; raises ``subprocess.TimeoutExpired``."""
 
 
+class NotReady(RuntimeError):
+    """A server that ended at its start, or took too long; says which of it, without a subject."""
+
+
 def start_module(module: str, args: Sequence[str], output: IO[bytes], env: Mapping[str, str]) -> Process:
-    """``python -m`` in a session of its own; it is killed when the thread that calls this ends, however it does.
+    """:func:`start` of ``python -m``."""
+    return start([sys.executable, "-m", module, *args], output, env)
+
+
+def start(command: Sequence[str], output: IO[bytes], env: Mapping[str, str] | None = None) -> Process:
+    """A command in a session of its own; it is killed when the thread that calls this ends, however it does.
 
     Args:
-        module: its name.
-        args: its arguments.
+        command: program and arguments.
         output: a file for all that it prints.
         env: joins this process's environment.
     """
     return subprocess.Popen(
-        [sys.executable, "-m", module, *args],
+        command,
         stdout=output,
         stderr=subprocess.STDOUT,
-        env={**os.environ, **env},
+        env={**os.environ, **(env or {})},
         start_new_session=True,
         preexec_fn=tied(),
     )
+
+
+def wait_until_ready(url: str, process: Process, seconds: float, name: str) -> None:
+    """Return once a token came out of a server; the time is shown on a terminal meanwhile.
+
+    Args:
+        url: its address.
+        process: it.
+        seconds: in which it has to.
+        name: for what is shown.
+
+    Raises:
+        NotReady: when it ended, or did not.
+    """
+    import requests
+    from tqdm import tqdm
+
+    end = time.monotonic() + seconds
+    with tqdm(desc=f"{name} starts", bar_format="{desc}: {elapsed}", leave=False, disable=None) as shown:
+        while time.monotonic() < end:
+            if (status := process.poll()) is not None:
+                raise NotReady(f"ended with status {status} at its start")
+            try:
+                # /health_generate answers only once a token came out.
+                if requests.get(url + "/health_generate", timeout=5).ok:
+                    return
+            except requests.RequestException:
+                pass
+            shown.refresh()
+            time.sleep(0.3)
+    raise NotReady(f"was not ready in {seconds:.0f} s")
 
 
 def stop(process: Process) -> None:

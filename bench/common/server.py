@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import requests
-from tqdm import tqdm
 
 from bench.common.processes import held
-from leankv_sglang.processes import Process, free_port, start_module
+from leankv_sglang.processes import NotReady, Process, free_port, start_module, wait_until_ready
 
 READY_TIMEOUT = 240.0
 
@@ -172,18 +171,8 @@ def _temporary() -> Path:
 
 
 def _wait_ready(server: Server, start: float, timeout: float) -> None:
-    # Shown on a terminal alone, and gone when the server is there.
-    with tqdm(desc="a server starts", bar_format="{desc}: {elapsed}", leave=False, disable=None) as shown:
-        while time.monotonic() - start < timeout:
-            if (status := server.process.poll()) is not None:
-                raise RuntimeError(f"the server ended with status {status}:\n{server.log_text()[-3000:]}")
-            try:
-                # /health_generate answers only once a token came out.
-                if requests.get(server.url + "/health_generate", timeout=5).ok:
-                    server.ready_seconds = time.monotonic() - start
-                    return
-            except requests.RequestException:
-                pass
-            shown.refresh()
-            time.sleep(0.3)
-    raise RuntimeError(f"the server was not ready in {timeout:.0f} s:\n{server.log_text()[-3000:]}")
+    try:
+        wait_until_ready(server.url, server.process, timeout - (time.monotonic() - start), "a server")
+    except NotReady as error:
+        raise RuntimeError(f"the server {error}:\n{server.log_text()[-3000:]}") from None
+    server.ready_seconds = time.monotonic() - start

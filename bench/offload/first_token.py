@@ -30,12 +30,14 @@ def beyond(server: Server) -> dict[str, Any]:
     return figures
 
 
-def written(server: Server, place: str) -> None:
-    """Return once nothing is written there any more."""
+def settled(server: Server, place: str) -> dict[str, Any]:
+    """The same of one place, once nothing is written there any more."""
     before = -1
-    while (now := beyond(server)["places"][place]["puts"]) != before:
-        before = now
-        time.sleep(0.3)
+    while (now := beyond(server)["places"][place])["puts"] != before:
+        before = now["puts"]
+        time.sleep(0.5)
+    held: dict[str, Any] = now
+    return held
 
 
 def first_token(server: Server, prompt: list[int], cached: int) -> float:
@@ -89,7 +91,7 @@ def first_tokens(lengths: Sequence[int], rounds: int, places: Sequence[str]) -> 
 
 
 def _leave_store(server: Server, name: str) -> None:
-    written(server, name)
+    settled(server, name)
     server.flush()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.common.processes import held
-from leankv_sglang.processes import free_port, tied
+from leankv_sglang.processes import Process, free_port, start
 
 
 def has_mooncake() -> bool:
@@ -27,15 +26,13 @@ def _program() -> str | None:
 
 
 @contextmanager
-def mooncake_master(port: int | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def mooncake_master(port: int | None = None) -> Iterator[tuple[str, Process]]:
     """Its address, as ``--leankv-store`` takes it, and its process."""
     program, port = _program(), port or free_port()
     assert program is not None, "the package mooncake is not installed"
     command = [program, "-rpc_port", str(port), "-metrics_port", str(free_port()), "-enable_metric_reporting=false"]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=tied()
-        )
+        process = start(command, log)
         with held(process):
             _wait_for(port)
             yield f"mooncake://127.0.0.1:{port}", process

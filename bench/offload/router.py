@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ from bench.common.data import random_prompts
 from bench.common.processes import held
 from bench.common.server import serve
 from bench.offload.master import mooncake_master
-from leankv_sglang.processes import free_port, tied
+from leankv_sglang.processes import free_port, start_module
 
 NEW_TOKENS, QUESTION = 24, 80
 
@@ -34,12 +32,9 @@ def has_router() -> bool:
 def router(urls: list[str], policy: str) -> Iterator[str]:
     """The router's address, over servers."""
     port = free_port()
-    command = [sys.executable, "-m", "sglang_router.launch_router", "--port", str(port), "--policy", policy]
-    command += ["--prometheus-port", str(free_port()), "--worker-urls", *urls]
+    args = ["--port", str(port), "--policy", policy, "--prometheus-port", str(free_port()), "--worker-urls", *urls]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=tied()
-        )
+        process = start_module("sglang_router.launch_router", args, log, {})
         with held(process):
             url = f"http://127.0.0.1:{port}"
             for _ in range(200):

@@ -8,47 +8,27 @@ to every server.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from leankv_sglang.processes import free_port, stop, tied
+from leankv_sglang.processes import Process, free_port, start, stop, wait_until_ready
 
 BIN = Path(sys.executable).parent
+READY_SECONDS = 240.0
 
 
 @contextmanager
-def running(command: Sequence[str], log: Path) -> Iterator[None]:
+def running(command: Sequence[str], log: Path) -> Iterator[Process]:
     """A command for the duration of the block; it ends with it, however that ends."""
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=tied()
-        )
+        process = start(command, output)
     try:
-        yield
+        yield process
     finally:
         stop(process)
-
-
-def wait_for(url: str, seconds: float = 240) -> None:
-    """Return once there is an answer.
-
-    Raises:
-        TimeoutError: where there is none in time.
-    """
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise TimeoutError(f"{url} does not answer")
 
 
 def main() -> None:
@@ -66,14 +46,14 @@ def main() -> None:
         port = free_port()
         master = [str(BIN / "mooncake_master"), "-rpc_port", str(port), "-metrics_port", str(free_port())]
         stack.enter_context(running(master, args.logs / "master.log"))
-        urls = []
+        urls, servers = [], []
         for i in range(args.servers):
             urls.append(f"http://127.0.0.1:{(own := free_port())}")
             store = ["--leankv-store", f"mooncake://127.0.0.1:{port}", "--leankv-store-size", args.store_size]
             server = [sys.executable, "-m", "leankv_sglang.launch_server", "--port", str(own), *store, *args.flags]
-            stack.enter_context(running(server, args.logs / f"server-{i}.log"))
-        for url in urls:
-            wait_for(f"{url}/health_generate")
+            servers.append(stack.enter_context(running(server, args.logs / f"server-{i}.log")))
+        for url, process in zip(urls, servers, strict=True):
+            wait_until_ready(url, process, READY_SECONDS, url)
             print("a server is ready:", url, flush=True)
         router = [
             sys.executable,
@@ -85,8 +65,8 @@ def main() -> None:
             args.policy,
         ]
         router += ["--prometheus-port", str(free_port()), "--worker-urls", *urls]
-        stack.enter_context(running(router, args.logs / "router.log"))
-        wait_for(f"http://127.0.0.1:{args.port}/health")
+        process = stack.enter_context(running(router, args.logs / "router.log"))
+        wait_until_ready(f"http://127.0.0.1:{args.port}", process, READY_SECONDS, "the router")
         print(f"the router is ready: http://127.0.0.1:{args.port} (Ctrl-C ends all)", flush=True)
         try:
             while True:

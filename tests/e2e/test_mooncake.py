@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.offload.first_token import beyond, settled
 from bench.offload.master import has_mooncake, mooncake_master
 from tests.e2e.forked import Zygote
 from tests.e2e.hits import assert_same
 from tests.e2e.prompts import tiny_passages
-from tests.e2e.test_offload import ask, beyond, full_pages, settled
+from tests.e2e.test_offload import ask, full_pages
 
 pytestmark = pytest.mark.skipif(
     not has_mooncake(), reason="needs the package mooncake-transfer-engine-non-cuda, and libibverbs1 and librdmacm1"
@@ -44,7 +45,7 @@ def test_servers_share_pages_and_answer_without_each_other(tiny: Path, zygote: Z
         assert beyond(b)["pages_from_store"] > 0
 
         # The master goes: both answer, from what they have or compute.
-        master.send_signal(signal.SIGKILL)
+        os.kill(master.pid, signal.SIGKILL)
         master.wait()
         time.sleep(3)
         for server in (a, b):

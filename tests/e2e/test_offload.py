@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.common.server import Completion, Server
+from bench.offload.first_token import beyond, settled
 from tests.e2e.forked import Zygote
 from tests.e2e.hits import PAGE, assert_same
 from tests.e2e.prompts import tiny_passages
@@ -21,22 +21,6 @@ NEW_TOKENS = 6
 def full_pages(prompt: Sequence[int]) -> int:
     """Tokens that a hit may have of a prompt."""
     return (len(prompt) - 1) // PAGE * PAGE
-
-
-def beyond(server: Server) -> dict[str, Any]:
-    """What the server says of pages beyond the device."""
-    figures: dict[str, Any] = server.info()["leankv"]["offload"]
-    return figures
-
-
-def settled(server: Server, place: str) -> dict[str, Any]:
-    """The same of one place, once nothing is written there any more."""
-    before = -1
-    while (now := beyond(server)["places"][place])["puts"] != before:
-        before = now["puts"]
-        time.sleep(0.5)
-    held: dict[str, Any] = now
-    return held
 
 
 def ask(server: Server, prompts: Sequence[list[int]], **fields: Any) -> list[Completion]:
