@@ -46,12 +46,13 @@ model: $(VENV)/.installed
 data: $(VENV)/.installed
 	@$(PY) -m bench.data $(ARGS)
 
+# Ctrl-C is how these are ended, not an error.
 serve: setup
-	$(PY) -m leankv_sglang.launch_server $(ARGS)
+	@trap : INT; $(PY) -m leankv_sglang.launch_server $(ARGS) || test $$? -eq 130
 
 # Stock SGLang beside LeanKV in the same bytes, in two minutes.
 demo: setup
-	$(PY) -m leankv_sglang.demo $(ARGS)
+	@trap : INT; $(PY) -m leankv_sglang.demo $(ARGS) || test $$? -eq 130
 
 test: setup
 	$(PY) -m pytest $(PARALLEL) $(ARGS)

@@ -23,3 +23,9 @@ def parse_bytes(text: str, flag: str = "--memory") -> int:
     if count > MOST_BYTES:
         raise LeanKVError(f"{flag} takes at most {MOST_BYTES >> 40:,}TiB, and {text!r} is more.")
     return int(count)
+
+
+def say_bytes(count: int) -> str:
+    """A number of bytes for people: ``6 MiB``, ``1.5 GiB``."""
+    power = max(min((max(count, 1).bit_length() - 1) // 10, 4), 1)
+    return f"{count / 2 ** (10 * power):,.3g} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from leankv_kernels.layout import TIERS, Tier
 from leankv_kernels.layout.format import CUTS, any_of
+from leankv_sglang.byte_size import say_bytes
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.handover import fetch
 
@@ -98,10 +99,10 @@ class LeanKVConfig:
 
     def __post_init__(self) -> None:
         check_tiers(self.high, self.mid, self.low)
-        _one_of("--leankv-rotation", self.rotation, ROTATIONS)
-        _one_of("--leankv-significance", self.significance, SIGNIFICANCE_NAMES)
-        _one_of("--leankv-match", self.match, MATCHES)
-        _one_of("--leankv-load", self.load, LOADS)
+        one_of("--leankv-rotation", self.rotation, ROTATIONS)
+        one_of("--leankv-significance", self.significance, SIGNIFICANCE_NAMES)
+        one_of("--leankv-match", self.match, MATCHES)
+        one_of("--leankv-load", self.load, LOADS)
         if self.match == "relaxed" and not self.demote:
             raise LeanKVError("--leankv-match relaxed lets hits read demoted pages; it needs --leankv-demote.")
         if not 0 <= self.near_pages <= MAX_NEAR_PAGES:
@@ -180,9 +181,9 @@ class LeanKVConfig:
         if self.demote:
             parts.append(f"demotion on, {self.match} matches")
         if self.host_memory:
-            parts.append(f"{self.host_memory / 2**20:,.0f} MiB of host memory")
+            parts.append(f"{say_bytes(self.host_memory)} of host memory")
         if self.store:
-            parts.append(f"pages kept in {self.store}, up to {self.store_size / 2**30:,.1f} GiB")
+            parts.append(f"pages kept in {self.store}, up to {say_bytes(self.store_size)}")
         return ", ".join(parts)
 
 
@@ -204,7 +205,7 @@ def check_tiers(high: str, mid: str | None, low: str) -> None:
     """Raise :class:`LeanKVError` unless the formats exist, the low one is a cut of the high one, and the middle one has
     the keys of one and the values of the other."""
     for name in (high, *([mid] if mid else []), low):
-        _one_of("--leankv-tiers", name, TIER_NAMES)
+        one_of("--leankv-tiers", name, TIER_NAMES)
     cuts = [int(h) - int(lo) for h, lo in zip((high[1], high[3]), (low[1], low[3]), strict=True)]
     if any(c not in CUTS for c in cuts):
         raise LeanKVError(
@@ -266,6 +267,7 @@ def _say(value: Thresholds) -> str:
     return f"{value:g}" if isinstance(value, (int, float)) else "per head"
 
 
-def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise :class:`LeanKVError`, naming the flag, for a value that is not allowed."""
     if value not in allowed:
         raise LeanKVError(f"{flag} takes {', '.join(allowed)}, not {value!r}.")

@@ -133,12 +133,19 @@ class DiskStore:
 
     def remove(self, names: Sequence[PageName]) -> None:
         """Delete objects that are damaged."""
-        for name in names:
+        for path in map(self._path, names):
             self.counts.damaged += 1
             try:
-                self._path(name).unlink(missing_ok=True)
+                size = path.stat().st_size
+                path.unlink()
+            except FileNotFoundError:
+                continue
             except OSError as error:
                 self._failed("delete", error)
+                continue
+            with self._lock:
+                self.counts.objects -= 1
+                self.counts.bytes = max(self.counts.bytes - size, 0)
 
     def close(self) -> None:
         """Nothing is under way."""

@@ -1,8 +1,8 @@
 """Page objects in a Mooncake Store: the memory of many machines, found through one master.
 
 Every server gives a segment of its memory and reads everybody's, over TCP or RDMA. The client's calls wait for seconds
-where the master is gone, so the scheduler never makes one: it is asked in a thread, for a moment, and while the master
-is known to be away nothing is asked at all. The client finds the master again by itself.
+where the master is gone, so while it is known to be away nothing is asked at all. The client finds the master again by
+itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
@@ -24,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("tcp", "rdma")
 ASK_MASTER_SECONDS = 5.0
-ASK_SECONDS = 0.2
-"""For which the scheduler waits to hear what is there."""
 BUFFER_BYTES = 256 << 20
 """Memory of the client through which objects come and go."""
 BATCH = 16
@@ -119,7 +116,6 @@ class MooncakeStore:
         self.counts = StoreCounts()
         self._prefix = identity.hex()
         self._lock = threading.Lock()
-        self._asking = ThreadPoolExecutor(2, "leankv-mooncake")
         self._away = False
         check_master(address)
         self._store = self._connect()
@@ -158,16 +154,10 @@ class MooncakeStore:
         return not away
 
     def has(self, names: Sequence[PageName]) -> list[bool]:
-        """Which of them are there; none where the answer takes too long."""
-        none = [False] * len(names)
+        """Which of them are there."""
         if not names or not self._is_there():
-            return none
-        asked = self._asking.submit(self._store.batch_is_exist, [self._key(name) for name in names])
-        try:
-            return [found == 1 for found in asked.result(ASK_SECONDS)]
-        except TimeoutError:
-            self.counts.failures += 1
-            return none
+            return [False] * len(names)
+        return [found == 1 for found in self._store.batch_is_exist([self._key(name) for name in names])]
 
     def get(self, names: Sequence[PageName]) -> list[bytes | None]:
         """The objects."""
@@ -200,5 +190,4 @@ class MooncakeStore:
 
     def close(self) -> None:
         """Leave; what lies in this machine's memory is gone for all."""
-        self._asking.shutdown(wait=False, cancel_futures=True)
         self._store.close()

@@ -17,9 +17,11 @@ class StoreCounts:
     objects: int = 0
     puts: int = 0
     hits: int = 0
+    """Objects that were read."""
     misses: int = 0
+    """Objects that were gone when they were to be read; what a look at names did not find is never read."""
     damaged: int = 0
-    """Objects that were not what they should be; each was removed, and counts as a miss."""
+    """Objects that were read and not what they should be; each was removed."""
     dropped: int = 0
     """Objects that made room for others."""
     failures: int = 0
@@ -38,7 +40,7 @@ class PageStore(Protocol):
     counts: StoreCounts
 
     def has(self, names: Sequence[PageName]) -> list[bool]:
-        """Which of them are there; cheap, and may be wrong by the time they are got."""
+        """Which of them are there; may be wrong by the time they are got."""
 
     def get(self, names: Sequence[PageName]) -> list[bytes | None]:
         """The objects, None for those that are not there. They are not checked."""

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 
 from leankv_sglang.offload.host import HostStore
 from leankv_sglang.offload.page_object import ObjectError, PageName, PageObject
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 READERS = 4
 LONGEST_WAIT = 5.0
 """Seconds for which a request waits for pages that are being fetched, before it computes them itself."""
+ASK_SECONDS = 0.2
+"""For which the scheduler waits to hear what a store has; what is later is not there."""
 MOST_WAITING = 512 << 20
 """Bytes on their way to a store; while there are more, what comes is left out."""
 
@@ -47,6 +50,8 @@ class StoreStack:
         self._fetching: dict[PageName, Future[None]] = {}
         self._readers = ThreadPoolExecutor(READERS, "leankv-page-reader")
         self._writer = ThreadPoolExecutor(1, "leankv-page-writer")
+        self._asking = ThreadPoolExecutor(1, "leankv-page-asking")
+        self._asked: Future[list[bool]] | None = None
         self._waiting_bytes = 0
         self.left_out = 0
         """Objects that were not stored because too many were on their way."""
@@ -56,9 +61,18 @@ class StoreStack:
         found = self.host.has(names)
         if self.store is not None and not all(found):
             missing = [i for i, there in enumerate(found) if not there]
-            for i, there in zip(missing, self.store.has([names[i] for i in missing]), strict=True):
+            for i, there in zip(missing, self._ask(self.store, [names[i] for i in missing]), strict=True):
                 found[i] = there
         return found
+
+    def _ask(self, store: PageStore, names: Sequence[PageName]) -> list[bool]:
+        """What a store has; nothing while it owes an answer, so a place that hangs is waited for once."""
+        if self._asked is None or self._asked.done():
+            self._asked = self._asking.submit(store.has, names)
+            with suppress(TimeoutError):
+                return self._asked.result(ASK_SECONDS)
+            store.counts.failures += 1
+        return [False] * len(names)
 
     def fetch(self, names: Sequence[PageName]) -> None:
         """Begin to bring objects into host memory; does not wait."""
@@ -147,5 +161,6 @@ class StoreStack:
         """Write what is to be written, and end."""
         self._writer.shutdown(wait=True)
         self._readers.shutdown(wait=True, cancel_futures=True)
+        self._asking.shutdown(wait=False, cancel_futures=True)
         if self.store is not None:
             self.store.close()

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from leankv_sglang.byte_size import parse_bytes
+from leankv_sglang.byte_size import parse_bytes, say_bytes
 from leankv_sglang.compression.profile import NO_PROFILE, chosen_profile
 from leankv_sglang.compression.profile_file import Profile
 from leankv_sglang.config import (
@@ -20,6 +20,7 @@ from leankv_sglang.config import (
     SIGNIFICANCE_NAMES,
     TIER_NAMES,
     LeanKVConfig,
+    one_of,
     parse_tiers,
 )
 from leankv_sglang.environment import DEFAULT_DRAIN_SECONDS
@@ -27,6 +28,8 @@ from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models import DEFAULT_MODEL, resolve_model_path
 from leankv_sglang.models.check import check_model_folder, check_tokenizer
 
+LEAST_PLACE = 2**20
+"""Bytes; a place beyond the device that is smaller would hold next to nothing."""
 _METHOD_FLAGS = (
     "tiers",
     "alpha_high",
@@ -187,8 +190,11 @@ def offload_fields(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("host_memory", "store_size"):
         if (given := getattr(args, f"leankv_{name}")) is not None:
-            found[name] = parse_bytes(given, f"--leankv-{name.replace('_', '-')}")
+            found[name] = parse_bytes(given, flag := f"--leankv-{name.replace('_', '-')}")
+            if found[name] < LEAST_PLACE:
+                raise LeanKVError(f"{flag} is at least {say_bytes(LEAST_PLACE)}, not {given!r}; leave it out for none.")
     found |= {name: given for name in ("store", "load") if (given := getattr(args, f"leankv_{name}")) is not None}
+    one_of("--leankv-load", found.get("load", LOADS[0]), LOADS)
     for name in ("store_size", "load"):
         if name in found and "store" not in found:
             raise LeanKVError(f"--leankv-{name.replace('_', '-')} is about the pages of --leankv-store; give that too.")

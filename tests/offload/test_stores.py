@@ -6,6 +6,8 @@ import errno
 import os
 import random
 import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,9 @@ def test_damaged_objects_are_misses_counted_and_removed(damage: str, tmp_path: P
     assert all(found[count:])
     assert store.counts.damaged == count
     assert store.has(list(given)) == [False] * count + [True] * 5
+    assert store.counts.objects == 5
+    if damage == "bit-flipped":
+        assert store.counts.bytes == sum(map(len, list(given.values())[count:]))
     stack.close()
 
 
@@ -234,3 +239,27 @@ def test_a_store_that_answers_too_late_is_a_miss(tmp_path: Path, monkeypatch: py
     gate.set()
     stack.close()
     assert Part.FAR in name_of(0)
+
+
+def test_a_store_that_hangs_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leankv_sglang.offload.store_stack.ASK_SECONDS", 0.05)
+    store, gate = DiskStore(tmp_path, IDENTITY, BUDGET), threading.Event()
+    store.put(objects(range(2)))
+    stack, has, asked = stack_over(store), store.has, []
+
+    def slowly(names: Sequence[PageName]) -> list[bool]:
+        asked.append(names)
+        gate.wait(10)
+        return has(names)
+
+    monkeypatch.setattr(store, "has", slowly)
+    names = [name_of(0), name_of(1)]
+    for _ in range(5):
+        assert stack.has(names) == [False, False]
+    assert (len(asked), store.counts.failures) == (1, 1)
+    gate.set()
+    deadline = time.monotonic() + 10
+    while not all(stack.has(names)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert stack.has(names) == [True, True], "mended, it goes on"
+    stack.close()

@@ -56,7 +56,7 @@ FLAGS: list[tuple[list[str], dict[str, Any]]] = [
     (["--leankv-host-memory", "8GiB"], {"host_memory": 8 << 30}),
     (["--leankv-store", "file:/a b"], {"store": "file:/a b"}),
     (["--leankv-store=mooncake://m:1"], {"store": "mooncake://m:1"}),
-    (["--leankv-store", "file:a", "--leankv-store-size", "1M"], {"store": "file:a", "store_size": 10**6}),
+    (["--leankv-store", "file:a", "--leankv-store-size", "1MiB"], {"store": "file:a", "store_size": 1 << 20}),
     (["--leankv-store", "file:a", "--leankv-load", "never"], {"store": "file:a", "load": "never"}),
 ]
 
@@ -230,11 +230,13 @@ METHOD_FLAGS = [
     [
         (["--leankv-store-size", "1GiB"], "--leankv-store-size is about the pages of --leankv-store"),
         (["--leankv-load", "always"], "--leankv-load is about the pages of --leankv-store"),
-        (["--leankv-store", "file:a", "--leankv-store-size", "0"], "--leankv-store-size is a number of bytes"),
+        (["--leankv-store", "file:a", "--leankv-store-size", "0"], "--leankv-store-size is at least 1 MiB"),
+        (["--leankv-host-memory", "0"], "--leankv-host-memory is at least 1 MiB, not '0'; leave it out for none"),
+        (["--leankv-load", "sometimes"], "--leankv-load takes always, auto, never"),
         (["--leankv-store", "file:a", "--leankv-load", "sometimes"], "--leankv-load takes always, auto, never"),
     ],
 )
-def test_what_is_about_a_store_needs_one(argv: list[str], said: str) -> None:
+def test_what_is_wrong_with_a_place_is_said(argv: list[str], said: str) -> None:
     with pytest.raises(LeanKVError, match=said) as refusal:
         config_of(*argv)
     assert is_one_sentence(str(refusal.value))
