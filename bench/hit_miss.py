@@ -27,6 +27,8 @@ QUICK_SYSTEMS = "leankv, chunk 2048", "leankv, pressure", "stock, chunk 2048"
 SYSTEMS: dict[str, tuple[bool, tuple[str, ...]]] = {
     "leankv, chunk 2048": (False, ("--chunked-prefill-size", "2048")),
     "leankv, chunk 256": (False, ("--chunked-prefill-size", "256")),
+    "leankv balanced, chunk 2048": (False, ("--chunked-prefill-size", "2048", "--leankv-profile", "balanced")),
+    "leankv small, chunk 2048": (False, ("--chunked-prefill-size", "2048", "--leankv-profile", "small")),
     "leankv pruned, chunk 2048": (False, ("--chunked-prefill-size", "2048", *PRUNED)),
     "leankv pruned, chunk 256": (False, ("--chunked-prefill-size", "256", *PRUNED)),
     "leankv, pressure": (False, SMALL),

@@ -1,8 +1,14 @@
-"""The OpenAI client against a running server (``make serve``): chat, and how much of the prompt came from the cache."""
+"""The OpenAI client: chat, and how much of the prompt came from the cache.
+
+The server (``make serve``) may be elsewhere: ``python examples/openai_client.py http://HOST:PORT``.
+"""
+
+import sys
 
 from openai import OpenAI
 
-client = OpenAI(base_url="http://127.0.0.1:30000/v1", api_key="none")
+URL = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:30000"
+client = OpenAI(base_url=URL + "/v1", api_key="none")
 messages = [
     {"role": "system", "content": "You answer in one short sentence. " * 40},
     {"role": "user", "content": "What is the capital of France?"},

@@ -1,8 +1,14 @@
-"""One server, several accuracies: the field ``leankv`` says how a request's own pages are compressed."""
+"""One server, several accuracies: the field ``leankv`` says how a request's own pages are compressed.
+
+The server (``make serve``) may be elsewhere: ``python examples/request_accuracy.py http://HOST:PORT``.
+"""
+
+import sys
 
 from openai import OpenAI
 
-client = OpenAI(base_url="http://127.0.0.1:30000/v1", api_key="none")
+URL = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:30000"
+client = OpenAI(base_url=URL + "/v1", api_key="none")
 prompt = "The city of Paris has many museums. " * 100 + "The capital of France is"
 for profile in ("near-lossless", "balanced", "small"):
     answer = client.completions.create(

@@ -25,6 +25,7 @@ with contextlib.suppress(ImportError):
 
 SERVERS = {
     "tests/e2e/test_hit_equals_miss.py": "server",
+    "tests/e2e/test_examples.py": "server",
     "tests/e2e/test_openai_clients.py": "server",
     "tests/e2e/test_server_reports.py": "server",
     "tests/e2e/test_request_accuracy.py": "plain",

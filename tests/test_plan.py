@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,27 @@ def test_shapes_that_cannot_be_are_one_sentence(line: str, said: str, capsys: py
     told = capsys.readouterr().err.strip()
     assert said in told
     assert is_one_sentence(told.removeprefix("error: "))
+
+
+DOCUMENTS = [(name, i) for name, tables in (("README.md", 1), ("docs/sizing.md", 2)) for i in range(tables)]
+
+
+def documented(name: str, number: int) -> tuple[str, list[dict[str, str]]]:
+    """Of the tables of plans in a document one, by its columns, and the arguments that the text before it names."""
+    text = (Path(__file__).resolve().parents[1] / name).read_text()
+    tables = [one for one in re.finditer(r"(^\|.*\n)+", text, re.MULTILINE) if "B/token held" in one[0].split("\n")[0]]
+    head, _, *rows = ([cell.strip(" `") for cell in line.split("|")[1:-1]] for line in tables[number][0].splitlines())
+    args = re.findall(r"`python -m leankv_sglang\.plan ([^`]*)`", text[: tables[number].start()])[-1]
+    return args, [dict(zip(["form", *head[1:]], row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize(("name", "number"), DOCUMENTS)
+def test_the_documents_have_what_is_printed(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[dict[str, str]] = []
+    monkeypatch.setattr("leankv_sglang.plan.print_table", lambda rows, _title: printed.extend(rows))
+    args, rows = documented(name, number)
+    assert main(args.split()) == 0
+    by_form = {row["form"]: row for row in printed}
+    assert rows
+    for row in rows:
+        assert row == {column: by_form[row["form"]][column] for column in row}

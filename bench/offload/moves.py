@@ -18,7 +18,6 @@ from leankv_kernels import RawPages, RecordLayout, RecordStore, get_ops
 from leankv_kernels.layout import HIGH, LEVEL_FAR, LEVEL_NEAR, LOW, PRUNED, TIERS
 from leankv_sglang.models.shape import ModelShape
 from leankv_sglang.offload.disk import DiskStore
-from leankv_sglang.offload.host import HostStore
 from leankv_sglang.offload.mooncake import MooncakeStore, parse_address
 from leankv_sglang.offload.page_object import PageName, read_object, to_objects
 from leankv_sglang.offload.page_store import PageStore
@@ -80,8 +79,9 @@ def move_rows(model: str, pages: int, rounds: int) -> list[dict[str, Any]]:
         "read objects": timed(rounds, read),
     }
     with ExitStack() as stack:
-        places: list[PageStore] = [HostStore(1 << 34)]
-        places.append(DiskStore(stack.enter_context(tempfile.TemporaryDirectory()), IDENTITY, 1 << 34))
+        # Host memory keeps references: nothing is moved there.
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        places: list[PageStore] = [DiskStore(folder, IDENTITY, 1 << 34)]
         if has_mooncake():
             address = parse_address(stack.enter_context(mooncake_master())[0])
             places.append(MooncakeStore(address, IDENTITY, 4 << 30))
