@@ -3,7 +3,8 @@
 ``first``: milliseconds to the first token of prefixes that are recomputed, on the device, in host memory, on disk or
 in a Mooncake Store, and bytes a token. ``moves``: pages and megabytes a second of every step, without a server.
 ``set``: a real trace whose working set is three times what the device holds, with and without host memory. ``router``:
-chats on two servers behind SGLang's router, with and without one store for both. Mooncake and the router are measured
+chats on two servers behind SGLang's router, with and without one store for both. ``restart``: servers are killed and
+started again on their folder, every answer compared. Mooncake and the router are measured
 where their packages are installed.
 """
 
@@ -18,10 +19,11 @@ from bench.common.table import print_table, write_json
 from bench.offload.first_token import all_places, first_tokens
 from bench.offload.master import has_mooncake
 from bench.offload.moves import SHAPES, move_rows
+from bench.offload.restart import restart_rows
 from bench.offload.router import has_router, router_rows
 from bench.offload.working_set import working_set_rows
 
-PARTS = ("first", "moves", "set", "router")
+PARTS = ("first", "moves", "set", "router", "restart")
 
 
 def plot_first(rows: Sequence[dict[str, Any]], file: str) -> bool:
@@ -69,6 +71,7 @@ def command_line() -> Parser:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pages", type=int, default=256, help="that are moved at once")
     parser.add_argument("--chats", type=int, default=8, help="behind the router")
+    parser.add_argument("--prompts", type=int, default=20, help="of the restart")
     parser.add_argument("--requests", type=int, default=60, help="of the trace")
     return parser
 
@@ -97,6 +100,11 @@ def main() -> None:
         routed = router_rows(args.chats, 5)
         print_table(routed, f"{args.chats} chats of 5 turns on two servers behind SGLang's router")
         rows += routed
+        write_json(args.json, rows)
+    if "restart" in args.parts:
+        outlived = restart_rows(args.prompts, 300, 3000)
+        print_table(outlived, "Killed and started again on the same folder; prompts of 300 to 3,000 tokens")
+        rows += outlived
         write_json(args.json, rows)
     save_plot(lambda file: plot_first(first, file), args.plot)
 
