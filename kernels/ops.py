@@ -95,7 +95,9 @@ class CountPages(Protocol):
 class PackPages(Protocol):
     """Copy pages out of a store; see ``reference.packing.pack_pages``."""
 
-    def __call__(self, store: RecordStore, pages: Tensor, level: Tensor, /) -> PackedPages: ...
+    def __call__(
+        self, store: RecordStore, pages: Tensor, level: Tensor, room: tuple[int, int] | None = None, /
+    ) -> PackedPages: ...
 
 
 class UnpackPages(Protocol):
@@ -201,6 +203,8 @@ def _launched_by(launcher: Launcher, name: str, variant: str = "") -> Ops:
         partial(cuda.free_pages, launcher),
         partial(cuda.cut_pages, launcher),
         partial(cuda.count_pages, launcher),
+        partial(cuda.pack_pages, launcher),
+        partial(cuda.unpack_pages, launcher),
         variant=variant,
         takes_bounds=True,
         commit_bytes=cuda.commit_bytes,

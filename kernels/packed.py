@@ -15,7 +15,7 @@ class PackedPages(NamedTuple):
     """
 
     far: Tensor
-    """uint8 ``[bytes]``: records cut to the far level."""
+    """uint8 ``[bytes]``: records cut to the far level; what is behind the sum of their lengths is nothing."""
     far_bytes: Tensor
     """int64 ``[n, layers]``, bytes of each in ``far``."""
     near: Tensor

@@ -49,10 +49,13 @@ class BlockRing:
         column = torch.arange(width, device=counts.device)
         at = (self.head + start[:, None] + column) % self.num_blocks
         ids = torch.where(column < counts[:, None], self.ids[at], 0)
-        total = counts.sum()
+        self.skip(counts.sum())
+        return ids
+
+    def skip(self, total: Tensor) -> None:
+        """Take the next blocks, int64 ``[]`` so many, which the caller has read itself."""
         self.head.copy_((self.head + total) % self.num_blocks)
         self.free_blocks.sub_(total)
-        return ids
 
     def give(self, ids: Tensor) -> None:
         """Return every non-zero id of an int32 tensor of any shape."""

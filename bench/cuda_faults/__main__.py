@@ -21,7 +21,8 @@ from bench.common.table import print_table, write_json
 from bench.cuda_faults.faults import FAULTS, Fault, plant
 
 TESTS = tuple(
-    f"tests/kernels/test_{name}.py" for name in ("cuda_emulated", "cuda_layers", "cuda_work", "out_of_range", "shrink")
+    f"tests/kernels/test_{name}.py"
+    for name in ("cuda_emulated", "cuda_layers", "cuda_work", "out_of_range", "shrink", "packing")
 )
 
 

@@ -15,6 +15,7 @@ MERGE = "states_merge"
 COMMIT = "committed_to and 64-64"
 TIERS = "tiers_are_those"
 SHRINK = "same_as_the_reference and cuda"
+PACKING = "what_arrives and cuda"
 RANGE = "cuda and (bytes_of or who_reads or is_alone)"
 
 
@@ -209,6 +210,21 @@ FAULTS = (
         "counts[3] += tokens.high, counts[4] += tokens.mid, counts[5] += tokens.low;",
         "counts[3] += tokens.high, counts[4] += tokens.low, counts[5] += tokens.mid;",
         SHRINK,
+    ),
+    Fault(
+        "blocks' ids leave with a page",
+        "packing.cuh",
+        "if (i == kWordPage || i == kWordLayer || i == kWordBlocks) word = 0;",
+        "if (i == kWordPage || i == kWordLayer) word = 0;",
+        PACKING,
+    ),
+    Fault("padding of a block not cleared", "packing.cuh", "else if (i < packed.length)", "else", PACKING),
+    Fault(
+        "blocks taken past the ring's end",
+        "packing.cuh",
+        "ldg(a.ring + (at < a.num_blocks ? at : at - a.num_blocks))",
+        "ldg(a.ring + (at < a.num_blocks ? at : a.num_blocks - 1))",
+        PACKING,
     ),
 )
 

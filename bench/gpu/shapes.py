@@ -71,4 +71,4 @@ OTHERS = (
 )
 TINY = Shape("tiny", 2, 128, 4)
 """Of an emulated check; the tests emulate this shape too, and so it is compiled once."""
-COMMON = (Unit("states"), Unit("shrink"))
+COMMON = (Unit("states"), Unit("shrink"), Unit("packing"))

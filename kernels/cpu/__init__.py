@@ -146,7 +146,7 @@ def count_pages(store: RecordStore, pages: Tensor) -> Tensor:
     return counts
 
 
-def pack_pages(store: RecordStore, pages: Tensor, level: Tensor) -> PackedPages:
+def pack_pages(store: RecordStore, pages: Tensor, level: Tensor, room: tuple[int, int] | None = None) -> PackedPages:
     """See ``reference.packing.pack_pages``; the same bytes."""
     pages, pool = pages.contiguous(), _pool(store)
     lengths = [torch.empty(len(pages), store.num_layers, dtype=torch.int64) for _ in range(2)]

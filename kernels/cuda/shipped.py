@@ -53,7 +53,7 @@ def attend_unit(model: Heads, pair: tuple[str, str], many: bool = False) -> Unit
 
 def shipped_units() -> list[Unit]:
     """All of them, once each."""
-    units = {Unit("states"): None, Unit("shrink"): None}
+    units = {Unit("states"): None, Unit("shrink"): None, Unit("packing"): None}
     for model in MODELS:
         units[Unit("commit", (model.head_dim, PAGE_SIZE))] = None
         for many in (False, True):

@@ -15,13 +15,27 @@ THREADS = 512
 
 
 class ShrinkArgs(ctypes.Structure):
-    """``ShrinkArgs`` in csrc/shrink.cuh."""
+    """``ShrinkArgs`` in csrc/headers.cuh."""
 
     _fields_ = (
         ("shape", ShapeArgs),
         *((name, ctypes.c_void_p) for name in ("blocks", "page_table", "ring", "ring_head", "ring_free", "usage")),
         *((name, ctypes.c_void_p) for name in ("pages", "level", "counts")),
         *((name, ctypes.c_longlong) for name in ("num_blocks", "n", "layers", "table_stride")),
+    )
+
+
+def shrink_args(
+    store: RecordStore, pages: Tensor, level: Tensor | None = None, counts: Tensor | None = None
+) -> ShrinkArgs:
+    """What kernels are told of a store and of pages, contiguous like the rest; the caller keeps tensors alive."""
+    ring, table = store.ring, store.page_table
+    tensors = (store.blocks, table, ring.ids, ring.head, ring.free_blocks, store.usage_counts, pages)
+    return ShrinkArgs(
+        shape_args(store.layout),
+        *(x.data_ptr() for x in tensors),
+        *(None if x is None else x.data_ptr() for x in (level, counts)),
+        *(store.num_blocks, len(pages), store.num_layers, table.stride(0)),
     )
 
 
@@ -34,14 +48,8 @@ def _launch(
     counts: Tensor | None = None,
     blocks: int = 1,
 ) -> None:
-    ring, table, pages = store.ring, store.page_table, pages.contiguous()
-    tensors = (store.blocks, table, ring.ids, ring.head, ring.free_blocks, store.usage_counts, pages)
-    args = ShrinkArgs(
-        shape_args(store.layout),
-        *(x.data_ptr() for x in tensors),
-        *(None if x is None else x.data_ptr() for x in (level, counts)),
-        *(store.num_blocks, len(pages), store.num_layers, table.stride(0)),
-    )
+    pages = pages.contiguous()
+    args = shrink_args(store, pages, level, counts)
     launcher.launch(Unit("shrink"), kernel, (blocks, 1, 1), args, pages.device)
 
 

@@ -11,13 +11,16 @@ from leankv_kernels.packed import PackedPages
 from leankv_kernels.store import RecordStore
 
 
-def pack_pages(store: RecordStore, pages: Tensor, level: Tensor) -> PackedPages:
+def pack_pages(store: RecordStore, pages: Tensor, level: Tensor, room: tuple[int, int] | None = None) -> PackedPages:
     """Copy pages out of the store, which keeps them.
 
     Args:
         store: holds a record of each in every layer, none demoted.
         pages: int64 ``[n]``.
         level: int64 ``[n]``, ``LEVEL_NEAR`` where the near part is wanted too, if it is held; else ``LEVEL_FAR``.
+        room: bytes that far and near parts take at most, where that is known. A backend on a device may then write them
+            to main memory without being waited for: ``far`` and ``near`` are as long as this, what is behind the sum
+            of the lengths is nothing, and they are there once ``far_bytes`` is.
     """
     lay, layers = store.layout, store.num_layers
     records = torch.stack([store.gather(layer, pages) for layer in range(layers)], 1).flatten(0, 1)

@@ -243,25 +243,35 @@ class LeanKVLinker(UnifiedCacheLinker):
             return
         some = [key for key, is_chosen in zip(keys, chosen.tolist(), strict=True) if is_chosen]
         level = np.where(wants_near[chosen], LEVEL_NEAR, LEVEL_FAR)
-        self.pool.deferred.then(partial(self._pack, pages[chosen], level, some, place))
+        self.pool.deferred.then(
+            partial(self._pack, pages[chosen], level, self._room(pages[chosen], level), some, place)
+        )
 
-    def _pack(self, pages: Pages, level: Pages, keys: list[str], place: PageStore) -> None:
+    def _room(self, pages: Pages, level: Pages) -> tuple[int, int]:
+        """Bytes that the far parts of pages take at most, and the near parts of those that are wanted near."""
+        far, near = (self.pool.ledger.blocks_held(pages, at) for at in (LEVEL_FAR, LEVEL_NEAR))
+        near = np.where(level == LEVEL_NEAR, near - far + self.pool.layer_num, 0)
+        block_bytes = self.pool.store.layout.block_bytes
+        return int(far.sum()) * block_bytes, int(near.sum()) * block_bytes
+
+    def _pack(self, pages: Pages, level: Pages, room: tuple[int, int], keys: list[str], place: PageStore) -> None:
         store, ops = self.pool.store, self.pool.ops
         ids = put(pages, store.blocks.device)
-        packed = ops.pack_pages(store, ids, put(level, store.blocks.device))
+        packed = ops.pack_pages(store, ids, put(level, store.blocks.device), room)
+        # Behind the bytes on their stream, so these are here last.
         arrivals = [copy_out(part) for part in (*packed, ops.count_pages(store, ids))]
-        nbytes = packed.far.numel() + packed.near.numel()
         self.counts.pages_out += len(pages)
-        self.counts.bytes_out += nbytes
         identity = self.identity
 
         def make() -> dict[PageName, bytes]:
             for arrival in arrivals:
                 arrival.wait()
             *parts, counts = (arrival.values for arrival in arrivals)
-            return to_objects(keys, identity, counts.numpy().reshape(-1, COUNTS), PackedPages(*parts))
+            made = to_objects(keys, identity, counts.numpy().reshape(-1, COUNTS), PackedPages(*parts))
+            self.counts.bytes_out += sum(map(len, made.values()))
+            return made
 
-        self.stack.write(make, nbytes, place)
+        self.stack.write(make, packed.far.numel() + packed.near.numel(), place)
 
     def num_completed_offloads(self) -> int:
         """Offloads are done for the tree once they are queued: what is ordered later comes later."""

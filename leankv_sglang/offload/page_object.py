@@ -122,6 +122,8 @@ def to_objects(
         data, lengths = (packed.far, packed.far_bytes) if part is Part.FAR else (packed.near, packed.near_bytes)
         bytes_of, table = data.numpy().data, lengths.numpy()
         ends = table.sum(1).cumsum()
+        if len(ends) and ends[-1] > len(bytes_of):
+            raise ValueError(f"{ends[-1]} bytes of pages were packed into {len(bytes_of)}: none of them is kept")
         for i, key in enumerate(keys):
             if part is Part.FAR or level[i] == LEVEL_NEAR:
                 name = PageName(key, part)

@@ -64,16 +64,20 @@ def test_what_arrives_is_what_left(
 ) -> None:
     source = filled(pair, near, heads, dim, seed)
     there, spec = RecordStore(source.layout, LAYERS, PAGES, "cpu"), RecordStore(source.layout, LAYERS, PAGES, "cpu")
-    there.blocks[1:].fill_(9)
-    spec.blocks[1:].fill_(9)
+    for store in (there, spec):
+        store.blocks[1:].fill_(9)
+        store.ring.head.fill_(store.num_blocks - 1 - seed % 9)  # blocks are taken past the ring's end
     trimmed = data.draw(st.lists(st.integers(1, PAGES - 1), unique=True))
     source.cut(torch.tensor(trimmed, dtype=torch.int64), torch.full((len(trimmed),), LEVEL_FAR))
     pages = torch.tensor(data.draw(st.lists(st.integers(1, PAGES - 1), unique=True)), dtype=torch.int64)
     level = torch.tensor([data.draw(st.sampled_from((LEVEL_FAR, LEVEL_NEAR))) for _ in pages], dtype=torch.int64)
     names = torch.tensor(data.draw(st.permutations(range(1, PAGES + 1))))[: len(pages)]
     with backend_named(backend) as chosen:
-        packed = chosen.ops.pack_pages(source, pages, level)
         want = get_ops("cpu", "reference").pack_pages(source, pages, level)
+        more = data.draw(st.sampled_from((None, 0, 1000)))
+        room = None if more is None else (want.far.numel() + more, want.near.numel() + more)
+        packed = chosen.ops.pack_pages(source, pages, level, room)
+        packed = packed._replace(far=packed.far[: want.far.numel()], near=packed.near[: want.near.numel()])
         for got, wanted in zip(packed, want, strict=True):
             assert torch.equal(got, wanted)
         chosen.ops.unpack_pages(there, names, packed)
@@ -96,6 +100,19 @@ def test_nothing_of_the_pool_leaves_with_a_page() -> None:
     near = torch.full((2,), LEVEL_NEAR)
     one, other = ops.pack_pages(a, torch.tensor([2, 3]), near), ops.pack_pages(b, torch.tensor([5, 7]), near)
     assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+def test_what_does_not_fit_is_left_out() -> None:
+    store = filled(("k8v4", "k4v2"), True, 2, 64, 1)
+    pages, level = torch.tensor([1, 2, 3]), torch.full((3,), LEVEL_NEAR)
+    ops = get_ops("cpu", "cuda-emulated")
+    whole = ops.pack_pages(store, pages, level)
+    room = whole.far.numel() - 4, whole.near.numel()
+    packed = ops.pack_pages(store, pages, level, room)
+    assert (packed.far.numel(), packed.near.numel()) == room
+    assert torch.equal(packed.far_bytes, whole.far_bytes)
+    fits = int(whole.far_bytes.sum() - whole.far_bytes[-1, -1])
+    assert torch.equal(packed.far[:fits], whole.far[:fits])
 
 
 def test_lengths_that_are_not_those_of_the_bytes_are_refused() -> None:
