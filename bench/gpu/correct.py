@@ -16,6 +16,7 @@ from bench.gpu.jobs import Bench, Job, drawn
 from bench.gpu.shapes import LLAMA, Shape
 from leankv_kernels import Plan, RawPages, RecordLayout, RecordStore, build_plan
 from leankv_kernels import layout as L
+from leankv_kernels.packed import PackedPages
 from tests.kernels.cases import ALPHAS, MODEL_DTYPES, Case, store_with
 from tests.kernels.draws import calm_rows, generator, random_tier_maps, wild_rows
 from tests.kernels.driver import Method
@@ -139,11 +140,12 @@ def _begin_and_tier(bench: Bench, shape: Shape, rng: Random, many: bool) -> None
 
 
 def _commit(bench: Bench, shape: Shape, rng: Random, many: bool) -> None:
-    """Committing, cutting, counting and freeing in any order: blocks, table, ring and usage, byte for byte."""
+    """Committing, packing, cutting, counting, freeing in any order: blocks, table, ring and usage, byte for byte."""
     layout, device, most = shape.layout(), bench.device, bench.sizes.pages
     stores = [RecordStore(layout, 2, most, device) for _ in range(2)]
     both = tuple(zip((bench.ops, bench.reference), stores, strict=True))
     held: list[set[int]] = [set(), set()]
+    demoted: set[int] = set()
     for _ in range(6 if many else 3):
         layers = rng.choice((range(1), range(1, 2), range(2)))
         room = [page for page in range(1, most + 1) if not any(page in held[layer] for layer in layers)]
@@ -156,14 +158,39 @@ def _commit(bench: Bench, shape: Shape, rng: Random, many: bool) -> None:
         levels = torch.tensor([rng.randint(L.LEVEL_BASE, L.LEVEL_NEAR) for _ in some], device=device)
         counts = [ops.count_pages(store, some) for ops, store in both]
         assert torch.equal(*counts), "counts of blocks differ"
+        _move(both, sorted(held[0] & held[1] - demoted), rng)
         for ops, store in both:
             ops.cut_pages(store, some, levels)
+        demoted.update(some[levels == L.LEVEL_BASE].tolist())
         assert_same_store(*stores)
         gone = rng.sample(range(most + 1), rng.randint(1, most // 2 + 1))
         for ops, store in both:
             ops.free_pages(store, torch.tensor(gone, device=device))
         assert_same_store(*stores)
         held = [pages - set(gone) for pages in held]
+        demoted -= set(gone)
+
+
+def _move(both: tuple, pages: list[int], rng: Random) -> None:
+    """Pages out of their store and into another one, the room for their bytes known beforehand or not."""
+    (ops, store), (reference, spec) = both
+    ids = torch.tensor(rng.sample(pages, rng.randint(0, len(pages))), dtype=torch.int64)
+    level = torch.tensor([rng.choice((L.LEVEL_FAR, L.LEVEL_NEAR)) for _ in ids], dtype=torch.int64)
+    device = store.blocks.device
+    ids, level = ids.to(device), level.to(device)
+    want = reference.pack_pages(spec, ids, level)
+    room = rng.choice((None, (want.far.numel() + 4, want.near.numel() + 4)))
+    packed = ops.pack_pages(store, ids, level, room)
+    packed = PackedPages(*(part.to(device) for part in packed))
+    packed = packed._replace(far=packed.far[: want.far.numel()], near=packed.near[: want.near.numel()])
+    assert all(torch.equal(*pair) for pair in zip(packed, want, strict=True)), "packed bytes differ"
+    there, other = (RecordStore(store.layout, store.num_layers, store.num_pages, device) for _ in both)
+    for one in (there, other):
+        one.ring.head.fill_(one.num_blocks - 1)
+    names = torch.tensor(rng.sample(range(1, store.num_pages + 1), len(ids)), dtype=torch.int64, device=device)
+    ops.unpack_pages(there, names, packed)
+    reference.unpack_pages(other, names, want)
+    assert_same_store(there, other)
 
 
 def _commit_some(both: tuple, layout: RecordLayout, layers: range, pages: list[int], rng: Random, device: str) -> None:

@@ -1,8 +1,8 @@
 """Kernels in CUDA C++ for NVIDIA GPUs of compute capability 8.0 and up: integer tensor cores over records as they lie.
 
 The source (``csrc/``) is one header a job; a header's kernels at one shape are a unit (``unit``). The ops (``attend``,
-``open``, ``commit``, ``shrink``, ``packing``) hand units to a launcher: ``driver`` runs them on a GPU, ``emulated`` on a
-CPU, with threads as fibers and a check for races, so that they are tested without a GPU.
+``open``, ``commit``, ``shrink``, ``packing``) hand units to a launcher: ``driver`` runs them on a GPU, ``emulated`` on
+a CPU, with threads as fibers and a check for races, so that they are tested without a GPU.
 """
 
 from __future__ import annotations

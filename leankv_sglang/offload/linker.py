@@ -196,8 +196,9 @@ class LeanKVLinker(UnifiedCacheLinker):
 
     def _unpack(self, pages: Pages, packed: PackedPages) -> None:
         device = self.pool.store.blocks.device
-        moved = PackedPages(*(part.to(device) for part in packed))
-        self.pool.ops.unpack_pages(self.pool.store, put(pages, device), moved)
+        if device.type != "cpu":
+            packed = PackedPages(*(put(part.numpy(), device) for part in packed))
+        self.pool.ops.unpack_pages(self.pool.store, put(pages, device), packed)
 
     def start_layer_wise_loading(self) -> int:
         """Nothing to start: the next forward begins with what is queued."""
