@@ -172,7 +172,7 @@ def main() -> None:
     prompts = random_prompts(args.prompts, args.low, args.high)
     pressing = random_prompts(12, args.low, args.high) if args.quick else prompts[::2]
     rows: list[dict[str, Any]] = []
-    first: dict[bool, list[Completion]] = {}
+    first: dict[str, list[Completion]] = {}
     for system in args.systems or SYSTEMS:
         stock, flags = SYSTEMS[system]
         if "pressure" in system:
@@ -184,13 +184,13 @@ def main() -> None:
         with serve(*flags, stock=stock) as server:
             new, misses = compare(system, server, prompts, args.tokens)
         rows += new
-        pruned = "pruned" in system
-        if not stock and pruned in first:
+        accuracy = system.split(",")[0]
+        if accuracy in first:
             across = Comparison()
-            for a, b in zip(first[pruned], misses, strict=True):
+            for a, b in zip(first[accuracy], misses, strict=True):
                 across.add(a, b)
             rows.append(across.row(system, "miss, other chunk size"))
-        first.setdefault(pruned, misses)
+        first.setdefault(accuracy, misses)
         print_table(rows, "Hit against miss, greedy")
         write_json(args.json, rows)
     if parted := [row["system"] for row in rows if "stock" not in row["system"] and row["bit_equal"] < row["n"]]:
