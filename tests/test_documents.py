@@ -17,6 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SERVERS = {"leankv_sglang.launch_server", "sglang.launch_server"}
+PASSING_ON = {"bench.stress"}
+"""Commands that hand flags that they do not know to their server."""
 ELSEWHERE = {"curl", "docker", "mooncake_master", "pip", "pre-commit"}
 """Programs that are not ours."""
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) | set(
@@ -102,7 +104,9 @@ def module_problem(module: str, arguments: list[str]) -> str | None:
     if find_spec(module) is None:
         return f"there is no module {module}"
     flags = [word.split("=")[0] for word in arguments if word.startswith("--")]
-    known = server_flags() if module in SERVERS else set(re.findall(r"--[\w-]+", help_of(module))) if flags else set()
+    known = set(re.findall(r"--[\w-]+", help_of(module))) if flags and module not in SERVERS else set()
+    if module in SERVERS | PASSING_ON:
+        known |= server_flags()
     return next((f"{module} does not take {flag}" for flag in flags if flag not in known and flag != "--help"), None)
 
 

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,36 +26,11 @@ from leankv_sglang.offload.host import HostStore
 from leankv_sglang.offload.load_rule import LoadRule
 from leankv_sglang.offload.page_object import COUNTS, PageName, Part, to_objects, to_packed
 from leankv_sglang.offload.page_store import PageStore
+from leankv_sglang.offload.page_transfer import FoundPages, PageTransfer
 from leankv_sglang.offload.store_stack import StoreStack
 
 MOST_NOTED = 4096
 """Requests of which is noted where their pages are."""
-
-
-class FoundPages(NamedTuple):
-    """Pages in hand that are to be loaded."""
-
-    packed: PackedPages
-    counts: np.ndarray[Any, np.dtype[np.int32]]
-    """``[n, COUNTS]``, of this rank."""
-    blocks: np.ndarray[Any, np.dtype[np.int32]]
-    """``[n, 3]``, at the levels base, far and near, the most of any rank."""
-    level: Pages
-    """``[n]``, as the ledger has it."""
-    prices: Pages
-    """``[n]``, units."""
-
-
-@dataclass
-class PageTransfer(PoolTransfer):
-    """SGLang's description of a transfer, with the ids of its pages on the host."""
-
-    pages: Pages | None = None
-    """int64 ``[n]``."""
-    near: np.ndarray[Any, np.dtype[np.bool_]] | None = None
-    """bool ``[n]``, pages whose near part is worth keeping: hits end behind them."""
-    found: FoundPages | None = None
-    """What is to be loaded."""
 
 
 @dataclass
