@@ -23,8 +23,8 @@ from leankv_sglang.kvcache.tree.shrink import ShrinkStep
 from leankv_sglang.kvcache.tree.shrinking_component import ShrinkingComponent
 from leankv_sglang.kvcache.tree.trim import trim_steps
 from leankv_sglang.offload.linker import LeanKVLinker
-from leankv_sglang.offload.page_transfer import PageTransfer
 from leankv_sglang.offload.load_rule import LoadRule
+from leankv_sglang.offload.page_transfer import PageTransfer
 
 LONGEST_PREFILL = 10.0
 """Seconds between two prefills after which there was nothing to do meanwhile."""
