@@ -26,6 +26,9 @@ from leankv_sglang.offload.linker import LeanKVLinker
 from leankv_sglang.offload.load_rule import LoadRule
 from leankv_sglang.offload.page_transfer import PageTransfer
 
+BOUNDARIES = 2
+"""Of the boundaries inside nodes that trimming keeps longest, every so manieth goes beyond the device with its near
+part: each costs as much as a page's far part, and there are no requests to share it."""
 LONGEST_PREFILL = 10.0
 """Seconds between two prefills after which there was nothing to do meanwhile."""
 
@@ -46,7 +49,8 @@ class OffloadingComponent(ShrinkingComponent):
 
     def worth_near(self, node: Any) -> Any:
         """Of a node's pages, those behind which hits end: ends, branch points, and one in so many; bool ``[n]``."""
-        steps = trim_steps(self.start(node), len(self.pages(node)), self.hits_end_at(node), self.near_pages)
+        place = self.start(node), len(self.pages(node))
+        steps = trim_steps(*place, self.hits_end_at(node), self.near_pages, BOUNDARIES)
         return steps > ShrinkStep.TRIM_INSIDE
 
     def build_external_linker_transfer(self, phase: LinkerTransferPhase, node: Any, keys: Any) -> PoolTransfer | None:

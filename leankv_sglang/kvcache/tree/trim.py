@@ -13,7 +13,7 @@ def keep_every(near_pages: int) -> int:
     return max(16, 4 * near_pages)
 
 
-def trim_steps(start: int, count: int, ends_here: bool, near_pages: int) -> NDArray[np.int8]:
+def trim_steps(start: int, count: int, ends_here: bool, near_pages: int, times: int = 1) -> NDArray[np.int8]:
     """From which step on each page of a node may lose its near part, int8 ``[count]``: 0, with what lies inside nodes;
     1, with boundaries where hits seldom end; 2, not by trimming.
 
@@ -22,12 +22,13 @@ def trim_steps(start: int, count: int, ends_here: bool, near_pages: int) -> NDAr
         count: pages of the node.
         ends_here: whether hits are likely to end where the node ends.
         near_pages: pages that a hit reads near, so that must be held in full before its end.
+        times: of the boundaries inside nodes only every so manieth counts as one.
     """
     steps = np.zeros(count, np.int8)
     if not near_pages:
         return steps
     page = np.arange(start, start + count)
-    steps[-(page + 1) % keep_every(near_pages) < near_pages] = 1
+    steps[-(page + 1) % (times * keep_every(near_pages)) < near_pages] = 1
     steps[max(count - near_pages, 0) :] = 2 if ends_here else 1
     return steps
 
