@@ -28,7 +28,7 @@ from leankv_sglang.offload.page_transfer import PageTransfer
 
 BOUNDARIES = 2
 """Of the boundaries inside nodes that trimming keeps longest, every so manieth goes beyond the device with its near
-part: each costs as much as a page's far part, and there are no requests to share it."""
+part, which is about as large as a page's far part."""
 LONGEST_PREFILL = 10.0
 """Seconds between two prefills after which there was nothing to do meanwhile."""
 
