@@ -1,5 +1,7 @@
 """One server, several accuracies: the field ``leankv`` says how a request's own pages are compressed.
 
+The text repeats itself, so it is pruned to far less than other texts are (docs/sizing.md has what to expect).
+
 The server (``make serve``) may be elsewhere: ``python examples/request_accuracy.py http://HOST:PORT``.
 """
 

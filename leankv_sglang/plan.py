@@ -34,21 +34,23 @@ MOST_REQUESTS = 2**20
 
 
 class Form(NamedTuple):
-    """A way to keep tokens: which share of them is high and which is pruned, the rest being low."""
+    """A way to keep tokens: which share of them is high and which is pruned, the rest being low; and the flags that
+    lead there, where A is a threshold that does so for the model's attention."""
 
     name: str
     tiers: str
     high: float
     pruned: float
+    flags: str
 
 
 FORMS = (
-    Form("all high", "k8v4,k4v2", 1.0, 0.0),
-    Form("half of the tokens high", "k8v4,k4v2", 0.5, 0.0),
-    Form("all far tokens low", "k8v4,k4v2", 0.0, 0.0),
-    Form("far tokens low, 30% pruned", "k8v4,k4v2", 0.0, 0.3),
-    Form("all k8v4, near and far", "k8v4", 1.0, 0.0),
-    Form("all k4v2, near and far", "k4v2", 1.0, 0.0),
+    Form("all high", "k8v4,k4v2", 1.0, 0.0, "--leankv-alpha-high 0"),
+    Form("half of the tokens high", "k8v4,k4v2", 0.5, 0.0, "--leankv-alpha-high A"),
+    Form("all far tokens low", "k8v4,k4v2", 0.0, 0.0, "--leankv-significance none"),
+    Form("far tokens low, 30% pruned", "k8v4,k4v2", 0.0, 0.3, "--leankv-alpha-high inf --leankv-alpha-low A"),
+    Form("all k8v4, near and far", "k8v4", 1.0, 0.0, "--leankv-tiers k8v4"),
+    Form("all k4v2, near and far", "k4v2", 1.0, 0.0, "--leankv-tiers k4v2"),
 )
 
 
@@ -78,8 +80,7 @@ def plan_rows(shape: ModelShape, memory: int, page_size: int, requests: int, nea
         config = LeanKVConfig(high=high, mid=mid, low=low, near_pages=near_pages)
         layout = make_layout(config, page_size, shape.kv_heads, shape.head_dim)
         cost = lasting_units(layout, form, near_pages, shape.layers)
-        flags = f"--leankv-tiers {form.tiers}"
-        rows.append(_row(form.name, flags, layout, cost, shape, memory, requests))
+        rows.append(_row(form.name, form.flags, layout, cost, shape, memory, requests))
     raw = shape.token_bytes
     plain = {
         "form": "16 bits, stock SGLang",
@@ -199,6 +200,10 @@ def run(args: argparse.Namespace) -> None:
     layers, query_heads, kv_heads, head_dim = shape
     title = f"{layers} layers, {query_heads} query heads on {kv_heads} KV heads of {head_dim}; {memory:,} bytes in all"
     print_table([{name: _say(name, value) for name, value in row.items()} for row in rows], title)
+    print(
+        "A: a threshold, a multiple of uniform attention; which shares it gives is the model's affair. The default, 1,"
+    )
+    print("gives rows two and three of these or between; python -m leankv_sglang.calibrate finds what prunes safely.\n")
 
 
 def _say(name: str, value: Any) -> str:

@@ -110,7 +110,7 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
     points = _points(data["points"], shape, broken)
     chosen = current_point(point) if point else (DEFAULT_POINT if DEFAULT_POINT in points else next(iter(points)))
     if chosen not in points:
-        raise broken(f"has no point {chosen!r}, it has {', '.join(points)}")
+        raise broken(f"has no point {chosen!r}; it has {', '.join(points)}")
     try:
         high, mid, low = parse_tiers(data["tiers"])
         config = LeanKVConfig(

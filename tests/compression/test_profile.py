@@ -96,7 +96,7 @@ def test_a_point_is_chosen_by_name(write: Callable[..., str]) -> None:
         profile = find_profile(text, "nowhere")
         assert profile.config.profile == f"tiny {'near-lossless' if ':' in text else 'balanced'}"
     assert find_profile(f"{path}:near-lossless", "nowhere").config.alphas == Alphas(0.0, INF, 0.0)
-    with pytest.raises(LeanKVError, match="has no point 'small', it has near-lossless, balanced"):
+    with pytest.raises(LeanKVError, match="has no point 'small'; it has near-lossless, balanced"):
         find_profile(f"{path}:small", "nowhere")
 
 
