@@ -201,9 +201,9 @@ def run(args: argparse.Namespace) -> None:
     title = f"{layers} layers, {query_heads} query heads on {kv_heads} KV heads of {head_dim}; {memory:,} bytes in all"
     print_table([{name: _say(name, value) for name, value in row.items()} for row in rows], title)
     print(
-        "A: a threshold, a multiple of uniform attention; which shares it gives is the model's affair. The default, 1,"
+        "A: a threshold, a multiple of uniform attention; what shares it gives is the model's affair. The default, 1, is"
     )
-    print("gives rows two and three of these or between; python -m leankv_sglang.calibrate finds what prunes safely.\n")
+    print("between half of the tokens high and all far tokens low; calibrate finds what may be pruned.\n")
 
 
 def _say(name: str, value: Any) -> str:
