@@ -31,6 +31,10 @@ from leankv_sglang.table import print_table
 
 SHAPE_FLAGS = ("--layers", "--query-heads", "--kv-heads", "--head-dim")
 MOST_REQUESTS = 2**20
+LEGEND = """A: a threshold, a multiple of uniform attention; the shares it gives are the model's affair.
+At the default, 1, they lie between half of the tokens high and all far tokens low;
+python -m leankv_sglang.calibrate finds what may be pruned.
+"""
 
 
 class Form(NamedTuple):
@@ -200,10 +204,7 @@ def run(args: argparse.Namespace) -> None:
     layers, query_heads, kv_heads, head_dim = shape
     title = f"{layers} layers, {query_heads} query heads on {kv_heads} KV heads of {head_dim}; {memory:,} bytes in all"
     print_table([{name: _say(name, value) for name, value in row.items()} for row in rows], title)
-    print(
-        "A: a threshold, a multiple of uniform attention; what shares it gives is the model's affair. The default, 1, is"
-    )
-    print("between half of the tokens high and all far tokens low; calibrate finds what may be pruned.\n")
+    print(LEGEND)
 
 
 def _say(name: str, value: Any) -> str:
