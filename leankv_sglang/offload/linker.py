@@ -213,7 +213,7 @@ class LeanKVLinker(UnifiedCacheLinker):
         """
         held = self.pool.ledger.level[pages]
         wants_near = near & (held == LEVEL_NEAR) & bool(self.near_pages)
-        has_far, has_near = (np.array(place.has(_names(keys, part)), bool) for part in (Part.FAR, Part.NEAR))
+        has_far, has_near = (np.array(self.stack.has_in(place, _names(keys, part)), bool) for part in Part)
         chosen = (held > LEVEL_BASE) & (~has_far | wants_near & ~has_near)
         if not chosen.any():
             return
@@ -236,7 +236,6 @@ class LeanKVLinker(UnifiedCacheLinker):
         packed = ops.pack_pages(store, ids, put(level, store.blocks.device), room)
         # Behind the bytes on their stream, so these are here last.
         arrivals = [copy_out(part) for part in (*packed, ops.count_pages(store, ids))]
-        self.counts.pages_out += len(pages)
         identity = self.identity
 
         def make() -> dict[PageName, bytes]:
@@ -244,6 +243,7 @@ class LeanKVLinker(UnifiedCacheLinker):
                 arrival.wait()
             *parts, counts = (arrival.values for arrival in arrivals)
             made = to_objects(keys, identity, counts.numpy().reshape(-1, COUNTS), PackedPages(*parts))
+            self.counts.pages_out += len(keys)
             self.counts.bytes_out += sum(map(len, made.values()))
             return made
 

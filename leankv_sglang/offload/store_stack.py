@@ -61,17 +61,19 @@ class StoreStack:
         found = self.host.has(names)
         if self.store is not None and not all(found):
             missing = [i for i, there in enumerate(found) if not there]
-            for i, there in zip(missing, self._ask(self.store, [names[i] for i in missing]), strict=True):
+            for i, there in zip(missing, self.has_in(self.store, [names[i] for i in missing]), strict=True):
                 found[i] = there
         return found
 
-    def _ask(self, store: PageStore, names: Sequence[PageName]) -> list[bool]:
-        """What a store has; nothing while it owes an answer, so a place that hangs is waited for once."""
+    def has_in(self, place: PageStore, names: Sequence[PageName]) -> list[bool]:
+        """Which objects are in one of the places; none while it owes an answer: what hangs is waited for once."""
+        if place is self.host:
+            return self.host.has(names)
         if self._asked is None or self._asked.done():
-            self._asked = self._asking.submit(store.has, names)
+            self._asked = self._asking.submit(place.has, names)
             with suppress(TimeoutError):
                 return self._asked.result(ASK_SECONDS)
-            store.counts.failures += 1
+            place.counts.failures += 1
         return [False] * len(names)
 
     def fetch(self, names: Sequence[PageName]) -> None:

@@ -17,6 +17,16 @@ struct ShrinkArgs {
     long long num_blocks, n, layers, table_stride;
 };
 
+// Tokens of all heads, from where a record's words of heads begin.
+__device__ __forceinline__ Counts tokens_of(const RecordShape& s, const int* heads) {
+    Counts sum{0, 0, 0};
+    for (int h = 0; h < s.heads; h++) {
+        const Counts c = Counts::of(heads[kHeadWords * h + kHeadCounts]);
+        sum.high += c.high, sum.mid += c.mid, sum.low += c.low;
+    }
+    return sum;
+}
+
 // A record by its first block; nothing where that is 0.
 struct HeaderWords {
     int* words;
@@ -32,14 +42,7 @@ struct HeaderWords {
     __device__ __forceinline__ int blocks_at(const RecordShape& s, int level) const {
         return (int)((bytes_at(s, level) + s.block_bytes - 1) >> s.block_shift);
     }
-    __device__ __forceinline__ Counts tokens(const RecordShape& s) const {
-        Counts sum{0, 0, 0};
-        for (int h = 0; h < s.heads; h++) {
-            const Counts c = Counts::of(words[s.head_word + kHeadWords * h + kHeadCounts]);
-            sum.high += c.high, sum.mid += c.mid, sum.low += c.low;
-        }
-        return sum;
-    }
+    __device__ __forceinline__ Counts tokens(const RecordShape& s) const { return tokens_of(s, words + s.head_word); }
     __device__ __forceinline__ RecordUsage usage(const RecordShape& s, int level, int blocks) const {
         const Counts c = tokens(s);
         return {s, c.high, c.mid, c.low, level, blocks};

@@ -116,12 +116,8 @@ __device__ __forceinline__ void scatter_pages(const PackArgs& p) {
     UsageChange change;
     if (threadIdx.x == 0) {
         a.page_table[layer * a.table_stride + id] = block(0);
-        Counts sum{0, 0, 0};
-        for (int h = 0; h < a.shape.heads; h++) {
-            const Counts c = Counts::of(*packed.word(a.shape, (int)a.shape.head_word + kHeadWords * h + kHeadCounts));
-            sum.high += c.high, sum.mid += c.mid, sum.low += c.low;
-        }
-        change.add({a.shape, sum.high, sum.mid, sum.low, level, count}, 1);
+        const Counts c = tokens_of(a.shape, packed.word(a.shape, (int)a.shape.head_word));
+        change.add({a.shape, c.high, c.mid, c.low, level, count}, 1);
     }
     change.apply(a.usage, threadIdx.x);
 }
