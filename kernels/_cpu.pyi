@@ -25,6 +25,7 @@ def attend_open(
     out: Tensor,
     lse: Tensor,
     scale: float,
+    cap: float,
     threads: int,
 ) -> None: ...
 def attend_committed(
@@ -42,6 +43,7 @@ def attend_committed(
     lse: Tensor,
     near_pages: int,
     scale: float,
+    cap: float,
     rotated: bool,
     threads: int,
 ) -> None: ...

@@ -29,14 +29,16 @@ BACKEND_ENV = "LEANKV_KERNELS"
 class AttendOpen(Protocol):
     """Causal attention inside each tile's raw page; see ``reference.attention.attend_open``."""
 
-    def __call__(self, q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Tensor, Tensor]: ...
+    def __call__(
+        self, q: Tensor, raw: RawPages, plan: Plan, scale: float, cap: float = 0.0
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class AttendCommitted(Protocol):
     """Attention over committed pages by the read rule; see ``reference.attention.attend_committed``."""
 
     def __call__(
-        self, q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str
+        self, q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str, cap: float = 0.0
     ) -> tuple[Tensor, Tensor]: ...
 
 

@@ -55,7 +55,7 @@ def _outputs(q: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty(q.shape, dtype=torch.float32), torch.empty(q.shape[:2], dtype=torch.float32)
 
 
-def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float, cap: float = 0.0) -> tuple[Tensor, Tensor]:
     """See ``reference.attention.attend_open``; float32 out and LSE."""
     out, lse = _outputs(q)
     _cpu.attend_open(
@@ -68,13 +68,14 @@ def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Ten
         out=out,
         lse=lse,
         scale=scale,
+        cap=cap,
         threads=torch.get_num_threads(),
     )
     return out, lse
 
 
 def attend_committed(
-    q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str
+    q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str, cap: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.attention.attend_committed``; float32 out and LSE.
 
@@ -95,6 +96,7 @@ def attend_committed(
         lse=lse,
         near_pages=plan.near_pages,
         scale=scale,
+        cap=cap,
         rotated=rotation != "none",
         threads=torch.get_num_threads(),
     )

@@ -136,12 +136,19 @@ class AttendArgs(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("centre_start", "near_pages", "mid_keys_fine", "mid_values_fine")),
         ("rotation_block", ctypes.c_int),
         *((name, ctypes.c_float) for name in ("factor", "back", "key_centre_high", "key_centre_low")),
-        *((name, ctypes.c_float) for name in ("value_centre_high", "value_centre_low")),
+        *((name, ctypes.c_float) for name in ("value_centre_high", "value_centre_low", "cap")),
     )
 
 
 def attend_committed(
-    launcher: Launcher, q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str
+    launcher: Launcher,
+    q: Tensor,
+    store: RecordStore,
+    layer: int,
+    plan: Plan,
+    scale: float,
+    rotation: str,
+    cap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.attention.attend_committed``; float32 out and LSE. One launch, or two where requests share
     pages or some decode beside the prefill of others.
@@ -176,6 +183,7 @@ def attend_committed(
             *(shape.centre_start, plan.near_pages, int(shape.mid_keys_fine), int(shape.mid_values_fine), block),
             *(scale * math.log2(math.e) / math.sqrt(block), 1 / math.sqrt(block)),
             *(shape.key_centre_high, shape.key_centre_low, shape.value_centre_high, shape.value_centre_low),
+            cap * math.log2(math.e),
         )
         unit = Unit("attend", kernels[together])
         blocks = items * heads if table is not None else min(items * heads, MOST_BLOCKS)

@@ -61,11 +61,13 @@ class OpenArgs(ctypes.Structure):
         *((name, ctypes.c_longlong) for name in ("key_page", "value_page")),
         *((name, ctypes.c_int) for name in ("key_token", "key_head", "value_token", "value_head")),
         *((name, ctypes.c_int) for name in ("q_dtype", "raw_dtype", "heads", "parts", "alone")),
-        ("factor", ctypes.c_float),
+        *((name, ctypes.c_float) for name in ("factor", "cap")),
     )
 
 
-def attend_open(launcher: Launcher, q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+def attend_open(
+    launcher: Launcher, q: Tensor, raw: RawPages, plan: Plan, scale: float, cap: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """See ``reference.attention.attend_open``; float32 out and LSE. One launch, or two where a tile has more queries
     than a block takes.
 
@@ -90,7 +92,8 @@ def attend_open(launcher: Launcher, q: Tensor, raw: RawPages, plan: Plan, scale:
     args = OpenArgs(
         *(x.data_ptr() for x in tensors),
         *(key.stride(0), value.stride(0), *key.stride()[1:3], *value.stride()[1:3]),
-        *(DTYPES[q.dtype], DTYPES[key.dtype], heads * parts, parts, int(alone), scale * math.log2(math.e)),
+        *(DTYPES[q.dtype], DTYPES[key.dtype], heads * parts, parts, int(alone)),
+        *(scale * math.log2(math.e), cap * math.log2(math.e)),
     )
     unit = Unit("open", shape)
     if not alone:

@@ -39,7 +39,12 @@ def _softmax_state(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return weights, total.masked_fill(total == 0, 1.0), lse
 
 
-def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+def _cap_scores(scores: Tensor, cap: float) -> Tensor:
+    """Scores drawn into (-cap, cap), in place; as they are where it is 0."""
+    return scores.div_(cap).tanh_().mul_(cap) if cap else scores
+
+
+def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float, cap: float = 0.0) -> tuple[Tensor, Tensor]:
     """Causal attention of every tile's queries over the raw tokens of their own page.
 
     Adds to ``raw.scores`` the in-page softmax probability each key receives from the tile's queries, summed, in tiles
@@ -53,6 +58,7 @@ def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Ten
         raw: own pages; positions behind a tile's last query are not read.
         plan: the forward's plan.
         scale: factor on q.k.
+        cap: scores, scaled, become ``cap * tanh(score / cap)`` before the softmax; 0 for as they are.
 
     Returns:
         out float64 ``[T, Hq, D]`` and LSE float64 ``[T, Hq]``.
@@ -65,7 +71,7 @@ def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Ten
     k, v = (x.nan_to_num(0.0, 0.0, 0.0).clamp(-FP16_MAX, FP16_MAX) for x in (k, v))
     # [U, H, g * Q, D]
     rows = _by_tile(q.to(torch.float64) * scale, plan).unflatten(2, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    scores = (rows @ k.transpose(2, 3)).unflatten(2, (-1, plan.max_queries))
+    scores = _cap_scores(rows @ k.transpose(2, 3), cap).unflatten(2, (-1, plan.max_queries))
     weights, total, lse = _softmax_state(scores.masked_fill_(~plan.causal[:, None, None], float("-inf")))
     none = (plan.causal[:, None] & unreadable[:, :, None]).any(-1)[:, :, None]  # [U, H, 1, Q]
     lse = lse.masked_fill(none, float("nan"))
@@ -79,7 +85,7 @@ def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Ten
 
 
 def attend_committed(
-    q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str
+    q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str, cap: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Attention over the pages before each query's own: the last ``plan.near_pages`` at the near view, the rest far.
 
@@ -90,6 +96,7 @@ def attend_committed(
         plan: the forward's plan.
         scale: factor on q.k.
         rotation: how keys and values were rotated before quantizing.
+        cap: scores, scaled and with the centre's share, become ``cap * tanh(score / cap)``; 0 for as they are.
 
     Returns:
         out float64 ``[T, Hq, D]``, rotated back, and LSE float64 ``[T, Hq]``: zeros and -inf where nothing is read.
@@ -118,7 +125,7 @@ def attend_committed(
             shift = len(both) - last
             cuts = [(0, split), (split + shift, own + shift)] if shift else [(0, own)]
             parts = [_slice(view, start, end) for start, end in cuts]
-            tile_out, tile_lse = _attend_views(rotated[tokens], [p for p in parts if len(p.valid)])
+            tile_out, tile_lse = _attend_views(rotated[tokens], [p for p in parts if len(p.valid)], cap)
             out[tokens] = rotate(tile_out, rotation)
             lse[tokens] = tile_lse
     return out, lse
@@ -133,12 +140,13 @@ def _slice(view: View, start: int, end: int) -> View:
     return View(*(x[start:end] for x in view))
 
 
-def _attend_views(q: Tensor, views: list[View]) -> tuple[Tensor, Tensor]:
+def _attend_views(q: Tensor, views: list[View], cap: float) -> tuple[Tensor, Tensor]:
     """Attention of Q queries over all tokens of some pages; scales and zeros are folded out of the products.
 
     Args:
         q: rotated and scaled, float64 ``[Q, H, g, D]``.
         views: pages, codes in float64.
+        cap: of scores, or 0.
 
     Returns:
         out ``[Q, Hq, D]``, still rotated, and LSE ``[Q, Hq]``.
@@ -151,7 +159,7 @@ def _attend_views(q: Tensor, views: list[View]) -> tuple[Tensor, Tensor]:
         dots = rows @ view.key.transpose(2, 3)  # [n, H, Q * g, P]
         dots.mul_(view.key_scale[:, :, None]).add_(row_sum * view.key_zero[:, :, None])
         dots.add_(rows @ view.key_centre[..., None])
-        scores.append(dots.masked_fill_(~view.valid[:, :, None], float("-inf")))
+        scores.append(_cap_scores(dots, cap).masked_fill_(~view.valid[:, :, None], float("-inf")))
     page = scores[0].shape[-1]
     flat = torch.cat(scores).permute(1, 2, 0, 3).flatten(2)
     weights, total, lse = _softmax_state(flat)

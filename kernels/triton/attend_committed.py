@@ -26,6 +26,7 @@ from leankv_kernels.triton import record as rec
 from leankv_kernels.triton.config import ROWS, SPLIT_PAGES, committed_launch, launch, tuned
 from leankv_kernels.triton.numbers import (
     LOW_SCALE,
+    capped,
     finite,
     hadamard,
     halves,
@@ -85,10 +86,11 @@ def _common_scores(q, above, words, table, pages, first, before, head, S: tl.con
 
 @triton.jit
 def _attend_page(
-    q, above, total, common, peak, acc, sums, zeros, words, block, head, near, S: tl.constexpr, N: tl.constexpr
-):
+    q, above, total, common, peak, acc, sums, zeros, words, block, head, near,
+    S: tl.constexpr, N: tl.constexpr, CAP: tl.constexpr,
+):  # fmt: skip
     """One page on top of a running softmax state: ``peak [R]``, ``acc [2 R, pad]``, and sums ``[R, N]``. Within the
-    page, scores and peaks are less what is common to its keys.
+    page, scores and peaks are less what is common to its keys, but where scores are capped.
     """
     blocks, kept_keys, kept_values, far, level, base, fine, near_at = rec.open_head(words, block, head, S)
     far_keys, far_values, high_values = rec.far_runs(base, fine, kept_keys, far, S)
@@ -97,6 +99,9 @@ def _attend_page(
     far_steps = (far + (N - 1)) // N
     # That of a page of which nothing is read may be NaN.
     common = tl.where(near | (far > 0), common, 0.0)
+    share = common
+    if CAP != 0:
+        common = tl.full((total.shape[0],), 0.0, tl.float32)
     peak -= common
     for step in range(0, far_steps + tl.where(near, (pruned + (N - 1)) // N, 0)):
         # Far tokens; then, for the near view, pruned ones.
@@ -122,6 +127,8 @@ def _attend_page(
         zero = tl.fma(ks, tl.where(token < fine_keys, S.key_centre_high, S.key_centre_low) - 256.0, kz)
         s = unstacked(product(q, keys, tl.full((2 * total.shape[0], N), 0.0, tl.float32)))
         s = tl.fma(ks[None, :] * 256.0, s, zero[None, :] * total[:, None]) * above[:, None]
+        if CAP != 0:
+            s = capped(s + share[:, None], CAP)
         s = tl.where(inside[None, :], s, -float("inf"))
 
         top = tl.maximum(peak, tl.max(s, 1))
@@ -148,11 +155,12 @@ def _row_query(row, first, head, HEADS: tl.constexpr, GROUP: tl.constexpr):
 def attend_pages(
     queries, meta, words, table, pages, tiles, out, state, row_blocks, splits, near_pages,
     HEADS: tl.constexpr, GROUP: tl.constexpr, S: tl.constexpr, R: tl.constexpr, N: tl.constexpr, WHOLE: tl.constexpr,
+    CAP: tl.constexpr,
 ):  # fmt: skip
     """Softmax states of query rows over the pages of a split, or with ``WHOLE`` over all splits, merged.
 
     Writes ``out [queries, heads, splits, dim]`` and ``state [queries, heads, splits, 2]`` (peak and sum, base 2) where
-    there are pages to read.
+    there are pages to read. ``CAP``: of scores, in base 2; 0 for none.
     """
     tile, row_block = tl.program_id(0) // row_blocks, tl.program_id(0) % row_blocks
     head, split = tl.program_id(1), tl.program_id(2)
@@ -182,7 +190,7 @@ def attend_pages(
             near = (number >= before - near_pages) & S.near
             common = tl.sum(tl.where(tl.arange(0, _WIDTH)[None, :] == number - part * _SPLIT, commons, 0.0), 1)
             peak, acc, sums, zeros = _attend_page(
-                q, above, total, common, peak, acc, sums, zeros, words, block, head, near, S, N
+                q, above, total, common, peak, acc, sums, zeros, words, block, head, near, S, N, CAP
             )
         part_out = tl.fma(unstacked(acc), 256.0 / _LIFT, row_sums(zeros)[:, None])
         part_sum = row_sums(sums)
@@ -224,7 +232,7 @@ _attend = tuned(attend_pages, ["GROUP", "S", "R", "WHOLE"])
 
 
 def attend_committed(
-    q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str
+    q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str, cap: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.attention.attend_committed``; float32 out and LSE.
 
@@ -254,7 +262,7 @@ def attend_committed(
     args: tuple[Any, ...] = (q.contiguous(), prepared, meta, rows, scale * _LOG2_E * norm)
     launch(prepare_queries, by_rows, (*args, log, dim, shape.pad, ROWS.rows), ROWS.options)
     records = (store.blocks.view(torch.int32), store.page_table[layer], plan.pages, plan.tiles)
-    constants = (heads, group, shape, sizes.rows, sizes.tokens, whole)
+    constants = (heads, group, shape, sizes.rows, sizes.tokens, whole, cap * _LOG2_E)
     args = (prepared, meta, *records, partial, state, row_blocks, parts, plan.near_pages, *constants)
     kernel, options = _attend(sizes)
     launch(kernel, (plan.num_tiles * row_blocks, heads, parts), args, options)

@@ -19,7 +19,7 @@ from leankv_kernels.plan import Plan
 from leankv_kernels.raw import RawPages
 from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
 from leankv_kernels.triton.config import launch, open_launch
-from leankv_kernels.triton.numbers import FP16_MAX, product
+from leankv_kernels.triton.numbers import FP16_MAX, capped, product
 
 _ONE = tl.constexpr(float(COLUMN_SCORE_ONE))
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -46,12 +46,15 @@ def begin_pages(scores, at, tiles, length, B: tl.constexpr):
 
 
 @triton.jit
-def _scores(q, key, token, channel, last, position, factor, stride, D: tl.constexpr):
+def _scores(q, key, token, channel, last, position, factor, stride, D: tl.constexpr, CAP: tl.constexpr):
     # [M, N], base 2; -inf for keys that a query does not see.
     inside = (token <= last)[None, :] & (channel < D)[:, None]
     k = in_range(tl.load(key + token[None, :] * stride + channel[:, None], mask=inside, other=0.0), float("nan"))
     s = product(q, k.to(q.dtype), tl.full((q.shape[0], token.shape[0]), 0.0, tl.float32))
-    return tl.where(token[None, :] <= position[:, None], s * factor, -float("inf"))
+    s *= factor
+    if CAP != 0:
+        s = capped(s, CAP)
+    return tl.where(token[None, :] <= position[:, None], s, -float("inf"))
 
 
 @triton.jit
@@ -59,11 +62,12 @@ def attend_raw(
     q, key, value, scores, at, tiles, out, lse, row_blocks, factor, page_stride, token_stride, head_stride,
     HEADS: tl.constexpr, GROUP: tl.constexpr, PAD_GROUP: tl.constexpr, PAGE: tl.constexpr, D: tl.constexpr,
     PAD: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ONE_TILE: tl.constexpr, WIDE: tl.constexpr,
+    CAP: tl.constexpr,
 ):  # fmt: skip
     """Rows of a block are queries, for each of them the heads of a group, padded to a power of two.
 
     ``WIDE``: products in float32 whatever the inputs. Otherwise keys and values share a 16-bit dtype, and a weight is
-    split in two numbers of it.
+    split in two numbers of it. ``CAP``: of scores, in base 2; 0 for none.
     """
     tile, row_block, head = tl.program_id(0) // row_blocks, tl.program_id(0) % row_blocks, tl.program_id(1)
     first, offset, count = tl.load(tiles + 5 * tile), tl.load(tiles + 5 * tile + 1), tl.load(tiles + 5 * tile + 2)
@@ -87,7 +91,7 @@ def attend_raw(
 
     peak, total = tl.full((M,), -float("inf"), tl.float32), tl.full((M,), 0.0, tl.float32)
     for start in range(0, last + 1, N):
-        s = _scores(x, key, start + tl.arange(0, N), channel, last, position, factor, token_stride, D)
+        s = _scores(x, key, start + tl.arange(0, N), channel, last, position, factor, token_stride, D, CAP)
         top = tl.maximum(peak, tl.max(s, 1))
         total = tl.fma(total, tl.exp2(peak - top), tl.sum(tl.exp2(s - top[:, None]), 1))
         peak = top
@@ -95,7 +99,7 @@ def attend_raw(
     acc = tl.full((M, PAD), 0.0, tl.float32)
     for start in range(0, last + 1, N):
         token = start + tl.arange(0, N)
-        s = _scores(x, key, token, channel, last, position, factor, token_stride, D)
+        s = _scores(x, key, token, channel, last, position, factor, token_stride, D, CAP)
         p = tl.exp2(s - peak[:, None]) / total[:, None]
         inside = (token <= last)[:, None] & (channel < D)[None, :]
         v = tl.load(value + token[:, None] * token_stride + channel[None, :], mask=inside, other=0.0)
@@ -128,7 +132,7 @@ def attend_raw(
     tl.store(lse + query, (peak + tl.log2(total)) * _LN2, mask=asked)
 
 
-def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float, cap: float = 0.0) -> tuple[Tensor, Tensor]:
     """See ``reference.attention.attend_open``; float32 out and LSE.
 
     Raises:
@@ -151,7 +155,8 @@ def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Ten
         page = query_heads * plan.page_size
         launch(begin_pages, (plan.num_tiles,), (raw.scores, raw.at, plan.tiles, page, 1024), sizes.options)
     tensors = (q.contiguous(), raw.key, raw.value, raw.scores, raw.at, plan.tiles, out, lse)
-    constants = (heads, group, pad_group, plan.page_size, dim, pad, rows, sizes.tokens, row_blocks == 1, wide)
+    sizes_of = (heads, group, pad_group, plan.page_size, dim, pad, rows, sizes.tokens)
+    constants = (*sizes_of, row_blocks == 1, wide, cap * _LOG2_E)
     args = (*tensors, row_blocks, scale * _LOG2_E, *strides[:3], *constants)
     launch(attend_raw, (plan.num_tiles * row_blocks, heads), args, sizes.options)
     return out, lse

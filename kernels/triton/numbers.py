@@ -13,6 +13,8 @@ from leankv_kernels.triton.config import INTERPRETED
 _INTERPRETED = tl.constexpr(INTERPRETED)
 FP16_MAX = tl.constexpr(65504.0)
 """At which keys and values saturate."""
+_TANH_ONE = tl.constexpr(7.90531111)
+"""From where on tanh is 1."""
 LOW_SCALE = tl.constexpr(2048.0)
 """What the lower half of a number is scaled by, so that it stays clear of fp16's smallest numbers."""
 
@@ -103,6 +105,26 @@ def row_sums(x):
     none = tl.full((2 * x.shape[0], 32), 0.0, tl.float32)
     sums = unstacked(product(stacked(x * inverse[:, None]), (column == 0).to(tl.float16), none))
     return tl.sum(tl.where(tl.arange(0, 32)[None, :] == 0, sums, 0.0), 1) * above
+
+
+@triton.jit
+def capped(x, CAP: tl.constexpr):
+    """Scores drawn into (-CAP, CAP): ``CAP * tanh(x / CAP)`` to 4e-7 of it, by a rational function; what is no number
+    stays none.
+    """
+    u = x * (1.0 / CAP)
+    u = tl.where(u < -_TANH_ONE, -_TANH_ONE, tl.where(u > _TANH_ONE, _TANH_ONE, u))
+    s = u * u
+    p = tl.fma(s, -2.76076847742355e-16, 2.00018790482477e-13)
+    p = tl.fma(p, s, -8.60467152213735e-11)
+    p = tl.fma(p, s, 5.12229709037114e-08)
+    p = tl.fma(p, s, 1.48572235717979e-05)
+    p = tl.fma(p, s, 6.37261928875436e-04)
+    p = tl.fma(p, s, 4.89352455891786e-03)
+    q = tl.fma(s, 1.19825839466702e-06, 1.18534705686654e-04)
+    q = tl.fma(q, s, 2.26843463243900e-03)
+    q = tl.fma(q, s, 4.89352518554385e-03)
+    return u * (p / q) * CAP
 
 
 @triton.jit

@@ -27,6 +27,9 @@ MODEL_DTYPES = (torch.bfloat16, torch.bfloat16, torch.float16, torch.float32)
 INF = float("inf")
 ALPHAS = [(1.0, 0.8, 0.0), (1.2, 0.7, 0.4), (INF, 1.0, 0.7), (INF, INF, 0.7), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0)]
 
+CAPS = (0.0, 0.0, 5.0, 50.0)
+"""Of scores: none; one that draws most of them in; one that models have."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -84,7 +87,8 @@ def random_case(rng: Random, *dtypes: torch.dtype, device: str = "cpu") -> Case:
     )
     alphas = rng.choice(ALPHAS)
     rotation = rng.choice(("hadamard", "hadamard", "none"))
-    return Case(Method(layout, near_pages, rotation, *alphas), rng.randint(1, 8), rng.choice(dtypes), device)
+    method = Method(layout, near_pages, rotation, *alphas, cap=rng.choice(CAPS))
+    return Case(method, rng.randint(1, 8), rng.choice(dtypes), device)
 
 
 def random_length(rng: Random, page: int, pages: int = 4) -> int:

@@ -125,6 +125,12 @@ class Rule:
     rotation: str
     scale: float
     mid: Tier | None = None
+    cap: float = 0.0
+
+    def scores(self, q: Array, k: Array) -> Array:
+        """Of queries ``[n, D]`` and keys ``[m, D]``."""
+        scores = q @ k.T * self.scale
+        return self.cap * np.tanh(scores / self.cap) if self.cap else scores
 
     def stored(self, v: Array, bits: int) -> Array:
         """Values ``[..., D]`` as they come back from a record."""
@@ -195,7 +201,7 @@ def attention(q: Array, k: Array, v: Array, tiers: NDArray[np.uint8], rule: Rule
             keys = np.concatenate([k[raw, h], *(seen[name].key[at, h] for name, at in read.items())])
             values = np.concatenate([v[raw, h], *(seen[name].value[at, h] for name, at in read.items())])
             queries = slice(h * group, (h + 1) * group)
-            out[t, queries] = softmax(q[t, queries] @ keys.T * rule.scale) @ values
+            out[t, queries] = softmax(rule.scores(q[t, queries], keys)) @ values
     return out
 
 
@@ -210,7 +216,7 @@ def mean_attention(q: Array, k: Array, rule: Rule) -> Array:
             received, uniform = np.zeros(page), np.zeros(page)
             for i in range(page):
                 keys = k[here, query_head // group][: i + 1]
-                received[: i + 1] += softmax(q[here, query_head][i] @ keys.T * rule.scale)
+                received[: i + 1] += softmax(rule.scores(q[here, query_head][i], keys))
                 uniform[: i + 1] += 1 / (i + 1)
             head = result[p, query_head // group]
             np.maximum(head, received / uniform, out=head)

@@ -33,6 +33,7 @@ class Method:
     alpha_high: float = 1.0
     alpha_mid: float = 0.8
     alpha_low: float = 0.0
+    cap: float = 0.0
 
 
 @dataclass
@@ -131,7 +132,7 @@ class Driver:
         # Always copies, as a prefill of several pages needs them; the pool's tests cover the way in place.
         raw = RawPages(self.open_key[rows], self.open_value[rows], self.open_scores[rows], plan.tile_range)
         raw.write(plan, k, v)
-        own, own_lse = ops.attend_open(q, raw, plan, scale)
+        own, own_lse = ops.attend_open(q, raw, plan, scale, method.cap)
         full, still = plan.full, plan.open
         if full.numel():
             significance = mean_attention(raw.scores[full], method.layout.num_kv_heads)
@@ -143,7 +144,7 @@ class Driver:
             ops.commit_pages(self.store, 0, pages, raw.of(full), tiers, method.rotation)
         for kept, page in zip((self.open_key, self.open_value, self.open_scores), raw[:3], strict=True):
             kept[rows[still]] = page[still]
-        past, past_lse = ops.attend_committed(q, self.store, 0, plan, scale, method.rotation)
+        past, past_lse = ops.attend_committed(q, self.store, 0, plan, scale, method.rotation, method.cap)
         merged, _ = ops.merge_states(own, own_lse, past, past_lse)
         return merged.to(q.dtype)
 

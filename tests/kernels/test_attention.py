@@ -29,7 +29,8 @@ MINUS_INF = float("-inf")
 
 def rule_of(method: Method) -> dense.Rule:
     lay = method.layout
-    return dense.Rule(lay.page_size, method.near_pages, lay.high, lay.low, method.rotation, lay.head_dim**-0.5, lay.mid)
+    scale = lay.head_dim**-0.5
+    return dense.Rule(lay.page_size, method.near_pages, lay.high, lay.low, method.rotation, scale, lay.mid, method.cap)
 
 
 def arrays(tokens: Tokens) -> tuple[dense.Array, dense.Array, dense.Array]:

@@ -26,7 +26,7 @@ from leankv_kernels.cuda import commit
 from leankv_kernels.cuda.attend import HEAD_DIMS, PAGES, attend_shape
 from leankv_kernels.cuda.compiler import SHARED_BYTES
 from leankv_kernels.cuda.emulated import EMULATOR
-from tests.kernels.cases import MODEL_DTYPES, Case, store_with
+from tests.kernels.cases import CAPS, MODEL_DTYPES, Case, store_with
 from tests.kernels.draws import (
     PAIRS,
     TIER_MAPS,
@@ -109,7 +109,7 @@ def read_any_pages(cuda: Ops, ops: Ops, kernel: Kernel, rng: Random) -> None:
     q = queries(rng, plan.num_tokens, kernel.heads * kernel.group, kernel.head_dim)
     EMULATOR.seed = rng.getrandbits(16)
     rotation = rng.choice(("hadamard", "none"))
-    Witness(cuda, ops).attend_committed(q, store, 0, plan, kernel.head_dim**-0.5, rotation)
+    Witness(cuda, ops).attend_committed(q, store, 0, plan, kernel.head_dim**-0.5, rotation, rng.choice(CAPS))
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)

@@ -41,12 +41,14 @@ class Witness:
         """What a driver takes."""
         return Ops("witness", self.attend_open, self.attend_committed, self.merge_states, self.commit_pages)
 
-    def attend_open(self, q: Tensor, raw: RawPages, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+    def attend_open(
+        self, q: Tensor, raw: RawPages, plan: Plan, scale: float, cap: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Outputs, LSE and column scores."""
         self._count("attend_open")
         theirs, at = raw._replace(scores=raw.scores.clone()), raw.at.cpu()
-        out, lse = self.ops.attend_open(q, raw, plan, scale)
-        want_out, want_lse = self.reference.attend_open(q, theirs, plan, scale)
+        out, lse = self.ops.attend_open(q, raw, plan, scale, cap)
+        want_out, want_lse = self.reference.attend_open(q, theirs, plan, scale, cap)
         written = ~plan.unwritten.cpu()
         key, value = (x[raw.at].cpu().double()[written] for x in (raw.key, raw.value))
         off = SCORE_EPS * (1 + largest_score(q, key, scale))
@@ -61,13 +63,13 @@ class Witness:
         return out, lse
 
     def attend_committed(
-        self, q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str
+        self, q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str, cap: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """Outputs and LSE."""
         self._count("attend_committed")
         blocks = store.blocks.clone()
-        out, lse = self.ops.attend_committed(q, store, layer, plan, scale, rotation)
-        want_out, want_lse = self.reference.attend_committed(q, store, layer, plan, scale, rotation)
+        out, lse = self.ops.attend_committed(q, store, layer, plan, scale, rotation, cap)
+        want_out, want_lse = self.reference.attend_committed(q, store, layer, plan, scale, rotation, cap)
         assert torch.equal(blocks, store.blocks)
         value, key = largest_reading(store, layer, plan)
         eps = NIBBLE_EPS if store.layout.high.key_bits == 4 else QUERY_EPS

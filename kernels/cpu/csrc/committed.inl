@@ -68,7 +68,7 @@ LEANKV_INLINE int pages_per_split(const RecordShape& shape) { return int(kSplitT
 static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch& s, Prefetch& ahead) {
     const int dim = int(a.shape.head_dim), channels = channel_vectors(dim) * W;
     const int value_panels = (channels + kPanel - 1) / kPanel;
-    const float middle = float(value_middle(a.shape));
+    const float middle = float(value_middle(a.shape)), cap = a.cap * kLog2E;
     // Decoding a page to panels pays from a few tiles of rows on.
     const bool panels = rows > 2 * kTileRows;
     // Keys of four bits take three dots for four where two of them share a byte.
@@ -83,8 +83,8 @@ static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch
             multiply_keys_of(s.view, a.shape, count, s.queries + r, s.dots[0], ahead);
         PageWeights page_weights;
         with_rows(count, [&]<int ROWS>() {
-            weigh<ROWS>(s.view, s.dots, s.query_scale + r, s.query_sum + r, s.exact + r * dim, dim, middle, s.scores,
-                        s.weight_quads, page_weights, s.split + r, ahead);
+            weigh<ROWS>(s.view, s.dots, s.query_scale + r, s.query_sum + r, s.exact + r * dim, dim, middle, cap,
+                        s.scores, s.weight_quads, page_weights, s.split + r, ahead);
         });
         if (panels)
             multiply(s.view.values, value_panels, 4 * s.view.groups, s.weight_quads[0], kMaxTokens / 4, count,

@@ -24,7 +24,7 @@ struct AttendOpenArgs {
     const int64_t* tiles;     // [U, 5], see plan.py
     float *out, *lse;
     int64_t num_tiles, query_heads, heads, group, head_dim, page_size;
-    float scale;
+    float scale, cap;  // no cap: 0
     int dtype, raw_dtype, threads;
 };
 
@@ -38,7 +38,7 @@ struct AttendCommittedArgs {
     const int64_t *groups, *members;  // [num_groups, 5] and their tiles, see cascade.py
     float *out, *lse;
     int64_t num_tiles, num_groups, query_heads, group, near_pages;
-    float scale;
+    float scale, cap;  // no cap: 0
     bool rotated;
     int dtype, threads;
 };

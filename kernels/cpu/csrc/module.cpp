@@ -49,7 +49,7 @@ int64_t group_of(int64_t query_heads, int64_t heads) {
 }
 
 void attend_open(const Tensor& q, const Tensor& key, const Tensor& value, const Tensor& scores, const Tensor& at,
-                 const Tensor& tiles, const Tensor& out, const Tensor& lse, float scale, int threads) {
+                 const Tensor& tiles, const Tensor& out, const Tensor& lse, float scale, float cap, int threads) {
     const int64_t queries = q.size(0), query_heads = q.size(1), dim = q.size(2);
     const int64_t pages = key.size(0), page_size = key.size(1), heads = key.size(2), num_tiles = tiles.size(0);
     const int64_t group = group_of(query_heads, heads);
@@ -74,6 +74,7 @@ void attend_open(const Tensor& q, const Tensor& key, const Tensor& value, const 
         .head_dim = dim,
         .page_size = page_size,
         .scale = scale,
+        .cap = cap,
         .dtype = q.dtype("q"),
         .raw_dtype = key.dtype("key"),
         .threads = threads,
@@ -83,7 +84,7 @@ void attend_open(const Tensor& q, const Tensor& key, const Tensor& value, const 
 void attend_committed(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, int64_t layer,
                       const Tensor& q, const Tensor& tiles, const Tensor& pages, const Tensor& groups,
                       const Tensor& members, const Tensor& out, const Tensor& lse, int64_t near_pages, float scale,
-                      bool rotated, int threads) {
+                      float cap, bool rotated, int threads) {
     const int64_t queries = q.size(0), query_heads = q.size(1);
     kernels().attend_committed({
         .shape = shape,
@@ -102,6 +103,7 @@ void attend_committed(const RecordShape& shape, const Tensor& blocks, const Tens
         .group = group_of(query_heads, shape.heads),
         .near_pages = near_pages,
         .scale = scale,
+        .cap = cap,
         .rotated = rotated,
         .dtype = q.dtype("q"),
         .threads = threads,
@@ -216,10 +218,10 @@ NB_MODULE(_cpu, m) {
     m.def("use_isa", [](const std::string& name) { leankv::use_isa(name); }, "name"_a);
 
     m.def("attend_open", attend_open, nb::kw_only(), "q"_a, "key"_a, "value"_a, "scores"_a, "at"_a, "tiles"_a, "out"_a,
-          "lse"_a, "scale"_a, "threads"_a, release());
+          "lse"_a, "scale"_a, "cap"_a, "threads"_a, release());
     m.def("attend_committed", attend_committed, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "layer"_a, "q"_a,
-          "tiles"_a, "pages"_a, "groups"_a, "members"_a, "out"_a, "lse"_a, "near_pages"_a, "scale"_a, "rotated"_a,
-          "threads"_a, release());
+          "tiles"_a, "pages"_a, "groups"_a, "members"_a, "out"_a, "lse"_a, "near_pages"_a, "scale"_a, "cap"_a,
+          "rotated"_a, "threads"_a, release());
     m.def("merge_states", merge_states, nb::kw_only(), "out_a"_a, "lse_a"_a, "out_b"_a, "lse_b"_a, "out"_a, "lse"_a,
           "threads"_a, release());
     m.def("commit_pages", commit_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "layer"_a, "ring"_a,

@@ -105,8 +105,9 @@ LEANKV_INLINE int read_open(const AttendOpenArgs& a, size_t first, size_t stride
     return finite;
 }
 
-// Scores and softmax of one row over the first `keys` keys; returns 1 / sum.
-static float weigh_keys(OpenScratch& s, int keys, int dim, float* weights, float* lse) {
+// Scores, capped (`cap`, in base 2) unless that is 0, and softmax of one row over the first `keys` keys; returns
+// 1 / sum.
+static float weigh_keys(OpenScratch& s, int keys, int dim, float cap, float* weights, float* lse) {
     vf peak = splat(-__builtin_inff());
     for (int k = 0; k < keys; k += W) {
         vf dots[W];
@@ -116,7 +117,9 @@ static float weigh_keys(OpenScratch& s, int keys, int dim, float* weights, float
             for (int c = W; c < dim; c += W) sum = fma(load(s.query + c), load(key + c), sum);
             dots[i] = sum;
         }
-        const vf score = lane_ids() + k < keys ? sum_each(dots) : splat(-__builtin_inff());
+        vf sums = sum_each(dots);
+        if (cap != 0.0f) sums = capped(sums, cap);
+        const vf score = lane_ids() + k < keys ? sums : splat(-__builtin_inff());
         store(weights + k, score);
         peak = max(peak, score);
     }
@@ -157,7 +160,7 @@ static void open_tile(const AttendOpenArgs& a, int64_t u, int head) {
                 off = off + (x - x);
                 store(s.query + c, x);
             }
-            inverse[i] = weigh_keys(s, keys, dim, s.weights[i], a.lse + at);
+            inverse[i] = weigh_keys(s, keys, dim, a.cap * kLog2E, s.weights[i], a.lse + at);
             const bool readable = keys <= finite && sum_lanes(off) == 0.0f;
             if (!readable) a.lse[at] = inverse[i] = __builtin_nanf("");
             for (int k = round_up(keys, W); k < longest; k++) s.weights[i][k] = 0.0f;

@@ -61,12 +61,44 @@ LEANKV_INLINE vf centre_scores(const float* queries, const float* centre, int di
     return out;
 }
 
+// Scores drawn into (-cap, cap): cap tanh(x / cap) to 3e-7 of it, by a rational function, each lane on its own. What is
+// no number becomes one.
+LEANKV_INLINE vf capped(vf x, float cap) {
+    const vf most = splat(7.90531111f);  // where tanh is 1
+    const vf u = -max(-max(x * (1.0f / cap), -most), -most), s = u * u;
+    vf p = splat(-2.76076847742355e-16f);
+    p = fma(p, s, splat(2.00018790482477e-13f));
+    p = fma(p, s, splat(-8.60467152213735e-11f));
+    p = fma(p, s, splat(5.12229709037114e-08f));
+    p = fma(p, s, splat(1.48572235717979e-05f));
+    p = fma(p, s, splat(6.37261928875436e-04f));
+    p = fma(p, s, splat(4.89352455891786e-03f));
+    vf q = splat(1.19825839466702e-06f);
+    q = fma(q, s, splat(1.18534705686654e-04f));
+    q = fma(q, s, splat(2.26843463243900e-03f));
+    q = fma(q, s, splat(4.89352518554385e-03f));
+    return u * (p / q) * cap;
+}
+
+// Caps the scores of one row over a page, which take `scale` and what their centre adds to be whole; returns the
+// largest, each with what its value can add.
+static float cap_row(const HeadView& view, float scale, float common, float cap, float* scores) {
+    vf most = splat(-__builtin_inff());
+    for (int t = 0; t < view.groups * kPanel; t += W) {
+        const vf x = capped(fma(load(scores + t), splat(scale), splat(common)), cap) + load(view.bias + t);
+        store(scores + t, x);
+        most = max(most, x + load(view.lift + t));
+    }
+    return max_lanes(most);
+}
+
 // From the integer products of a page's keys to the integer weights that meet its values. The keys' centre adds the
-// same to all scores of a row, and so moves its top alone. Rows go side by side to hide latency. `middle` is that of
-// the range of codes: they count from there, so that the rounding of weights meets centred numbers.
+// same to all scores of a row, and so moves its top alone, but where they are capped (`cap`, in base 2; 0 for not).
+// Rows go side by side to hide latency. `middle` is that of the range of codes: they count from there, so that the
+// rounding of weights meets centred numbers.
 template <int ROWS>
 LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens], const float* query_scale,
-                         const float* query_sum, const float* queries, int dim, float middle,
+                         const float* query_sum, const float* queries, int dim, float middle, float cap,
                          float (*scores)[kMaxTokens], Quad (*quads)[kMaxTokens / 4], PageWeights& page, const State* s,
                          Prefetch& ahead) {
     const int tokens = view.groups * kPanel;
@@ -90,13 +122,17 @@ LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens]
     const vf common = centre_scores<ROWS>(queries, view.centre, dim);
     vu total[ROWS];
     for (int r = 0; r < ROWS; r++) {
-        const float largest = max_lanes(most[r]);
+        float largest = max_lanes(most[r]);
+        if (cap != 0.0f) {
+            largest = cap_row(view, query_scale[r], common[r], cap, scores[r]);
+            scale[r] = splat(1.0f);
+        }
         before[r] = s[r].top, own[r] = largest;
         top[r] = splat(-largest);
         sum[r] = zero[r] = vf{};
         total[r] = vu{};
     }
-    common_top(before, own + common, page.top, page.keep, page.add);
+    common_top(before, cap == 0.0f ? own + common : own, page.top, page.keep, page.add);
     // A centre or a query that is no number shows in no maximum; so it does in the sums.
     page.add = page.add + (common - common);
     // Two loops: a longer chain of instructions would leave too few rows in flight.

@@ -43,6 +43,7 @@ struct OpenArgs {
     int q_dtype, raw_dtype, heads, parts;  // a KV head's query heads are so many heads here, see attend_split
     int alone;     // whether one block has all queries of a tile, and so writes what begins a page
     float factor;  // scale * log2(e)
+    float cap;     // of scores, in base 2; 0 for none
 };
 
 template <class S>
@@ -94,7 +95,10 @@ __device__ __forceinline__ void attend_open(const OpenArgs& a) {
                     }
             }
 #pragma unroll
-            for (int r = 0; r < S::rows; r++) x[i][r] += none;
+            for (int r = 0; r < S::rows; r++) {
+                x[i][r] += none;
+                if (a.cap != 0.0f) x[i][r] = capped(x[i][r], a.cap);
+            }
         }
 #pragma unroll
         for (int r = 0; r < S::rows; r++)

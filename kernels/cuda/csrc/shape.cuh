@@ -101,6 +101,7 @@ struct AttendArgs {
         rotation_block;  // tokens and splits are read where there is no work list
     float factor, back;  // scale * log2(e) / sqrt(rotation block); 1 / sqrt(rotation block)
     float key_centre_high, key_centre_low, value_centre_high, value_centre_low;
+    float cap;  // of scores, in base 2; 0 for none
 };
 
 }  // namespace leankv::cuda

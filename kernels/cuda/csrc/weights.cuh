@@ -12,9 +12,10 @@ struct Weights {
     float peak[N], sum[N], zeros[N], step[N];  // of the page: largest score, sums of weights, worth of a weight's step
 
     // From scores to weights. `centre` is the page's score of what its keys share; `row_step` turns integers to scores.
-    __device__ __forceinline__ void of_scores(float (&x)[N][T][4], const float (&centre)[N], const float (&row_step)[N],
+    __device__ __forceinline__ void of_scores(float (&x)[N][T][4], float (&centre)[N], const float (&row_step)[N],
                                               const Keys<S>& keys, const Pass& p) {
         float top[N], bound[N];
+        if (keys.a.cap != 0.0f) cap(x, centre, row_step, keys.a.cap);
 #pragma unroll
         for (int n = 0; n < N; n++) {
             top[n] = -INFINITY;
@@ -58,6 +59,22 @@ struct Weights {
     }
 
   private:
+    // Caps whole scores, which then hold the centre's share; they stay in steps of their rows.
+    static __device__ __forceinline__ void cap(float (&x)[N][T][4], float (&centre)[N], const float (&row_step)[N],
+                                               float most) {
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            const float back = rcp(row_step[n]);
+#pragma unroll
+            for (int i = 0; i < T; i++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    if (x[n][i][e] != -INFINITY)
+                        x[n][i][e] = capped((x[n][i][e] + centre[n]) * row_step[n], most) * back;
+            centre[n] = 0;
+        }
+    }
+
     // A lane holds row t of set g; a fragment wants sets t and t + 4 of column g, a row's upper or lower bytes.
     static __device__ __forceinline__ void exchange(uint32_t (&out)[4][2], const float (&x)[T][4], int first,
                                                     float inverse, const Keys<S>& keys) {
