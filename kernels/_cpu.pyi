@@ -48,7 +48,15 @@ def attend_committed(
     threads: int,
 ) -> None: ...
 def merge_states(
-    *, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, out: Tensor, lse: Tensor, threads: int
+    *,
+    out_a: Tensor,
+    lse_a: Tensor,
+    out_b: Tensor,
+    lse_b: Tensor,
+    sinks: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    threads: int,
 ) -> None: ...
 def commit_pages(
     *,

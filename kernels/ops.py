@@ -46,7 +46,13 @@ class MergeStates(Protocol):
     """Merge of two partial attentions; see ``reference.attention.merge_states``."""
 
     def __call__(
-        self, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, dtype: torch.dtype | None = None
+        self,
+        out_a: Tensor,
+        lse_a: Tensor,
+        out_b: Tensor,
+        lse_b: Tensor,
+        dtype: torch.dtype | None = None,
+        sinks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
 
 

@@ -104,13 +104,27 @@ def attend_committed(
 
 
 def merge_states(
-    out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, dtype: torch.dtype | None = None
+    out_a: Tensor,
+    lse_a: Tensor,
+    out_b: Tensor,
+    lse_b: Tensor,
+    dtype: torch.dtype | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.attention.merge_states``; worked out in float32."""
     out_a, lse_a, out_b, lse_b = (x.to(torch.float32).contiguous() for x in (out_a, lse_a, out_b, lse_b))
     out, lse = torch.empty_like(out_a), torch.empty_like(lse_a)
+    # None at all are sinks of -inf.
+    sinks = torch.full(lse.shape[1:], -torch.inf) if sinks is None else sinks.to(torch.float32).contiguous()
     _cpu.merge_states(
-        out_a=out_a, lse_a=lse_a, out_b=out_b, lse_b=lse_b, out=out, lse=lse, threads=torch.get_num_threads()
+        out_a=out_a,
+        lse_a=lse_a,
+        out_b=out_b,
+        lse_b=lse_b,
+        sinks=sinks,
+        out=out,
+        lse=lse,
+        threads=torch.get_num_threads(),
     )
     return out if dtype is None else out.to(dtype), lse
 

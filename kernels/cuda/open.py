@@ -107,9 +107,9 @@ class StatesArgs(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("out_a", "lse_a", "out_b", "lse_b", "out", "lse")),
+        ("sinks", ctypes.c_void_p),
         ("rows", ctypes.c_longlong),
-        ("dim", ctypes.c_int),
-        ("out_dtype", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("dim", "heads", "out_dtype")),
     )
 
 
@@ -151,13 +151,23 @@ def write_tokens(launcher: Launcher, raw: RawPages, plan: Plan, key: Tensor, val
 
 
 def merge_states(
-    launcher: Launcher, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, dtype: torch.dtype | None = None
+    launcher: Launcher,
+    out_a: Tensor,
+    lse_a: Tensor,
+    out_b: Tensor,
+    lse_b: Tensor,
+    dtype: torch.dtype | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.attention.merge_states``; worked out in float32. One launch."""
     states = [x.to(torch.float32).contiguous() for x in (out_a, lse_a, out_b, lse_b)]
     inside = dtype if dtype in DTYPES else torch.float32
     out, lse = torch.empty_like(states[0], dtype=inside), torch.empty_like(states[1])
-    args = StatesArgs(*(x.data_ptr() for x in (*states, out, lse)), lse.numel(), out.shape[-1], DTYPES[inside])
+    given = None if sinks is None else sinks.to(torch.float32).contiguous()
+    args = StatesArgs(
+        *(x.data_ptr() if x is not None else None for x in (*states, out, lse, given)),
+        *(lse.numel(), out.shape[-1], lse.shape[-1], DTYPES[inside]),
+    )
     grid = (-(-out.numel() // STATE_THREADS), 1, 1)
     launcher.launch(Unit("states"), "merge_states", grid, args, out.device)
     return out if dtype is None else out.to(dtype), lse

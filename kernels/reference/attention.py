@@ -173,14 +173,30 @@ def _attend_views(q: Tensor, views: list[View], cap: float) -> tuple[Tensor, Ten
 
 
 def merge_states(
-    out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, dtype: torch.dtype | None = None
+    out_a: Tensor,
+    lse_a: Tensor,
+    out_b: Tensor,
+    lse_b: Tensor,
+    dtype: torch.dtype | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Merge two partial attentions over disjoint keys: out ``[T, Hq, D]``, rounded to ``dtype`` if one is given, and
-    LSE ``[T, Hq]`` (-inf where empty)."""
-    peak = torch.maximum(lse_a, lse_b)
+    """Merge two partial attentions over disjoint keys.
+
+    Args:
+        out_a, out_b: ``[T, Hq, D]``, zeros where nothing was read.
+        lse_a, lse_b: ``[T, Hq]``, -inf where nothing was read.
+        dtype: what the output is rounded to; None for as it is.
+        sinks: ``[Hq]``, any float dtype: a logit per query head that takes part in the denominator alone. It is in the
+            LSE as well, so it is given in one merge only.
+
+    Returns:
+        out ``[T, Hq, D]``, zeros where both are empty, and LSE ``[T, Hq]``, the sink's or -inf there.
+    """
+    states = [lse_a, lse_b] if sinks is None else [lse_a, lse_b, sinks.to(lse_a).expand_as(lse_a)]
+    peak = torch.stack(states).amax(0)
     safe = torch.where(peak.isinf(), torch.zeros_like(peak), peak)
-    weight_a, weight_b = (lse_a - safe).exp(), (lse_b - safe).exp()
-    total = weight_a + weight_b
+    weight_a, weight_b, *sink = [(lse - safe).exp() for lse in states]
+    total = sum(sink, weight_a + weight_b)
     norm = torch.where(total > 0, total, torch.ones_like(total))
     out = out_a * (weight_a / norm)[..., None] + out_b * (weight_b / norm)[..., None]
     return out if dtype is None else out.to(dtype), torch.where(total > 0, safe + total.log(), peak)

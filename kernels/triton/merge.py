@@ -17,15 +17,25 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def merge_rows(out_a, lse_a, out_b, lse_b, out, lse, rows, DIM: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr):
-    """Rows ``[R, DIM]`` of both, weighted by their LSE; a row that is empty on one side keeps the other's bits."""
+def merge_rows(
+    out_a, lse_a, out_b, lse_b, sinks, out, lse, rows, HEADS: tl.constexpr, DIM: tl.constexpr, PAD: tl.constexpr,
+    R: tl.constexpr, SINKS: tl.constexpr,
+):  # fmt: skip
+    """Rows ``[R, DIM]`` of both, weighted by their LSE; a row that is empty on one side keeps the other's bits, unless
+    there are ``SINKS``.
+    """
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     inside = row < rows
     a = tl.load(lse_a + row, mask=inside, other=-float("inf"))
     b = tl.load(lse_b + row, mask=inside, other=-float("inf"))
     peak = tl.maximum(a, b)
+    if SINKS:
+        sink = tl.load(sinks + row % HEADS)
+        peak = tl.maximum(peak, sink)
     weight_a, weight_b = tl.exp2((a - finite(peak)) * _LOG2_E), tl.exp2((b - finite(peak)) * _LOG2_E)
     total = weight_a + weight_b
+    if SINKS:
+        total += tl.exp2((sink - finite(peak)) * _LOG2_E)
     safe = tl.where(total == 0.0, 1.0, total)
     channel = tl.arange(0, PAD)[None, :]
     at, mask = row[:, None] * DIM + channel, inside[:, None] & (channel < DIM)
@@ -36,13 +46,21 @@ def merge_rows(out_a, lse_a, out_b, lse_b, out, lse, rows, DIM: tl.constexpr, PA
 
 
 def merge_states(
-    out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, dtype: torch.dtype | None = None
+    out_a: Tensor,
+    lse_a: Tensor,
+    out_b: Tensor,
+    lse_b: Tensor,
+    dtype: torch.dtype | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.attention.merge_states``; worked out in float32."""
     states = [x.to(torch.float32).contiguous() for x in (out_a, lse_a, out_b, lse_b)]
     out, lse = torch.empty_like(states[0]), torch.empty_like(states[1])
     rows, dim = lse.numel(), out.shape[-1]
     if rows:
-        args = (*states, out, lse, rows, dim, triton.next_power_of_2(dim), ROWS.rows)
+        # Without sinks the kernel is given a tensor that it does not read.
+        given = states[1] if sinks is None else sinks.to(torch.float32).contiguous()
+        sizes = (lse.shape[-1], dim, triton.next_power_of_2(dim), ROWS.rows)
+        args = (*states, given, out, lse, rows, *sizes, sinks is not None)
         launch(merge_rows, (triton.cdiv(rows, ROWS.rows),), args, ROWS.options)
     return out if dtype is None else out.to(dtype), lse

@@ -87,7 +87,7 @@ def random_case(rng: Random, *dtypes: torch.dtype, device: str = "cpu") -> Case:
     )
     alphas = rng.choice(ALPHAS)
     rotation = rng.choice(("hadamard", "hadamard", "none"))
-    method = Method(layout, near_pages, rotation, *alphas, cap=rng.choice(CAPS))
+    method = Method(layout, near_pages, rotation, *alphas, cap=rng.choice(CAPS), sinks=rng.random() < 0.3)
     return Case(method, rng.randint(1, 8), rng.choice(dtypes), device)
 
 

@@ -126,6 +126,7 @@ class Rule:
     scale: float
     mid: Tier | None = None
     cap: float = 0.0
+    sinks: bool = False
 
     def scores(self, q: Array, k: Array) -> Array:
         """Of queries ``[n, D]`` and keys ``[m, D]``."""
@@ -169,8 +170,10 @@ def views(k: Array, v: Array, rule: Rule) -> dict[int, View]:
     }
 
 
-def softmax(scores: Array) -> Array:
-    """Over the last axis."""
+def softmax(scores: Array, sinks: Array | None = None) -> Array:
+    """Over the last axis; sinks, one a row, take their share and give it to nobody."""
+    if sinks is not None:
+        return softmax(np.concatenate([scores, sinks[:, None]], -1))[:, :-1]
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
 
@@ -201,7 +204,8 @@ def attention(q: Array, k: Array, v: Array, tiers: NDArray[np.uint8], rule: Rule
             keys = np.concatenate([k[raw, h], *(seen[name].key[at, h] for name, at in read.items())])
             values = np.concatenate([v[raw, h], *(seen[name].value[at, h] for name, at in read.items())])
             queries = slice(h * group, (h + 1) * group)
-            out[t, queries] = softmax(rule.scores(q[t, queries], keys)) @ values
+            sinks = np.sin(np.arange(q.shape[1]))[queries] * 4 if rule.sinks else None
+            out[t, queries] = softmax(rule.scores(q[t, queries], keys), sinks) @ values
     return out
 
 

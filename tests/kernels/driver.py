@@ -34,6 +34,7 @@ class Method:
     alpha_mid: float = 0.8
     alpha_low: float = 0.0
     cap: float = 0.0
+    sinks: bool = False
 
 
 @dataclass
@@ -145,8 +146,11 @@ class Driver:
         for kept, page in zip((self.open_key, self.open_value, self.open_scores), raw[:3], strict=True):
             kept[rows[still]] = page[still]
         past, past_lse = ops.attend_committed(q, self.store, 0, plan, scale, method.rotation, method.cap)
-        merged, _ = ops.merge_states(own, own_lse, past, past_lse)
+        merged, _ = ops.merge_states(own, own_lse, past, past_lse, sinks=self._sinks(q.shape[1]))
         return merged.to(q.dtype)
+
+    def _sinks(self, heads: int) -> Tensor | None:
+        return torch.arange(heads, dtype=torch.float64, device=self.device).sin() * 4 if self.method.sinks else None
 
     def run(self, request: Request, splits: list[int] | None = None) -> Request:
         """A request alone, in chunks of these lengths (default: all at once)."""

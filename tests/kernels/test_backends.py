@@ -207,6 +207,9 @@ def test_merged_states(fast: Backend, ops: Ops, rng: Random) -> None:
         states += [out.masked_fill(empty[..., None], 0.0), lse.masked_fill(empty, MINUS_INF)]
     states = [x.to(fast.device) for x in states]
     witness_of(fast, ops).merge_states(*states)
+    sinks = torch.randn(shape[1], generator=g).masked_fill(torch.rand(shape[1], generator=g) < 0.2, MINUS_INF) * spread
+    sinks = sinks.to(fast.device, rng.choice(MODEL_DTYPES))
+    witness_of(fast, ops).merge_states(*states, sinks=sinks)
     nothing = (torch.zeros_like(states[0]), torch.full_like(states[1], MINUS_INF))
     for merged in (fast.ops.merge_states(*states[:2], *nothing), fast.ops.merge_states(*nothing, *states[:2])):
         assert torch.equal(merged[0], states[0])

@@ -221,6 +221,8 @@ def test_states_merge_where_one_or_both_are_empty(cuda: Ops, ops: Ops, dim: int)
         out[none], lse[none] = 0, float("-inf")
     assert bool((empty[0] & empty[1]).any())
     Witness(cuda, ops).merge_states(outs[0], lses[0], outs[1], lses[1])
+    for sinks in (torch.tensor([0.0, -9.0, 30.0]), torch.tensor([float("-inf"), 2.0, 0.5]).bfloat16()):
+        Witness(cuda, ops).merge_states(outs[0], lses[0], outs[1], lses[1], sinks=sinks)
 
 
 def test_no_bit_depends_on_the_batch_or_on_the_order_of_warps(cuda: Ops) -> None:

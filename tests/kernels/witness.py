@@ -78,16 +78,24 @@ class Witness:
         return out, lse
 
     def merge_states(
-        self, out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, dtype: torch.dtype | None = None
+        self,
+        out_a: Tensor,
+        lse_a: Tensor,
+        out_b: Tensor,
+        lse_b: Tensor,
+        dtype: torch.dtype | None = None,
+        sinks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Outputs and LSE."""
         self._count("merge_states")
         assert dtype is None
-        out, lse = self.ops.merge_states(out_a, lse_a, out_b, lse_b)
-        want_out, want_lse = self.reference.merge_states(out_a.double(), lse_a.double(), out_b.double(), lse_b.double())
+        out, lse = self.ops.merge_states(out_a, lse_a, out_b, lse_b, sinks=sinks)
+        a, b = (out_a.double(), lse_a.double()), (out_b.double(), lse_b.double())
+        want_out, want_lse = self.reference.merge_states(*a, *b, sinks=sinks)
         largest = max(x.abs().max().item() for x in (out_a, out_b))
+        given = [] if sinks is None else [sinks]
         # An LSE in float32 is off by 2^-24 of its size, and the weights by as much of the difference.
-        sizes = [x[x.isfinite()].abs().max().item() for x in (lse_a, lse_b) if x.isfinite().any()]
+        sizes = [x[x.isfinite()].abs().max().item() for x in (lse_a, lse_b, *given) if x.isfinite().any()]
         off = SCORE_EPS * (1 + max(sizes, default=0.0))
         check_state(out, lse, want_out, want_lse, largest * off * 2, off)
         return out, lse

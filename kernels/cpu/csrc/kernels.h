@@ -44,9 +44,10 @@ struct AttendCommittedArgs {
 };
 
 struct MergeArgs {
-    const float *out_a, *lse_a, *out_b, *lse_b;
+    const float *out_a, *lse_a, *out_b, *lse_b;  // [rows, head_dim], [rows]
+    const float* sinks;                          // [heads], -inf for none
     float *out, *lse;
-    int64_t rows, head_dim;
+    int64_t rows, heads, head_dim;
     int threads;
 };
 

@@ -110,17 +110,19 @@ void attend_committed(const RecordShape& shape, const Tensor& blocks, const Tens
     });
 }
 
-void merge_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b, const Tensor& lse_b, const Tensor& out,
-                  const Tensor& lse, int threads) {
+void merge_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b, const Tensor& lse_b,
+                  const Tensor& sinks, const Tensor& out, const Tensor& lse, int threads) {
     const int64_t queries = out.size(0), heads = out.size(1), dim = out.size(2);
     kernels().merge_states({
         .out_a = out_a.numbers<float>("out_a", {queries, heads, dim}),
         .lse_a = lse_a.numbers<float>("lse_a", {queries, heads}),
         .out_b = out_b.numbers<float>("out_b", {queries, heads, dim}),
         .lse_b = lse_b.numbers<float>("lse_b", {queries, heads}),
+        .sinks = sinks.numbers<float>("sinks", {heads}),
         .out = out.numbers<float>("out", {queries, heads, dim}),
         .lse = lse.numbers<float>("lse", {queries, heads}),
         .rows = queries * heads,
+        .heads = heads,
         .head_dim = dim,
         .threads = threads,
     });
@@ -222,8 +224,8 @@ NB_MODULE(_cpu, m) {
     m.def("attend_committed", attend_committed, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "layer"_a, "q"_a,
           "tiles"_a, "pages"_a, "groups"_a, "members"_a, "out"_a, "lse"_a, "near_pages"_a, "scale"_a, "cap"_a,
           "rotated"_a, "threads"_a, release());
-    m.def("merge_states", merge_states, nb::kw_only(), "out_a"_a, "lse_a"_a, "out_b"_a, "lse_b"_a, "out"_a, "lse"_a,
-          "threads"_a, release());
+    m.def("merge_states", merge_states, nb::kw_only(), "out_a"_a, "lse_a"_a, "out_b"_a, "lse_b"_a, "sinks"_a, "out"_a,
+          "lse"_a, "threads"_a, release());
     m.def("commit_pages", commit_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "layer"_a, "ring"_a,
           "ring_head"_a, "ring_free"_a, "usage"_a, "pages"_a, "key"_a, "value"_a, "at"_a, "tiers"_a, "rotated"_a,
           "threads"_a, release());

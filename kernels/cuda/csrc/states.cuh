@@ -13,8 +13,9 @@ struct StatesArgs {
     const float *out_a, *lse_a, *out_b, *lse_b;  // [rows, dim], [rows]
     void* out;
     float* lse;
+    const float* sinks;  // [heads], or null
     long long rows;
-    int dim, out_dtype;
+    int dim, heads, out_dtype;
 };
 
 struct WriteArgs {
@@ -43,9 +44,11 @@ template <class S>
 __device__ __forceinline__ void merge_states(const StatesArgs& a) {
     const long long at = (long long)blockIdx.x * S::threads + threadIdx.x, row = at / a.dim;
     if (row >= a.rows) return;
-    const float x = ldg(a.lse_a + row), y = ldg(a.lse_b + row), peak = fmaxf(x, y);
+    const float x = ldg(a.lse_a + row), y = ldg(a.lse_b + row);
+    const float sink = a.sinks ? ldg(a.sinks + row % a.heads) : -INFINITY, peak = fmaxf(fmaxf(x, y), sink);
     const float base = peak == -INFINITY ? 0.0f : peak;
-    const float up = ex2((x - base) * 1.44269504f), down = ex2((y - base) * 1.44269504f), total = up + down;
+    const float up = ex2((x - base) * 1.44269504f), down = ex2((y - base) * 1.44269504f);
+    const float total = up + down + ex2((sink - base) * 1.44269504f);
     const float safe = total > 0 ? total : 1.0f;
     const float out = fma_(ldg(a.out_a + at), up / safe, ldg(a.out_b + at) * (down / safe));
     if (a.out_dtype == kFloat32)
