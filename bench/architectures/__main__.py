@@ -29,9 +29,7 @@ def command_line() -> Parser:
     parser = Parser(
         "architectures", __doc__, quick=f"{len(QUICK)} architectures; under two minutes", sizes={"only": QUICK}
     )
-    parser.add_argument(
-        "--only", type=lambda text: text.split(","), metavar="NAME,...", help=f"of {', '.join(MODELS)}"
-    )
+    parser.add_argument("--only", type=lambda text: text.split(","), metavar="NAME,...", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--markdown", action="store_true", help="print the table as docs/models.md has it")
     parser.add_argument("--logs", metavar="FOLDER", help="keep what servers print")
     return parser

@@ -130,9 +130,7 @@ def examine(server: Server) -> Findings:
     _second_turn(server, found)
     server.flush()
     batches = [ask_all(server, asked, [0] * len(asked)), ask_all(server, asked, [len(p) - 1 for p in asked])]
-    found.batch_equal = all(
-        one.same(miss) for batch in batches for one, miss in zip(batch, found.misses, strict=True)
-    )
+    found.batch_equal = all(one.same(miss) for batch in batches for one, miss in zip(batch, found.misses, strict=True))
     return found
 
 

@@ -25,6 +25,8 @@ SYSTEMS = {"stock": WHOLE, "leankv": WHOLE, **{f"leankv, chunks of {size}": size
 """Tokens prefilled at once."""
 STARTED_IN = 90.0
 _RAISED = re.compile(r"^(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Failed|Interrupt)\b.*", re.MULTILINE)
+_FOLLOWS = re.compile(r"KeyboardInterrupt|\S*(Connection|MaxRetry)")
+"""What is raised only because the server is lost."""
 _SAID = re.compile(r"^(?:error: )?(LeanKV (?:cannot|could not|ended).*)", re.MULTILINE)
 
 
@@ -69,10 +71,10 @@ class Fleet:
 
 
 def reason(log: str) -> str | None:
-    """The sentence with which LeanKV refused, or what was raised last, of all that a server printed."""
+    """The sentence with which LeanKV refused, or what was raised first, of all that a server printed."""
     if said := _SAID.findall(log):
         return str(said[-1])
-    raised = [line for line in _RAISED.findall(log) if not line.startswith(("KeyboardInterrupt", "SystemExit"))]
+    raised = [line for line in _RAISED.findall(log) if not _FOLLOWS.match(line)]
     return raised[0] if raised else None
 
 

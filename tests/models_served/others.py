@@ -52,7 +52,8 @@ OTHERS: dict[str, Model] = {
         },
     ),
     "lfm2": Model(
-        "Lfm2Config", {"layer_types": ["conv", FULL, "conv", FULL], "block_multiple_of": 32, "tie_word_embeddings": True}
+        "Lfm2Config",
+        {"layer_types": ["conv", FULL, "conv", FULL], "block_multiple_of": 32, "tie_word_embeddings": True},
     ),
     "lfm2-moe": Model(
         "Lfm2MoeConfig",

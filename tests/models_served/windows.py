@@ -8,8 +8,8 @@ from tests.models_served.model import Model
 
 WINDOW = 96
 SLIDING, FULL = "sliding_attention", "full_attention"
-TIED = {"tie_word_embeddings": True}
-GEMMA2 = {"query_pre_attn_scalar": 32, "hidden_act": "gelu_pytorch_tanh", **TIED}
+TIED: dict[str, Any] = {"tie_word_embeddings": True}
+GEMMA2: dict[str, Any] = {"query_pre_attn_scalar": 32, "hidden_act": "gelu_pytorch_tanh", **TIED}
 
 
 def hybrid(full_last: bool = True, **fields: Any) -> dict[str, Any]:
@@ -75,16 +75,12 @@ WINDOWS: dict[str, Model] = {
     ),
     "gpt-oss": Model("GptOssConfig", hybrid(num_local_experts=4, num_experts_per_tok=2, head_dim=64)),
     "granitemoe-swa": Model("GraniteMoeSWAConfig", hybrid(num_local_experts=4, attention_multiplier=0.1)),
-    "exaone-moe": Model(
-        "ExaoneMoeConfig", hybrid(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
-    ),
+    "exaone-moe": Model("ExaoneMoeConfig", hybrid(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)),
     "cohere2-moe": Model("Cohere2MoeConfig", hybrid(num_experts=4, logit_scale=0.5, **TIED)),
     "mellum": Model("MellumConfig", hybrid(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)),
     "laguna": Model(
         "LagunaConfig",
-        hybrid(
-            num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=64
-        ),
+        hybrid(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=64),
     ),
     "afmoe": Model(
         "AfmoeConfig", hybrid(num_experts=4, num_experts_per_tok=2, num_shared_experts=1, moe_intermediate_size=64)
