@@ -66,11 +66,11 @@ def tiny_folder(folder: Path, layers: int = 4) -> Path:
         tie_word_embeddings=True,
     )
     _drawn(config).to(torch.bfloat16).save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
     return folder
 
 
-def _tokenizer() -> Any:
+def tokenizer() -> Any:
     """Bytes, and the pairs of them that are most frequent in ``tokenizer_text.md``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -20,7 +20,17 @@ MODULES = {
     **dict.fromkeys(("chat", "company", "cuda_budget", "heads", "hit_miss", "instruction_sets", "overhead"), ""),
     **dict.fromkeys(("rows", "stress", "throughput"), ""),
     **dict.fromkeys(
-        ("capacity", "cuda_faults", "kernels", "launches", "offload", "request_fuzz", "serving"), ".__main__"
+        (
+            "architectures",
+            "capacity",
+            "cuda_faults",
+            "kernels",
+            "launches",
+            "offload",
+            "request_fuzz",
+            "serving",
+        ),
+        ".__main__",
     ),
     "quality": ".cli",
     "quality.rivals": ".__main__",

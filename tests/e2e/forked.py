@@ -24,8 +24,8 @@ class Forked:
     """A running process that is nobody's child here; of ``subprocess.Popen`` what servers use."""
 
     def __init__(self, pid: int, status: int) -> None:
-        self.pid, self.returncode = pid, None
-        self._status = status
+        self.pid, self._status = pid, status
+        self.returncode: int | None = None
 
     def poll(self) -> int | None:
         """Its exit code, None while it runs."""

@@ -1,0 +1,93 @@
+"""Models some or all of whose layers attend to the last tokens alone, or whose attention is otherwise limited."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.models_served.model import Model
+
+WINDOW = 96
+SLIDING, FULL = "sliding_attention", "full_attention"
+TIED: dict[str, Any] = {"tie_word_embeddings": True}
+GEMMA2: dict[str, Any] = {"query_pre_attn_scalar": 32, "hidden_act": "gelu_pytorch_tanh", **TIED}
+
+
+def hybrid(full_last: bool = True, **fields: Any) -> dict[str, Any]:
+    """Fields of 6 layers, two of which see everything."""
+    three = [SLIDING, SLIDING, FULL] if full_last else [FULL, SLIDING, SLIDING]
+    return {"num_hidden_layers": 6, "sliding_window": WINDOW, "layer_types": three * 2, **fields}
+
+
+WINDOWS: dict[str, Model] = {
+    "mistral-window": Model("MistralConfig", {"sliding_window": WINDOW}),
+    "ministral": Model("MinistralConfig", hybrid()),
+    "phi3-window": Model("Phi3Config", {"sliding_window": WINDOW}),
+    "starcoder2-window": Model("Starcoder2Config", {"sliding_window": WINDOW, **TIED}),
+    "qwen2-window": Model(
+        "Qwen2Config", {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": WINDOW}
+    ),
+    "gemma2": Model("Gemma2Config", hybrid(**GEMMA2)),
+    "gemma2-uncapped": Model(
+        "Gemma2Config",
+        hybrid(attn_logit_softcapping=None, final_logit_softcapping=None, **GEMMA2),
+    ),
+    "gemma3": Model("Gemma3TextConfig", hybrid(query_pre_attn_scalar=32, **TIED)),
+    "gemma3n": Model(
+        "Gemma3nTextConfig",
+        hybrid(
+            query_pre_attn_scalar=32,
+            num_kv_shared_layers=0,
+            vocab_size_per_layer_input=512,
+            hidden_size_per_layer_input=32,
+            laurel_rank=16,
+            activation_sparsity_pattern=[0.0] * 6,
+            intermediate_size=[256] * 6,
+            **TIED,
+        ),
+    ),
+    "gemma4": Model(
+        "Gemma4TextConfig",
+        hybrid(
+            vocab_size_per_layer_input=512,
+            hidden_size_per_layer_input=32,
+            global_head_dim=32,
+            num_global_key_value_heads=2,
+            **TIED,
+        ),
+    ),
+    "vaultgemma": Model("VaultGemmaConfig", hybrid(query_pre_attn_scalar=32, **TIED)),
+    "cohere2": Model("Cohere2Config", hybrid(logit_scale=0.5, **TIED)),
+    "olmo3": Model("Olmo3Config", hybrid()),
+    "exaone4": Model("Exaone4Config", hybrid()),
+    "granite-swa": Model("GraniteSWAConfig", hybrid(attention_multiplier=0.1, **TIED)),
+    "cwm": Model("CwmConfig", hybrid()),
+    "llama4": Model(
+        "Llama4TextConfig",
+        {
+            "attention_chunk_size": 128,
+            "no_rope_layers": [1, 1, 1, 0],
+            "intermediate_size_mlp": 256,
+            "num_local_experts": 4,
+            "interleave_moe_layer_step": 2,
+            "pad_token_id": 0,
+        },
+        auto="Llama4ForCausalLM",
+    ),
+    "gpt-oss": Model("GptOssConfig", hybrid(num_local_experts=4, num_experts_per_tok=2, head_dim=64)),
+    "granitemoe-swa": Model("GraniteMoeSWAConfig", hybrid(num_local_experts=4, attention_multiplier=0.1)),
+    "exaone-moe": Model("ExaoneMoeConfig", hybrid(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)),
+    "cohere2-moe": Model("Cohere2MoeConfig", hybrid(num_experts=4, logit_scale=0.5, **TIED)),
+    "mellum": Model("MellumConfig", hybrid(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)),
+    "laguna": Model(
+        "LagunaConfig",
+        hybrid(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=64),
+    ),
+    "afmoe": Model(
+        "AfmoeConfig", hybrid(num_experts=4, num_experts_per_tok=2, num_shared_experts=1, moe_intermediate_size=64)
+    ),
+    "mimo-v2": Model(
+        "MiMoV2FlashConfig",
+        hybrid(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, head_dim=48, v_head_dim=32),
+    ),
+}
+"""By name."""
