@@ -18,7 +18,7 @@ TARGET = (
 
 
 def private_units(original: Callable[..., Any], checker: Any) -> tuple[int, int]:
-    """Units of the pages that requests hold outside the tree, and 0 for the sliding windows we do not serve."""
+    """Units of the pages that requests hold outside the tree, and tokens of the sliding windows, as SGLang has them."""
     ledger = getattr(checker.token_to_kv_pool_allocator, "ledger", None)
     if ledger is None:
         return original(checker)
@@ -28,7 +28,7 @@ def private_units(original: Callable[..., Any], checker: Any) -> tuple[int, int]
         row = checker.req_to_token_pool.req_to_token[kv.req_pool_idx]
         slots = row[kv.cache_protected_len : kv.kv_allocated_len : page].cpu().numpy()
         total += int(ledger.price[slots // page].sum())
-    return total, 0
+    return total, original(checker)[1]
 
 
 def install() -> None:

@@ -20,11 +20,13 @@ from leankv_kernels import StaticPlan, build_plan
 from leankv_sglang.attention.host_pages import Rows, pages_filled, pages_near, pages_read
 from leankv_sglang.attention.read_rule import Compressor
 from leankv_sglang.attention.row_thresholds import RowThresholds, keep_rows
+from leankv_sglang.attention.windows import create_windows
 from leankv_sglang.compression.build import build_significance
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.deferred import FilledPages
 from leankv_sglang.kvcache.heap import Heap
+from leankv_sglang.kvcache.hybrid.pools import compressed_pool
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.pool import LeanKVPool
 from leankv_sglang.kvcache.sizing import most_tokens
@@ -36,16 +38,25 @@ if TYPE_CHECKING:
     from leankv_kernels import Plan
 
 
-def check_layer(layer: RadixAttention) -> None:
-    """Raise :class:`LeanKVError` for an attention layer the read rule does not cover."""
-    reason = None
+def check_layer(layer: RadixAttention, context: int, windowed: bool = False) -> None:
+    """Raise :class:`LeanKVError` for an attention layer that is not covered.
+
+    Args:
+        layer: of the model as it was built.
+        context: tokens of a sequence at most; a window of as many does not slide.
+        windowed: whether its keys are in the pool of sliding windows.
+    """
+    reason, window = None, layer.sliding_window_size
+    slides = window is not None and -1 < window < context - 1
     if layer.is_cross_attention or layer.attn_type not in (AttentionType.DECODER, None):
         reason = "it has attention that is not causal self-attention"
-    elif layer.sliding_window_size is not None and layer.sliding_window_size > -1:
-        reason = "it has sliding-window attention layers"
-    elif layer.logit_cap:
-        reason = "its attention logits are capped"
-    elif layer.qk_head_dim != layer.v_head_dim:
+    elif slides and not windowed:
+        reason = f"its layer {layer.layer_id} has a sliding window, which SGLang's configuration of it does not say"
+    elif windowed and not slides:
+        reason = f"its layer {layer.layer_id} has no sliding window, though SGLang's configuration of it says so"
+    elif layer.logit_cap and layer.logit_capping_method not in (None, "tanh"):
+        reason = f"its attention logits are capped by {layer.logit_capping_method}"
+    elif layer.qk_head_dim != layer.v_head_dim and not windowed:
         reason = "its values have another head_dim than its keys"
     if reason:
         raise LeanKVError(f"LeanKV cannot serve this model: {reason}.")
@@ -58,12 +69,17 @@ class LeanKVBackend(AttentionBackend):
     def __init__(self, runner: ModelRunner) -> None:
         super().__init__()
         config = required_config()
-        pool = runner.token_to_kv_pool
+        self.token_to_kv_pool = runner.token_to_kv_pool
+        """What SGLang's models look for."""
+        pool = compressed_pool(runner.token_to_kv_pool)
         assert isinstance(pool, LeanKVPool)
+        self.windows = create_windows(runner)
         for module in runner.model.modules():
             if isinstance(module, RadixAttention):
-                check_layer(module)
+                windowed = self.windows is not None and module.layer_id in self.windows.layers
+                check_layer(module, runner.model_config.context_len, windowed)
         self.pool = pool
+        self.index = {layer: index for index, layer in enumerate(pool.model_layer_ids)}
         self.heap = Heap() if torch.device(pool.device).type == "cpu" else None
         self.near_pages = config.near_pages
         self.req_to_token_pool = runner.req_to_token_pool
@@ -105,6 +121,8 @@ class LeanKVBackend(AttentionBackend):
         if self.heap is not None:
             self.heap.trim_if_due()
         self.pool.drain()
+        if self.windows is not None:
+            self.windows.init_forward_metadata(forward_batch)
         self.filled, self.thresholds = self.filled[:0], None
         mode = forward_batch.forward_mode
         if mode.is_idle():
@@ -164,10 +182,14 @@ class LeanKVBackend(AttentionBackend):
             )
         pages = -(-self.req_to_token_pool.req_to_token.shape[1] // self.pool.page_size)
         self.graph_plan = StaticPlan(max_bs, pages, self.pool.page_size, self.near_pages, self.pool.device)
+        if self.windows is not None:
+            self.windows.init_cuda_graph_state(max_bs, max_num_tokens)
 
     def init_forward_metadata_out_graph(self, forward_batch: ForwardBatch, in_capture: bool = False) -> None:
         """Before a capture: the plan of padding alone. Before a replay: what :meth:`init_forward_metadata` does, with
         the graph's plan rewritten in one copy."""
+        if self.windows is not None:
+            self.windows.init_forward_metadata_out_graph(forward_batch, in_capture)
         plan, none = self.graph_plan, self.filled[:0]
         assert plan is not None
         self.filled, self.thresholds = none, None
@@ -213,7 +235,9 @@ class LeanKVBackend(AttentionBackend):
         **kwargs: Any,
     ) -> Tensor:
         """Prefill chunks and mixed batches; see :meth:`_run`."""
-        return self._run(q, k, v, layer, save_kv_cache, kwargs)
+        if self.windows is not None and layer.layer_id in self.windows.layers:
+            return self.windows.forward_extend(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+        return self._run(q, k, v, layer, save_kv_cache, **kwargs)
 
     def forward_decode(
         self,
@@ -226,23 +250,35 @@ class LeanKVBackend(AttentionBackend):
         **kwargs: Any,
     ) -> Tensor:
         """One token per request; see :meth:`_run`."""
-        return self._run(q, k, v, layer, save_kv_cache, kwargs)
+        if self.windows is not None and layer.layer_id in self.windows.layers:
+            return self.windows.forward_decode(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+        return self._run(q, k, v, layer, save_kv_cache, **kwargs)
 
-    def _run(self, q: Tensor, k: Tensor, v: Tensor, layer: RadixAttention, save: bool, extra: dict[str, Any]) -> Tensor:
+    def _run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: RadixAttention,
+        save: bool,
+        sinks: Tensor | None = None,
+        **extra: Any,
+    ) -> Tensor:
         if k is None or v is None or not save:
             raise LeanKVError("LeanKV cannot serve this model: a layer attends without writing its own KV.")
         if any(value is not None for value in extra.values()):
             raise LeanKVError(f"LeanKV cannot serve this model: its attention takes {', '.join(extra)}.")
         plan, pool = self.forward_metadata, self.pool
         assert plan is not None
-        index = layer.layer_id - pool.start_layer
+        index = self.index[layer.layer_id]
         n = plan.num_tokens
         queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)[:n]
         keys = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)[:n]
         values = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)[:n]
         raw = pool.open_pages.raw(index, plan, keys, values)
         commits = len(self.filled) > 0
-        merged = self.compressor.forward(index, plan, queries, raw, layer.scaling, self.thresholds, commits, q.dtype)
+        chosen = self.thresholds, commits, q.dtype, layer.logit_cap or 0.0, sinks
+        merged = self.compressor.forward(index, plan, queries, raw, layer.scaling, *chosen)
         pool.open_pages.keep(index, plan, raw)
         if commits and index == pool.layer_num - 1:
             pool.note_commits(plan, self.filled)

@@ -43,6 +43,8 @@ class Compressor:
         alphas: Tensor | None = None,
         commits: bool = True,
         dtype: torch.dtype | None = None,
+        cap: float = 0.0,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Attend, and commit.
 
@@ -56,17 +58,19 @@ class Compressor:
             commits: whether pages in ``plan.full`` are committed; otherwise the caller does it with :meth:`commit`
                 before any later forward.
             dtype: of the output.
+            cap: scores s are ``cap * tanh(s / cap)``; 0 for none.
+            sinks: float ``[Hq]``, a score of each query head that belongs to no token.
 
         Returns:
             out ``[T, Hq, D]``; float32 or more where no dtype is asked for.
         """
-        own, own_lse = self.ops.attend_open(q, raw, plan, scale)
+        own, own_lse = self.ops.attend_open(q, raw, plan, scale, cap=cap)
         if commits and plan.full.numel():
             pages = plan.own_pages.index_select(0, plan.full)
             chosen = None if alphas is None else alphas[layer : layer + 1]
             self.commit(layer, pages, raw.of(plan.full), plan.full_index, chosen)
-        past, past_lse = self.ops.attend_committed(q, self.store, layer, plan, scale, self.rotation)
-        out, _ = self.ops.merge_states(own, own_lse, past, past_lse, dtype)
+        past, past_lse = self.ops.attend_committed(q, self.store, layer, plan, scale, self.rotation, cap=cap)
+        out, _ = self.ops.merge_states(own, own_lse, past, past_lse, dtype, sinks=sinks)
         return out
 
     def commit(

@@ -12,6 +12,7 @@ from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.ledger import LOGICAL_FACTOR
 from leankv_sglang.kvcache.open_pages import OpenPages
 from leankv_sglang.kvcache.places import spare_pages
+from leankv_sglang.models.layer_kinds import compressed_layers, window_token_bytes
 
 DEFAULT_CPU_BYTES = 2 << 30
 """KV budget on a machine without an accelerator, unless an eighth of its memory is less."""
@@ -52,7 +53,7 @@ def memory_for_pages(kvc: Any, budget: int) -> int:
 
     model, page_size, ranks = kvc.model_config, get_schedule().page_size, get_parallel().attn_tp_size
     layout = make_layout(required_config(), page_size, model.get_num_kv_heads(ranks), model.head_dim)
-    layers, query_heads = kvc.layer_info.num_effective_layers, model.get_num_attention_heads(ranks)
+    layers, query_heads = compressed_layers(model), model.get_num_attention_heads(ranks)
     row = open_page_bytes(layout, layers, query_heads, model.dtype.itemsize)
     requests = get_schedule().max_running_requests
     if requests is None:
@@ -98,13 +99,19 @@ def memory_line(store: RecordStore, open_pages: OpenPages, commits: int) -> str:
     )
 
 
-def default_max_total_tokens(model: Any, page_size: int, tp_size: int, dp_size: int) -> int:
-    """Tokens of the default CPU budget for an sglang ModelConfig, shared by all ranks."""
+def default_max_total_tokens(model: Any, page_size: int, tp_size: int, dp_size: int, window_tokens: float = 0.0) -> int:
+    """Tokens of the default CPU budget for an sglang ModelConfig, shared by all ranks.
+
+    Args:
+        window_tokens: of the pool of sliding windows for each token of full layers (``--swa-full-tokens-ratio``).
+    """
     import psutil
 
     layout = make_layout(required_config(), page_size, model.get_num_kv_heads(tp_size), model.head_dim)
     budget = min(DEFAULT_CPU_BYTES, psutil.virtual_memory().total // 8) // (tp_size * dp_size)
-    return max(budget // page_bytes(layout, model.num_hidden_layers), 1) * page_size
+    page = page_bytes(layout, compressed_layers(model))
+    page += int(window_tokens * page_size * window_token_bytes(model, tp_size))
+    return max(budget // page, 1) * page_size
 
 
 def open_page_bytes(layout: RecordLayout, num_layers: int, num_query_heads: int, itemsize: int = 2) -> int:

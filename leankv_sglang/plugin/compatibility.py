@@ -118,13 +118,13 @@ def _is_mla(model: Any) -> bool:
     return getattr(arch, "name", "") == "MLA" or getattr(_text_config(model), "kv_lora_rank", None) is not None
 
 
-def _slides(model: Any) -> bool:
-    config = _text_config(model)
-    types = getattr(config, "layer_types", None) or []
-    if getattr(model, "is_hybrid_swa", False) or any("sliding" in t or "chunked" in t for t in types):
-        return True
-    window = getattr(config, "sliding_window", None)
-    return bool(window) and getattr(config, "use_sliding_window", True)
+def _only_slides(model: Any) -> bool:
+    return bool(getattr(model, "is_hybrid_swa", False)) and not getattr(model, "full_attention_layer_ids", None)
+
+
+def _is_chunked(model: Any) -> bool:
+    types = getattr(_text_config(model), "layer_types", None) or []
+    return bool(getattr(model, "attention_chunk_size", None)) or any("chunked" in t for t in types)
 
 
 def _recurs(model: Any) -> bool:
@@ -139,8 +139,12 @@ MODELS: list[tuple[Callable[[Any], bool], str]] = [
     (lambda m: bool(getattr(m, "is_encoder_decoder", False)), "it is an encoder-decoder model"),
     (_is_mla, "it has latent attention (MLA), whose cache LeanKV does not compress"),
     (_recurs, "it has recurrent or linear-attention layers"),
-    (_slides, "it has sliding-window attention layers"),
-    (lambda m: bool(getattr(_text_config(m), "attn_logit_softcapping", None)), "its attention logits are capped"),
+    (_only_slides, "every layer of it has a sliding window, so that nothing grows which could be compressed"),
+    (_is_chunked, "it attends in chunks of its context"),
+    (
+        lambda m: bool(getattr(_text_config(m), "num_kv_shared_layers", None)),
+        "some of its layers attend to the keys and values of others",
+    ),
     (
         lambda m: getattr(m, "v_head_dim", m.head_dim) != m.head_dim,
         "its values have another head_dim than its keys",

@@ -12,6 +12,7 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
         cell_size,
         control_failure,
         greedy_rows,
+        hybrid_pools,
         internal_state,
         invariant_ops,
         kv_release,
@@ -29,16 +30,21 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
         single_row,
         start_failure,
         stop_regex,
+        window_layers,
     )
     from leankv_sglang.attention.row_thresholds import assign_rows
     from leankv_sglang.kvcache.sizing import bytes_per_token, memory_for_pages
+    from leankv_sglang.models.layer_kinds import window_split
     from leankv_sglang.observability.pool_stats import server_info
     from leankv_sglang.observability.request_stats import note_release, reporting_streamer
     from leankv_sglang.plugin.faults import report
+    from leankv_sglang.plugin.platform import hybrid_classes
 
     return [
         (cell_size, (bytes_per_token,)),
         (pool_budget, (memory_for_pages,)),
+        (window_layers, (window_split,)),
+        (hybrid_pools, (hybrid_classes, bytes_per_token)),
         (internal_state, (server_info,)),
         (nccl_choice, ()),
         (single_row, ()),

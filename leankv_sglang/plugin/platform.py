@@ -27,6 +27,14 @@ class _LeanKVMixin:
         return LeanKVAllocator
 
 
+def hybrid_classes() -> tuple[type, type]:
+    """The classes of pool and allocator of a model with sliding windows."""
+    from leankv_sglang.kvcache.hybrid.allocator import HybridAllocator
+    from leankv_sglang.kvcache.hybrid.pools import WindowPools
+
+    return WindowPools, HybridAllocator
+
+
 class LeanKVCpuPlatform(_LeanKVMixin, CpuSRTPlatform):
     """sglang's CPU platform."""
 

@@ -10,6 +10,7 @@ from leankv_sglang.compression.build import make_layout
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.sizing import tokens_for
+from leankv_sglang.models.layer_kinds import compressed_layers
 
 LEAST_PAGES = 4
 """Of a pool: a prompt may fill all but two of its pages, and an answer needs one."""
@@ -71,7 +72,7 @@ def check_memory(model: Any, cfg: Any) -> None:
         return
     ranks = (cfg.tp_size or 1) * (cfg.dp_size or 1)
     layout = make_layout(required_config(), cfg.page_size, model.get_num_kv_heads(cfg.tp_size), model.head_dim)
-    heads, layers = model.get_num_attention_heads(cfg.tp_size), model.num_hidden_layers
+    heads, layers = model.get_num_attention_heads(cfg.tp_size), compressed_layers(model)
     memory, requests = machine_memory(), cfg.max_running_requests or 1
     fit = tokens_for(memory // ranks, layout, layers, heads, -(-requests // (cfg.dp_size or 1)))
     if fit < LEAST_PAGES * cfg.page_size:

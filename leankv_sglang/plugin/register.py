@@ -95,5 +95,6 @@ def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
     settle_graphs(server_args, cfg, model)
     # The record keeps what the user gave; the view already holds SGLang's own default fraction of the machine.
     if cfg.device == "cpu" and server_args.max_total_tokens is None and server_args.mem_fraction_static is None:
-        tokens = default_max_total_tokens(model, cfg.page_size, cfg.tp_size, cfg.dp_size)
+        ratio = cfg.swa_full_tokens_ratio
+        tokens = default_max_total_tokens(model, cfg.page_size, cfg.tp_size, cfg.dp_size, ratio)
         declare_resolution(server_args, NAME, max_total_tokens=tokens)

@@ -59,10 +59,12 @@ def check_process(pool: Any, allocator: Any) -> None:
         LeanKVError: one sentence naming every seam that failed.
     """
     from leankv_sglang.kvcache.allocator import LeanKVAllocator
+    from leankv_sglang.kvcache.hybrid.pools import compressed_pool
     from leankv_sglang.kvcache.pool import LeanKVPool
 
     check_version()
     problems = _problems()
+    pool, allocator = compressed_pool(pool), getattr(allocator, "full_attn_allocator", allocator)
     if not isinstance(pool, LeanKVPool):
         problems.append(f"the KV pool is {type(pool).__name__}")
     if not isinstance(allocator, LeanKVAllocator):

@@ -11,6 +11,7 @@ from leankv_sglang.compression.profile_file import measured_ratios
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.kvcache.lasting import calibrated_cost
 from leankv_sglang.kvcache.sizing import model_dtype_bytes_per_token, open_page_bytes, page_bytes
+from leankv_sglang.models.layer_kinds import compressed_layers, window_token_bytes
 
 
 def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]]:
@@ -20,7 +21,7 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
     cfg, model = resolved_view(server_args), model_config_of(server_args)
     layout = make_layout(config, cfg.page_size, model.get_num_kv_heads(cfg.tp_size), model.head_dim)
     group = model.get_num_attention_heads(cfg.tp_size) // layout.num_kv_heads
-    layers, page = model.num_hidden_layers, cfg.page_size
+    layers, page = compressed_layers(model), cfg.page_size
     per_token = page_bytes(layout, layers) / page
     raw = model_dtype_bytes_per_token(layout, layers)
     ranks = f" on each of {cfg.tp_size} ranks" if cfg.tp_size > 1 else ""
@@ -29,6 +30,7 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
             "model",
             f"{Path(cfg.model_path).name} ({layers} layers, {layout.num_kv_heads} KV heads of {model.head_dim}{ranks})",
         ),
+        *_windows(model, cfg),
         ("LeanKV", config.describe()),
         ("kernels", kernels_for(cfg.device, config, layout, group).describe()),
         ("page", f"{page} tokens, {layout.max_blocks} blocks of {layout.block_bytes} B a layer at most"),
@@ -52,6 +54,16 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
         lines.append(("KV cache", "sized from the free device memory (--mem-fraction-static)"))
     lines.append(("address", f"http://{cfg.host}:{cfg.port}"))
     return lines
+
+
+def _windows(model: Any, cfg: Any) -> list[tuple[str, str]]:
+    """The line about layers with a sliding window, if there are any."""
+    each = window_token_bytes(model, cfg.tp_size)
+    if not each:
+        return []
+    layers, tokens = model.num_hidden_layers - compressed_layers(model), cfg.max_total_tokens
+    size = f", {int(tokens * cfg.swa_full_tokens_ratio) * each / 2**20:,.0f} MiB" if tokens else ""
+    return [("windows", f"{layers} layers more have a sliding window and stay in 16 bits{size}")]
 
 
 def _measured_ratio(model: str, config: LeanKVConfig) -> float | None:

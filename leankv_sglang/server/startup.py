@@ -9,6 +9,7 @@ from leankv_sglang.compression.profile_file import Profile
 from leankv_sglang.config import DEFAULT_PAGE_SIZE, NAME, active_config
 from leankv_sglang.environment import has_accelerator
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.models.layer_kinds import compressed_layers
 from leankv_sglang.models.shape import CacheShape
 from leankv_sglang.offload.places import check_places
 
@@ -86,6 +87,6 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
     check_memory(model_config_of(server_args), resolved_view(server_args))
     if profile is not None:
         model = model_config_of(server_args)
-        shape = CacheShape(model.num_hidden_layers, model.get_total_num_kv_heads(), model.head_dim)
+        shape = CacheShape(compressed_layers(model), model.get_total_num_kv_heads(), model.head_dim)
         profile.check_model(shape, server_args.model_path)
         profile.check_page_size(server_args.page_size)

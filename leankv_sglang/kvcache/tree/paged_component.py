@@ -36,7 +36,9 @@ class PagedComponent(FullComponent):
     def __init__(self, cache: Any, params: Any) -> None:
         super().__init__(cache, params)
         config = required_config()
-        self.allocator = params.token_to_kv_pool_allocator
+        allocator = params.token_to_kv_pool_allocator
+        # Of a model with sliding windows, the half that holds pages.
+        self.allocator = getattr(allocator, "full_attn_allocator", allocator)
         self.pool = self.allocator.get_kvcache()
         self.ledger = self.pool.ledger
         self.page_size: int = self.pool.page_size

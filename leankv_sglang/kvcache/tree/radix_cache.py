@@ -12,6 +12,7 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.page_rows import PageRows
 from leankv_sglang.kvcache.tree.shrinking_component import ShrinkingComponent
+from leankv_sglang.kvcache.tree.window_component import WindowComponent
 
 WATERMARK = 1 / 8
 """Part of the pool below which pages are trimmed before anything asks for their memory."""
@@ -30,6 +31,7 @@ class LeanKVRadixCache(UnifiedRadixCache):
         params.component_registry_override = {
             **(params.component_registry_override or {}),
             ComponentType.FULL: self.component,
+            ComponentType.SWA: WindowComponent,
         }
         super().__init__(params)
         self.page_rows: PageRows = self.paged.pool.mirror_rows(self.req_to_token_pool)
@@ -49,10 +51,22 @@ class LeanKVRadixCache(UnifiedRadixCache):
         return component
 
     def _match_tree(self, params: Any) -> Any:
-        if not self.disable:
-            key = params.key
-            params = replace(params, key=key[: self.paged.legal_length(key)])
-        return super()._match_tree(params)
+        if self.disable:
+            return super()._match_tree(params)
+        key = params.key
+        length = self.paged.legal_length(key)
+        result = first = super()._match_tree(replace(params, key=key[:length]))
+        # Other kinds of layers may have ended the hit earlier, where ours cannot end.
+        while (ends := result.device_prefix_len + result.host_hit_length) < length:
+            if (length := self.paged.legal_length(key[:ends])) == ends:
+                break
+            result = super()._match_tree(replace(params, key=key[:length]))
+        # What says where a window, or a state, is worth restoring: as far as our pages reach.
+        return result._replace(
+            full_kv_hit_length=first.full_kv_hit_length,
+            swa_branching_seqlen=first.swa_branching_seqlen,
+            mamba_branching_seqlen=first.mamba_branching_seqlen,
+        )
 
     def insert(self, params: Any) -> Any:
         """Insert pages, trued up as far as their costs are known."""
@@ -72,7 +86,18 @@ class LeanKVRadixCache(UnifiedRadixCache):
             if start < end:
                 assert start % self.page_size == 0, f"a row is freed from {start} on, inside a page"
                 pages = self.page_rows.of(kv.req_pool_idx, -(-end // self.page_size), start // self.page_size)
-                self.token_to_kv_pool_allocator.release(pages)
+                if self.supports_swa():
+                    self._free_windows(kv, start, end)
+                self.paged.allocator.release(pages)
+
+    def _free_windows(self, kv: Any, start: int, end: int) -> None:
+        """Give back what of a row's windows has not slid past yet."""
+        row = self.req_to_token_pool.req_to_token[kv.req_pool_idx]
+        gone = kv.swa_dead_lo(self.page_size)
+        kept = max(kv.get_evicted_seqlen(ComponentType.SWA), gone)
+        for a, b in ((start, min(end, gone)), (max(start, kept), end)):
+            if a < b:
+                self.token_to_kv_pool_allocator.free_swa_segment(row[a:b], start_pos=a)
 
     def _reset_full(self) -> None:
         super()._reset_full()

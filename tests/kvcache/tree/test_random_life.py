@@ -9,10 +9,11 @@ import pytest
 from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
 from leankv_sglang.kvcache.tree.regret import Regret
 from tests.kvcache.late import LateCopies
+from tests.kvcache.tree.window_world import WindowWorld
 from tests.kvcache.tree.world import CONTEXT, PAGE, World
 
 LATE = "counts come late"
-QUICK = ("default", LATE)
+QUICK = ("default", LATE, "windows")
 CASES = {
     "default": (LeanKVConfig(), "lru", (0.5, 0.0)),
     "pruning": (LeanKVConfig(alpha_low=0.1), "lru", (0.3, 0.4)),
@@ -21,6 +22,8 @@ CASES = {
     "one tier": (LeanKVConfig(high="k4v2", low="k4v2"), "lru", (0.0, 0.0)),
     LATE: (LeanKVConfig(), "lru", (0.5, 0.0)),
     "demoting, strict": (LeanKVConfig(demote=True), "lru", (0.3, 0.0)),
+    "windows": (LeanKVConfig(), "lru", (0.5, 0.0)),
+    "windows, pruning, two pages near": (LeanKVConfig(alpha_low=0.1, near_pages=2), "lru", (0.3, 0.4)),
 }
 STEPS = int(os.environ.get("LEANKV_TREE_STEPS", "120"))
 """For each case; 850 make the five thousand of a full check."""
@@ -34,6 +37,10 @@ def prompt(world: World) -> list[int]:
         word = chance.randrange(3 if len(tokens) < 4 * PAGE else 6)
         tokens += [word * 7 + i % 5 for i in range(PAGE)]
     return tokens + [99] * chance.randrange(1, PAGE)
+
+
+WINDOWS = "windows"
+"""Of the cases, the one whose model has sliding windows."""
 
 
 def step(world: World) -> None:
@@ -55,6 +62,8 @@ def step(world: World) -> None:
         world.drop(chance.choice(world.running))
     elif dice < 0.96:
         world.evict(chance.randrange(1, 8 * PAGE))
+        if isinstance(world, WindowWorld):
+            world.evict_windows(chance.randrange(1, 8 * PAGE))
     elif dice < 0.995:
         world.cache.relieve()
     else:
@@ -71,7 +80,8 @@ def test_invariants_hold_after_every_step(name: str, monkeypatch: pytest.MonkeyP
     if config.demote:
         monkeypatch.setattr(Regret, "prefers_dropping", lambda _self: False)
     late = LateCopies() if name == LATE else None
-    world = World(pages=40, policy=policy, tiers=tiers, seed=len(name), late=late)
+    kind = WindowWorld if WINDOWS in name else World
+    world = kind(pages=40, policy=policy, tiers=tiers, seed=len(name), late=late)
     for _ in range(STEPS):
         step(world)
         world.check()
@@ -93,6 +103,6 @@ def test_invariants_hold_after_every_step(name: str, monkeypatch: pytest.MonkeyP
         assert world.pool.counts.demoted > 0
     world.evict(world.pool.ledger.units)
     world.check()
-    assert world.allocator.available_size() == world.pool.ledger.units
+    assert world.pool.ledger.free_units == world.pool.ledger.units
     world.pool.drain()
     assert int(world.pool.store.ring.free_blocks) == world.pool.store.num_blocks

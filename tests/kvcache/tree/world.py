@@ -45,10 +45,9 @@ class World:
         tree: type[LeanKVRadixCache] = LeanKVRadixCache,
     ) -> None:
         self.late = late
-        self.pool = LeanKVPool(pages * PAGE, PAGE, torch.bfloat16, HEADS, DIM, LAYERS, "cpu", False)
+        self.pool, self.allocator = self.make_pools(pages * PAGE)
         if late is not None:
             self.pool.commits = CommitLog(self.pool.store, self.pool.ledger, self.pool.ops, late)
-        self.allocator = LeanKVAllocator(pages * PAGE, PAGE, torch.bfloat16, "cpu", self.pool, need_sort=False)
         self.rows = ReqToTokenPool(size=ROWS, max_context_len=CONTEXT, device="cpu", enable_memory_saver=False)
         self.cache = tree(
             CacheInitParams(
@@ -57,7 +56,7 @@ class World:
                 token_to_kv_pool_allocator=self.allocator,
                 page_size=PAGE,
                 eviction_policy=policy,
-                tree_components=(ComponentType.FULL,),
+                **self.tree_params(),
             )
         )
         self.page_rows = self.pool.mirror_rows(self.rows)
@@ -66,6 +65,20 @@ class World:
         self.records: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.running: list[Any] = []
         self.hit_tokens = self.asked_tokens = self.loaded_tokens = self.rid = 0
+
+    # ---- what a world of another kind of model does otherwise ----
+
+    def make_pools(self, units: int) -> tuple[LeanKVPool, Any]:
+        """The pool of pages, and SGLang's allocator."""
+        pool = LeanKVPool(units, PAGE, torch.bfloat16, HEADS, DIM, LAYERS, "cpu", False)
+        return pool, LeanKVAllocator(units, PAGE, torch.bfloat16, "cpu", pool, need_sort=False)
+
+    def tree_params(self) -> dict[str, Any]:
+        """What the tree is told of layers."""
+        return {"tree_components": (ComponentType.FULL,)}
+
+    def written(self, req: Any, tokens: list[int], start: int) -> None:
+        """A forward over ``tokens[start:]`` has slots for them."""
 
     # ---- what pages hold ----
 
@@ -164,6 +177,7 @@ class World:
     def _extend(self, req: Any, tokens: list[int], start: int, end: int) -> bool:
         pages = -(-end // PAGE) - -(-start // PAGE)
         self.allocator.evict_to_free_tokens(self.cache, end - start + PAGE)
+        self.pool.settle()
         if pages * PAGE > self.allocator.available_size():
             return False
         row = req.kv.req_pool_idx
@@ -172,6 +186,7 @@ class World:
         slots = self.allocator.alloc_extend(one[0], one[0], one[1], one[1], last.long()[None], end - start)
         assert slots is not None
         self.rows.write((row, slice(start, end)), slots.int())
+        self.written(req, tokens[:end], start)
         self.page_rows.extended(torch.tensor([row]))
         req.full_untruncated_fill_ids = array("q", tokens[:end])
         req.kv.kv_committed_len = req.kv.kv_allocated_len = end
@@ -199,6 +214,7 @@ class World:
         self.page_rows.extended(torch.tensor([row]))
         tokens.append(self.random.randrange(3))
         req.output_ids.append(tokens[-1])
+        self.written(req, tokens, len(tokens) - 1)
         req.full_untruncated_fill_ids = array("q", tokens)
         req.kv.kv_committed_len = req.kv.kv_allocated_len = len(tokens)
         self.commit(tokens, len(tokens) - 1, row)
