@@ -58,6 +58,20 @@ def merge_states(
     lse: Tensor,
     threads: int,
 ) -> None: ...
+def attend_window(
+    *,
+    q: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slots: Tensor,
+    requests: Tensor,
+    sinks: Tensor,
+    out: Tensor,
+    window: int,
+    scale: float,
+    cap: float,
+    threads: int,
+) -> None: ...
 def commit_pages(
     *,
     shape: RecordShape,

@@ -5,113 +5,37 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
 
 from leankv_kernels.layout import RecordLayout
-from leankv_kernels.packed import PackedPages
-from leankv_kernels.plan import Plan
+from leankv_kernels.protocols import (
+    AttendCommitted,
+    AttendOpen,
+    AttendWindow,
+    CommitBytes,
+    CommitPages,
+    CountPages,
+    CutPages,
+    FreePages,
+    MergeStates,
+    PackPages,
+    TierPages,
+    UnpackPages,
+    WriteTokens,
+)
 from leankv_kernels.raw import RawPages
 from leankv_kernels.reference.commit import commit_bytes
 from leankv_kernels.reference.packing import pack_pages, unpack_pages
 from leankv_kernels.reference.tiers import tier_pages
+from leankv_kernels.reference.window import attend_window
 from leankv_kernels.store import RecordStore
-from leankv_kernels.tier_rule import TierRule
 
 if TYPE_CHECKING:
     from leankv_kernels.cuda import Launcher
 
 BACKEND_ENV = "LEANKV_KERNELS"
-
-
-class AttendOpen(Protocol):
-    """Causal attention inside each tile's raw page; see ``reference.attention.attend_open``."""
-
-    def __call__(
-        self, q: Tensor, raw: RawPages, plan: Plan, scale: float, cap: float = 0.0
-    ) -> tuple[Tensor, Tensor]: ...
-
-
-class AttendCommitted(Protocol):
-    """Attention over committed pages by the read rule; see ``reference.attention.attend_committed``."""
-
-    def __call__(
-        self, q: Tensor, store: RecordStore, layer: int, plan: Plan, scale: float, rotation: str, cap: float = 0.0
-    ) -> tuple[Tensor, Tensor]: ...
-
-
-class MergeStates(Protocol):
-    """Merge of two partial attentions; see ``reference.attention.merge_states``."""
-
-    def __call__(
-        self,
-        out_a: Tensor,
-        lse_a: Tensor,
-        out_b: Tensor,
-        lse_b: Tensor,
-        dtype: torch.dtype | None = None,
-        sinks: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]: ...
-
-
-class WriteTokens(Protocol):
-    """A forward's tokens into its tiles' pages; see ``RawPages.write``."""
-
-    def __call__(self, raw: RawPages, plan: Plan, key: Tensor, value: Tensor, /) -> None: ...
-
-
-class CommitPages(Protocol):
-    """Pack full pages into records; see ``reference.commit.commit_pages``."""
-
-    def __call__(
-        self, store: RecordStore, layer: int, pages: Tensor, raw: RawPages, tiers: Tensor, rotation: str
-    ) -> None: ...
-
-
-class TierPages(Protocol):
-    """Tiers of the tokens of full pages; see ``reference.tiers.tier_pages``."""
-
-    def __call__(self, raw: RawPages, layer: int, rule: TierRule, alphas: Tensor, page_index: Tensor) -> Tensor: ...
-
-
-class CommitBytes(Protocol):
-    """Memory that tiers and commit take beside what they are given; see ``reference.commit.commit_bytes``."""
-
-    def __call__(self, layout: RecordLayout, query_heads: int, itemsize: int) -> int: ...
-
-
-class FreePages(Protocol):
-    """Return the blocks of pages in all layers; see ``RecordStore.free``."""
-
-    def __call__(self, store: RecordStore, pages: Tensor, /) -> None: ...
-
-
-class CutPages(Protocol):
-    """Cut the records of pages in all layers; see ``RecordStore.cut``."""
-
-    def __call__(self, store: RecordStore, pages: Tensor, level: Tensor, /) -> None: ...
-
-
-class CountPages(Protocol):
-    """Blocks of pages at each level and tokens of each tier; see ``RecordStore.count_pages``."""
-
-    def __call__(self, store: RecordStore, pages: Tensor, /) -> Tensor: ...
-
-
-class PackPages(Protocol):
-    """Copy pages out of a store; see ``reference.packing.pack_pages``."""
-
-    def __call__(
-        self, store: RecordStore, pages: Tensor, level: Tensor, room: tuple[int, int] | None = None, /
-    ) -> PackedPages: ...
-
-
-class UnpackPages(Protocol):
-    """Take pages into a store; see ``reference.packing.unpack_pages``."""
-
-    def __call__(self, store: RecordStore, pages: Tensor, packed: PackedPages, /) -> None: ...
 
 
 class Ops(NamedTuple):
@@ -129,6 +53,7 @@ class Ops(NamedTuple):
     count_pages: CountPages = RecordStore.count_pages
     pack_pages: PackPages = pack_pages
     unpack_pages: UnpackPages = unpack_pages
+    attend_window: AttendWindow = attend_window
     variant: str = ""
     """What of the backend is in use, such as an instruction set."""
     takes_bounds: bool = False
@@ -166,6 +91,7 @@ def _cpu(device: torch.device) -> Ops:
         count_pages=cpu.count_pages,
         pack_pages=cpu.pack_pages,
         unpack_pages=cpu.unpack_pages,
+        attend_window=cpu.attend_window,
         variant=cpu.isa(),
         takes_bounds=True,
     )

@@ -11,6 +11,7 @@ layout that it does not take, and for more than 64 query heads per KV head.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import TypedDict
@@ -23,6 +24,7 @@ from leankv_kernels.layout import LEVEL_FAR, RecordLayout
 from leankv_kernels.packed import PackedPages
 from leankv_kernels.plan import Plan
 from leankv_kernels.raw import RawPages
+from leankv_kernels.reference.window import window_requests
 from leankv_kernels.store import RecordStore
 
 ISA_ENV = "LEANKV_CPU_ISA"
@@ -114,19 +116,61 @@ def merge_states(
     """See ``reference.attention.merge_states``; worked out in float32."""
     out_a, lse_a, out_b, lse_b = (x.to(torch.float32).contiguous() for x in (out_a, lse_a, out_b, lse_b))
     out, lse = torch.empty_like(out_a), torch.empty_like(lse_a)
-    # None at all are sinks of -inf.
-    sinks = torch.full(lse.shape[1:], -torch.inf) if sinks is None else sinks.to(torch.float32).contiguous()
     _cpu.merge_states(
         out_a=out_a,
         lse_a=lse_a,
         out_b=out_b,
         lse_b=lse_b,
-        sinks=sinks,
+        sinks=_sinks(sinks, lse.shape[1]),
         out=out,
         lse=lse,
         threads=torch.get_num_threads(),
     )
     return out if dtype is None else out.to(dtype), lse
+
+
+def attend_window(
+    q: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slots: Tensor,
+    q_indptr: Sequence[int] | Tensor,
+    kv_indptr: Sequence[int] | Tensor,
+    kv_start: Sequence[int] | Tensor,
+    window: int,
+    scale: float,
+    cap: float = 0.0,
+    sinks: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """See ``reference.window.attend_window``; worked out in float32.
+
+    Raises:
+        ValueError: also for heads that are not of 16 to 512 channels in steps of 16, and for slots that are not in the
+            pools.
+    """
+    found = window_requests(len(q), len(slots), q_indptr, kv_indptr, kv_start, window)
+    rows = [(r.queries.start, r.queries.stop - r.queries.start, r.slots.start, *r[2:]) for r in found]
+    out = torch.empty(*q.shape[:2], value.shape[2], dtype=dtype or q.dtype)
+    _cpu.attend_window(
+        q=q.contiguous(),
+        key=key,
+        value=value,
+        slots=slots.contiguous(),
+        requests=torch.tensor(rows, dtype=torch.int64).view(-1, 5),
+        sinks=_sinks(sinks, q.shape[1]),
+        out=out,
+        window=window,
+        scale=scale,
+        cap=cap,
+        threads=torch.get_num_threads(),
+    )
+    return out
+
+
+def _sinks(sinks: Tensor | None, heads: int) -> Tensor:
+    """What ops with sinks take: none at all are -inf."""
+    return torch.full((heads,), -torch.inf) if sinks is None else sinks.to(torch.float32).contiguous()
 
 
 def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, tiers: Tensor, rotation: str) -> None:

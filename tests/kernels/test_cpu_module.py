@@ -53,7 +53,8 @@ def merge(**changes: Tensor) -> None:
     """Merges two states of three queries, some tensors being others than they should be."""
     outs, lses = torch.zeros(3, 2, 16), torch.zeros(3, 2)
     states = {"out_a": outs, "lse_a": lses, "out_b": outs, "lse_b": lses, "out": outs.clone(), "lse": lses.clone()}
-    _cpu.merge_states(**(states | changes), threads=1)
+    states |= changes
+    _cpu.merge_states(**states, sinks=torch.zeros(states["out"].shape[1]), threads=1)
 
 
 def test_tensors_of_any_strides_that_say_the_same_are_taken() -> None:
@@ -93,5 +94,5 @@ def test_a_dtype_that_no_model_has_is_refused() -> None:
     tiles, out, lse = torch.zeros(0, 5, dtype=torch.int64), torch.zeros(1, 1, 16), torch.zeros(1, 1)
     with pytest.raises(ValueError, match="float32, bfloat16 and float16, not float64 for q: use another backend"):
         _cpu.attend_open(
-            q=q, key=key, value=key, scores=scores, at=at, tiles=tiles, out=out, lse=lse, scale=1.0, threads=1
+            q=q, key=key, value=key, scores=scores, at=at, tiles=tiles, out=out, lse=lse, scale=1.0, cap=0.0, threads=1
         )

@@ -51,6 +51,22 @@ struct MergeArgs {
     int threads;
 };
 
+constexpr int kWindowDim = 512;  // the widest key or value that attend_window takes; a multiple of 16
+
+// For attend_window: requests, and what their queries see of a pool.
+struct WindowArgs {
+    const void* q;            // [T, query_heads, key_dim]
+    const void *key, *value;  // [S, heads, key_dim], [S, heads, value_dim]
+    const int64_t* slots;     // of the pool
+    const int64_t* requests;  // [num_requests, 5], see Request in window.inl
+    const float* sinks;       // [query_heads], -inf for none
+    void* out;                // [T, query_heads, value_dim]
+    int64_t num_requests, query_heads, heads, group, key_dim, value_dim;
+    int64_t window;    // keys before a query's own; below 0 for all
+    float scale, cap;  // no cap: 0
+    int dtype, raw_dtype, out_dtype, threads;
+};
+
 struct CommitArgs {
     RecordShape shape;
     uint8_t* blocks;
@@ -122,6 +138,7 @@ struct Kernels {
     void (*attend_open)(const AttendOpenArgs&);
     void (*attend_committed)(const AttendCommittedArgs&);
     void (*merge_states)(const MergeArgs&);
+    void (*attend_window)(const WindowArgs&);
     void (*commit_pages)(const CommitArgs&);
     void (*free_pages)(const ShrinkArgs&);
     void (*cut_pages)(const ShrinkArgs&);

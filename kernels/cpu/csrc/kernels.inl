@@ -30,6 +30,8 @@
 
 #include "open.inl"
 
+#include "window.inl"
+
 #include "quantize.inl"
 
 #include "commit.inl"
@@ -51,6 +53,7 @@ const Kernels kernels = {
     .attend_open = attend_open,
     .attend_committed = attend_committed,
     .merge_states = merge_states,
+    .attend_window = window::attend,
     .commit_pages = commit_pages,
     .free_pages = free_pages,
     .cut_pages = cut_pages,

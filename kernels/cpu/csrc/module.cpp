@@ -48,15 +48,19 @@ int64_t group_of(int64_t query_heads, int64_t heads) {
     return query_heads / heads;
 }
 
+void check_group(int64_t group) {
+    if (group > leankv::kMaxGroup)
+        throw nb::value_error(("the cpu kernels take at most " + std::to_string(leankv::kMaxGroup) +
+                               " query heads per KV head, not " + std::to_string(group) + ".")
+                                  .c_str());
+}
+
 void attend_open(const Tensor& q, const Tensor& key, const Tensor& value, const Tensor& scores, const Tensor& at,
                  const Tensor& tiles, const Tensor& out, const Tensor& lse, float scale, float cap, int threads) {
     const int64_t queries = q.size(0), query_heads = q.size(1), dim = q.size(2);
     const int64_t pages = key.size(0), page_size = key.size(1), heads = key.size(2), num_tiles = tiles.size(0);
     const int64_t group = group_of(query_heads, heads);
-    if (group > leankv::kMaxGroup)
-        throw nb::value_error(("the cpu kernels take at most " + std::to_string(leankv::kMaxGroup) +
-                               " query heads per KV head, not " + std::to_string(group) + ".")
-                                  .c_str());
+    check_group(group);
     if (value.dtype("value") != key.dtype("key")) throw nb::value_error("keys and values must have one dtype.");
     kernels().attend_open({
         .q = q.model_numbers("q", {queries, query_heads, dim}),
@@ -124,6 +128,45 @@ void merge_states(const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b,
         .rows = queries * heads,
         .heads = heads,
         .head_dim = dim,
+        .threads = threads,
+    });
+}
+
+void attend_window(const Tensor& q, const Tensor& key, const Tensor& value, const Tensor& slots, const Tensor& requests,
+                   const Tensor& sinks, const Tensor& out, int64_t window, float scale, float cap, int threads) {
+    const int64_t queries = q.size(0), query_heads = q.size(1), key_dim = q.size(2);
+    const int64_t rows = key.size(0), heads = key.size(1), value_dim = value.size(2), n = slots.size(0);
+    const int64_t group = group_of(query_heads, heads);
+    check_group(group);
+    for (const int64_t dim : {key_dim, value_dim})
+        if (dim % 16 || dim < 16 || dim > leankv::kWindowDim)
+            throw nb::value_error(("the cpu kernels take heads of 16 to " + std::to_string(leankv::kWindowDim) +
+                                   " channels in steps of 16, not " + std::to_string(dim) + ".")
+                                      .c_str());
+    if (value.dtype("value") != key.dtype("key")) throw nb::value_error("keys and values must have one dtype.");
+    const int64_t* from = slots.numbers<int64_t>("slots", {n});
+    for (int64_t i = 0; i < n; i++)
+        if (from[i] < 0 || from[i] >= rows) throw nb::value_error("there is no such slot.");
+    kernels().attend_window({
+        .q = q.model_numbers("q", {queries, query_heads, key_dim}),
+        .key = key.model_numbers("key", {rows, heads, key_dim}),
+        .value = value.model_numbers("value", {rows, heads, value_dim}),
+        .slots = from,
+        .requests = requests.numbers<int64_t>("requests", {-1, 5}),
+        .sinks = sinks.numbers<float>("sinks", {query_heads}),
+        .out = const_cast<void*>(out.model_numbers("out", {queries, query_heads, value_dim})),
+        .num_requests = requests.size(0),
+        .query_heads = query_heads,
+        .heads = heads,
+        .group = group,
+        .key_dim = key_dim,
+        .value_dim = value_dim,
+        .window = window,
+        .scale = scale,
+        .cap = cap,
+        .dtype = q.dtype("q"),
+        .raw_dtype = key.dtype("key"),
+        .out_dtype = out.dtype("out"),
         .threads = threads,
     });
 }
@@ -226,6 +269,8 @@ NB_MODULE(_cpu, m) {
           "rotated"_a, "threads"_a, release());
     m.def("merge_states", merge_states, nb::kw_only(), "out_a"_a, "lse_a"_a, "out_b"_a, "lse_b"_a, "sinks"_a, "out"_a,
           "lse"_a, "threads"_a, release());
+    m.def("attend_window", attend_window, nb::kw_only(), "q"_a, "key"_a, "value"_a, "slots"_a, "requests"_a, "sinks"_a,
+          "out"_a, "window"_a, "scale"_a, "cap"_a, "threads"_a, release());
     m.def("commit_pages", commit_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "layer"_a, "ring"_a,
           "ring_head"_a, "ring_free"_a, "usage"_a, "pages"_a, "key"_a, "value"_a, "at"_a, "tiers"_a, "rotated"_a,
           "threads"_a, release());
