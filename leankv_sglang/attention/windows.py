@@ -6,12 +6,13 @@ capped logits or sinks, and gives a token other bits in decode than in prefill. 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from leankv_kernels import Ops
+from leankv_sglang.attention.stock_windows import StockWindows
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.hybrid.pools import WindowPools
 
@@ -20,51 +21,13 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
 
-class Windows(Protocol):
-    """What attends in layers with a window: an attention backend of SGLang's kind."""
-
-    layers: frozenset[int]
-
-    def init_forward_metadata(self, forward_batch: ForwardBatch, /) -> None: ...
-
-    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None: ...
-
-    def init_forward_metadata_out_graph(self, forward_batch: ForwardBatch, in_capture: bool, /) -> None: ...
-
-    def forward_extend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layer: RadixAttention,
-        forward_batch: ForwardBatch,
-        save: bool,
-        /,
-        **how: Any,
-    ) -> Tensor: ...
-
-    def forward_decode(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layer: RadixAttention,
-        forward_batch: ForwardBatch,
-        save: bool,
-        /,
-        **how: Any,
-    ) -> Tensor: ...
-
-
-def create_windows(runner: Any) -> Windows | None:
+def create_windows(runner: Any) -> RawWindows | StockWindows | None:
     """What reads the windows of a runner's model; None where it has none."""
     pools = runner.token_to_kv_pool
     if not isinstance(pools, WindowPools):
         return None
     if torch.device(pools.device).type == "cpu":
         return RawWindows(pools, runner.req_to_token_pool.req_to_token, pools.full_kv_pool.ops)
-    from leankv_sglang.attention.stock_windows import StockWindows
-
     return StockWindows(runner, window_layers(pools))
 
 

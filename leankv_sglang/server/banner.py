@@ -16,7 +16,7 @@ from leankv_sglang.models.layer_kinds import compressed_layers, window_token_byt
 
 def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]]:
     """Name and text of each line, from resolved server arguments."""
-    from sglang.srt.arg_groups.overrides import model_config_of, resolved_view
+    from sglang.srt.arg_groups.overrides import model_config_of, resolution_result, resolved_view
 
     cfg, model = resolved_view(server_args), model_config_of(server_args)
     layout = make_layout(config, cfg.page_size, model.get_num_kv_heads(cfg.tp_size), model.head_dim)
@@ -30,7 +30,7 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
             "model",
             f"{Path(cfg.model_path).name} ({layers} layers, {layout.num_kv_heads} KV heads of {model.head_dim}{ranks})",
         ),
-        *_windows(model, cfg),
+        *_windows(model, cfg, resolution_result(server_args, "swa_full_tokens_ratio")),
         ("LeanKV", config.describe()),
         ("kernels", kernels_for(cfg.device, config, layout, group).describe()),
         ("page", f"{page} tokens, {layout.max_blocks} blocks of {layout.block_bytes} B a layer at most"),
@@ -56,13 +56,13 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
     return lines
 
 
-def _windows(model: Any, cfg: Any) -> list[tuple[str, str]]:
+def _windows(model: Any, cfg: Any, ratio: float) -> list[tuple[str, str]]:
     """The line about layers with a sliding window, if there are any."""
     each = window_token_bytes(model, cfg.tp_size)
     if not each:
         return []
     layers, tokens = model.num_hidden_layers - compressed_layers(model), cfg.max_total_tokens
-    size = f", {int(tokens * cfg.swa_full_tokens_ratio) * each / 2**20:,.0f} MiB" if tokens else ""
+    size = f", {int(tokens * ratio) * each / 2**20:,.0f} MiB" if tokens else ""
     return [("windows", f"{layers} layers more have a sliding window and stay in 16 bits{size}")]
 
 
