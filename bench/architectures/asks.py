@@ -68,7 +68,8 @@ class Findings:
         hit_share: cached tokens of those that full pages before the last token hold.
         second_turn_equal: a prompt behind an answer, when both are there, against an empty cache.
         batch_equal: all prompts at once, first without their pages, then with them.
-        lost: where the server was lost meanwhile.
+        lost: why there is no server, or no more.
+        note: how it had to be started, where not like the others.
     """
 
     misses: list[Answer] = field(default_factory=list)
@@ -77,6 +78,7 @@ class Findings:
     second_turn_equal: bool | None = None
     batch_equal: bool | None = None
     lost: str | None = None
+    note: str = ""
 
 
 def prompts() -> list[list[int]]:

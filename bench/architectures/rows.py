@@ -35,7 +35,7 @@ def row(name: str, model: Model, folder: Path, fleet: Fleet, pool: Executor) -> 
     lost = leankv.lost or next((one.lost for one in chunked if one.lost), None)
     result: Row = {
         "architecture": name,
-        "stock": stock.lost or "served",
+        "stock": stock.lost or (f"served ({stock.note})" if stock.note else "served"),
         "served": lost is None and not model.embeds,
         "refused_because": lost,
         "hit_equals_miss": leankv.hit_equals_miss,
@@ -96,10 +96,10 @@ def shown(one: Row) -> Row:
     def say(value: Any) -> Any:
         return {None: "-", True: "yes", False: "no"}.get(value, value) if not isinstance(value, float) else value
 
-    why = one.get("refused_because") or ("" if one["stock"] == "served" else f"stock: {one['stock']}")
+    why = one.get("refused_because") or (one["stock"] if one["stock"] != "served" else "")
     return {
         "architecture": one["architecture"],
-        "stock": "yes" if one["stock"] == "served" else "no",
+        "stock": "yes" if one["stock"].startswith("served") else "no",
         "served": say(one["served"]),
         "hit=miss": say(one["hit_equals_miss"]),
         "2nd turn": say(one["second_turn_equal"]),

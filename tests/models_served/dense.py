@@ -7,6 +7,7 @@ from tests.models_served.twins import baichuan, exaone, internlm2, qwen
 
 MHA = {"num_key_value_heads": 4}
 GPT2 = {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 4096}
+EXAONE = {"layer_norm_epsilon": 1e-6, "num_layers": 4, "activation_function": "silu"}
 
 
 def _llama(head_dim: int) -> Model:
@@ -60,12 +61,13 @@ DENSE: dict[str, Model] = {
     "internlm2": Model("LlamaConfig", {}, "InternLM2ForCausalLM", {"bias": False}, internlm2),
     "internlm3": Model("LlamaConfig", {"attention_bias": False}, "InternLM3ForCausalLM", {"qkv_bias": False}),
     "smollm3": Model("SmolLM3Config", {"no_rope_layers": [1, 1, 1, 0], "tie_word_embeddings": True}),
-    "exaone3": Model("LlamaConfig", {}, "ExaoneForCausalLM", {"layer_norm_epsilon": 1e-6, "num_layers": 4}, exaone),
+    "exaone3": Model("LlamaConfig", {}, "ExaoneForCausalLM", EXAONE, exaone),
     "persimmon": Model("PersimmonConfig"),
     "baichuan": Model("LlamaConfig", MHA, "BaichuanForCausalLM", {}, baichuan),
     "xverse": Model("LlamaConfig", MHA, "XverseForCausalLM"),
     "ernie4.5": Model("Ernie4_5Config", {"tie_word_embeddings": True}),
-    "hunyuan": Model("HunYuanDenseV1Config"),
+    "ernie4.5-native": Model("Ernie4_5Config", {"tie_word_embeddings": True}, "Ernie4_5_ForCausalLM"),
+    "hunyuan": Model("HunYuanDenseV1Config", extra={"use_qk_norm": True}),
     "seed-oss": Model("SeedOssConfig", {"attention_dropout": 0.0, "residual_dropout": 0.0}),
     "apertus": Model("ApertusConfig"),
     "arcee": Model("ArceeConfig"),

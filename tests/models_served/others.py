@@ -23,6 +23,16 @@ LATENT = {
     "v_head_dim": 32,
     "n_shared_experts": 1,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 1024,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+DEEPSEEK = {**LATENT, **ROUTED4, "first_k_dense_replace": 1, "rope_parameters": YARN}
+NEMOTRON = {"layers_block_type": ["mamba", "mlp", "attention", "mamba", "mlp", "attention"]}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1}
 
 OTHERS: dict[str, Model] = {
@@ -33,12 +43,13 @@ OTHERS: dict[str, Model] = {
     "nemotron-h": Model(
         "NemotronHConfig",
         {
-            "layers_block_type": ["mamba", "mlp", "attention", "mamba", "mlp", "attention"],
+            **NEMOTRON,
             "ssm_state_size": 16,
             "mamba_num_heads": 8,
             "mamba_head_dim": 32,
             "n_groups": 1,
         },
+        extra=NEMOTRON,
     ),
     "granite-hybrid": Model(
         "GraniteMoeHybridConfig",
@@ -72,12 +83,14 @@ OTHERS: dict[str, Model] = {
     "mamba2": Model("Mamba2Config", {"num_heads": 8, "head_dim": 32, "state_size": 16, "n_groups": 1}),
     "falcon-mamba": Model("FalconMambaConfig", {"state_size": 16}),
     "zaya": Model("ZayaConfig", {"num_experts": 4, "moe_intermediate_size": 64}),
-    "deepseek-v2": Model("DeepseekV2Config", {**LATENT, **ROUTED4, "first_k_dense_replace": 1}),
-    "deepseek-v3": Model(
-        "DeepseekV3Config", {**LATENT, **ROUTED4, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
-    ),
+    "deepseek-v2": Model("DeepseekV2Config", DEEPSEEK),
+    "deepseek-v3": Model("DeepseekV3Config", {**DEEPSEEK, "n_group": 1, "topk_group": 1}),
     "minicpm3": Model("MiniCPM3Config", {**LATENT, "q_lora_rank": 64}),
-    "glm4-moe-lite": Model("Glm4MoeLiteConfig", {**LATENT, **ROUTED4, "q_lora_rank": 64}),
+    "glm4-moe-lite": Model(
+        "Glm4MoeLiteConfig",
+        {**LATENT, **ROUTED4, "q_lora_rank": 64},
+        extra={"first_k_dense_replace": 1, "moe_layer_freq": 1},
+    ),
     "youtu": Model("YoutuConfig", {**LATENT, "q_lora_rank": 64}),
     "bert": Model("BertConfig", {"pad_token_id": 0}, embeds=True, auto="AutoModel"),
     "xlm-roberta": Model("XLMRobertaConfig", {"pad_token_id": 1}, embeds=True, auto="AutoModel"),

@@ -9,7 +9,15 @@ from tests.models_served.model import Model
 WINDOW = 96
 SLIDING, FULL = "sliding_attention", "full_attention"
 TIED: dict[str, Any] = {"tie_word_embeddings": True}
-GEMMA2: dict[str, Any] = {"query_pre_attn_scalar": 32, "hidden_act": "gelu_pytorch_tanh", **TIED}
+GEMMA2: dict[str, Any] = {
+    "query_pre_attn_scalar": 32,
+    "hidden_act": "gelu_pytorch_tanh",
+    "num_hidden_layers": 6,
+    "sliding_window": WINDOW,
+    # SGLang knows no other order.
+    "layer_types": [SLIDING, FULL] * 3,
+    **TIED,
+}
 
 
 def hybrid(full_last: bool = True, **fields: Any) -> dict[str, Any]:
@@ -26,10 +34,9 @@ WINDOWS: dict[str, Model] = {
     "qwen2-window": Model(
         "Qwen2Config", {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": WINDOW}
     ),
-    "gemma2": Model("Gemma2Config", hybrid(**GEMMA2)),
+    "gemma2": Model("Gemma2Config", GEMMA2),
     "gemma2-uncapped": Model(
-        "Gemma2Config",
-        hybrid(attn_logit_softcapping=None, final_logit_softcapping=None, **GEMMA2),
+        "Gemma2Config", {**GEMMA2, "attn_logit_softcapping": None, "final_logit_softcapping": None}
     ),
     "gemma3": Model("Gemma3TextConfig", hybrid(query_pre_attn_scalar=32, **TIED)),
     "gemma3n": Model(
@@ -41,7 +48,6 @@ WINDOWS: dict[str, Model] = {
             hidden_size_per_layer_input=32,
             laurel_rank=16,
             activation_sparsity_pattern=[0.0] * 6,
-            intermediate_size=[256] * 6,
             **TIED,
         ),
     ),
@@ -50,14 +56,14 @@ WINDOWS: dict[str, Model] = {
         hybrid(
             vocab_size_per_layer_input=512,
             hidden_size_per_layer_input=32,
-            global_head_dim=32,
-            num_global_key_value_heads=2,
             **TIED,
         ),
+        extra={"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 32},
     ),
     "vaultgemma": Model("VaultGemmaConfig", hybrid(query_pre_attn_scalar=32, **TIED)),
     "cohere2": Model("Cohere2Config", hybrid(logit_scale=0.5, **TIED)),
-    "olmo3": Model("Olmo3Config", hybrid()),
+    # SGLang's own configuration knows the flat name alone, which released models have.
+    "olmo3": Model("Olmo3Config", hybrid(), extra={"rope_theta": 500000.0}),
     "exaone4": Model("Exaone4Config", hybrid()),
     "granite-swa": Model("GraniteSWAConfig", hybrid(attention_multiplier=0.1, **TIED)),
     "cwm": Model("CwmConfig", hybrid()),
@@ -88,6 +94,18 @@ WINDOWS: dict[str, Model] = {
     "mimo-v2": Model(
         "MiMoV2FlashConfig",
         hybrid(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, head_dim=48, v_head_dim=32),
+        extra={
+            "hybrid_layer_pattern": [1, 1, 0] * 2,
+            "moe_layer_freq": [0, 1, 1, 1, 1, 1],
+            "swa_num_attention_heads": 4,
+            "swa_num_key_value_heads": 2,
+            "swa_head_dim": 48,
+            "swa_v_head_dim": 32,
+            "sliding_window_size": WINDOW,
+            "scoring_func": "sigmoid",
+            "topk_method": "noaux_tc",
+            "layernorm_epsilon": 1e-6,
+        },
     ),
 }
 """By name."""
