@@ -11,6 +11,7 @@ from leankv_sglang.environment import prepare_environment
 from leankv_sglang.models import resolve_model_path
 from leankv_sglang.models.check import check_model_folder
 from leankv_sglang.plugin.machine import check_machine
+from leankv_sglang.server.early_checks import check_served
 from leankv_sglang.server.startup import apply_fields
 
 
@@ -40,6 +41,7 @@ def engine(model_path: str | None = None, leankv: LeanKVConfig | str | None = No
         weights=server_args.get("load_format") in (None, "auto", "safetensors"),
         tokenizer=not server_args.get("skip_tokenizer_init") and server_args.get("tokenizer_path") is None,
     )
+    check_served(folder)
     profile, config = None, leankv
     if not isinstance(config, LeanKVConfig):
         profile = chosen_profile(config, folder, server_args.get("page_size"))

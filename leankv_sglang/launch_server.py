@@ -40,8 +40,10 @@ def _prepare(argv: Sequence[str]) -> Any:
     """Everything before SGLang starts processes: its arguments, resolved, or None where only help was asked for."""
     from leankv_sglang.config import LeanKVConfig
     from leankv_sglang.environment import APP_PATH, APP_PATH_ENV, DRAIN_ENV, prepare_environment
+    from leankv_sglang.plugin.compatibility import check_flags, stated_flags
     from leankv_sglang.plugin.machine import check_machine
     from leankv_sglang.server import args
+    from leankv_sglang.server.early_checks import check_model
     from leankv_sglang.server.ports import check_ports
 
     if "--config" in argv:
@@ -55,9 +57,10 @@ def _prepare(argv: Sequence[str]) -> Any:
         args.print_help(ours_alone)
         return None
     os.environ[DRAIN_ENV] = str(args.drain_seconds(ours))
+    check_flags(stated_flags(rest))
     check_ports(rest)
     rest, model = args.with_model_path(rest)
-    args.check_model(rest, model)
+    check_model(rest, model)
     config, profile = args.config_from_args(ours, model, args.page_size_of(rest))
     check_machine()
     prepare_environment(config)

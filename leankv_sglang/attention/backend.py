@@ -74,10 +74,13 @@ class LeanKVBackend(AttentionBackend):
         pool = compressed_pool(runner.token_to_kv_pool)
         assert isinstance(pool, LeanKVPool)
         self.windows = create_windows(runner)
-        for module in runner.model.modules():
+        self.context = runner.model_config.context_len
+        self.checked: set[RadixAttention] = set()
+        # SGLang's transformers backend keeps its attention layers apart.
+        apart = getattr(runner.model, "attention_instances", None) or {}
+        for module in (*runner.model.modules(), *apart.values()):
             if isinstance(module, RadixAttention):
-                windowed = self.windows is not None and module.layer_id in self.windows.layers
-                check_layer(module, runner.model_config.context_len, windowed)
+                self._check_layer(module)
         self.pool = pool
         self.index = {layer: index for index, layer in enumerate(pool.model_layer_ids)}
         self.heap = Heap() if torch.device(pool.device).type == "cpu" else None
@@ -106,6 +109,10 @@ class LeanKVBackend(AttentionBackend):
         self.filled: Pages = np.empty(0, np.int64)
         """Ids of the pages that the forward itself commits."""
         self.thresholds: Tensor | None = None
+
+    def _check_layer(self, layer: RadixAttention) -> None:
+        check_layer(layer, self.context, self.windows is not None and layer.layer_id in self.windows.layers)
+        self.checked.add(layer)
 
     def _reset_rows(self, rows: list[int]) -> None:
         self.pool.open_pages.reset(rows)
@@ -268,6 +275,8 @@ class LeanKVBackend(AttentionBackend):
             raise LeanKVError("LeanKV cannot serve this model: a layer attends without writing its own KV.")
         if any(value is not None for value in extra.values()):
             raise LeanKVError(f"LeanKV cannot serve this model: its attention takes {', '.join(extra)}.")
+        if layer not in self.checked:
+            self._check_layer(layer)
         plan, pool = self.forward_metadata, self.pool
         assert plan is not None
         index = self.index[layer.layer_id]

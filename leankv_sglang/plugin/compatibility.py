@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from leankv_sglang.config import NAME, PAGE_SIZES
-from leankv_sglang.environment import APP_PATH, APP_PATH_ENV
+from leankv_sglang.config import NAME, PAGE_SIZES, LeanKVConfig
+from leankv_sglang.environment import APP_PATH, APP_PATH_ENV, has_accelerator
 from leankv_sglang.errors import LeanKVError
 
 
@@ -49,6 +50,14 @@ FLAGS: list[tuple[Callable[[Any], bool], str]] = [
     (_set("rl_on_policy_target"), "--rl-on-policy-target is not supported"),
     (_set("enable_two_batch_overlap"), "--enable-two-batch-overlap is not supported"),
     (_set("enable_pdmux"), "--enable-pdmux is not supported"),
+    (_set("grpc_mode"), "its server speaks HTTP; leave --grpc-mode out"),
+    (_set("smg_grpc_mode"), "its server speaks HTTP; leave --smg-grpc-mode out"),
+    (_set("enable_mis"), "multi-item scoring (--enable-mis) is not supported"),
+    (_set("is_embedding"), "embeddings keep no cache to compress; leave --is-embedding out"),
+    (
+        _set("disable_hybrid_swa_memory"),
+        "sliding windows have a pool of their own beside its pages; leave --disable-hybrid-swa-memory out",
+    ),
     (_set("dllm_algorithm"), "diffusion language models are not supported"),
     (_set("encoder_only"), "--encoder-only is not supported"),
     (_set("enable_torch_compile"), "--enable-torch-compile is not supported"),
@@ -60,6 +69,59 @@ FLAGS: list[tuple[Callable[[Any], bool], str]] = [
     (_set("disable_radix_cache"), "--disable-radix-cache turns off what LeanKV is for; use sglang.launch_server"),
 ]
 """SGLang's flags that are refused: what tells, and why."""
+
+
+FLAG_DEFAULTS: dict[str, Any] = {
+    "page_size": None,
+    "attention_backend": None,
+    "prefill_attention_backend": None,
+    "decode_attention_backend": None,
+    "radix_cache_backend": None,
+    "kv_cache_dtype": "auto",
+    "disaggregation_mode": "null",
+    "speculative_algorithm": None,
+    "enable_hierarchical_cache": False,
+    "enable_lmcache": False,
+    "enable_unified_cache_external_linker": False,
+    "enable_flexkv": False,
+    "enable_hisparse": False,
+    "enable_unified_memory": False,
+    "enable_page_major_kv_layout": False,
+    "enable_memory_saver": False,
+    "enable_streaming_session": False,
+    "rl_on_policy_target": None,
+    "enable_two_batch_overlap": False,
+    "enable_pdmux": False,
+    "grpc_mode": False,
+    "smg_grpc_mode": False,
+    "enable_mis": False,
+    "is_embedding": False,
+    "disable_hybrid_swa_memory": False,
+    "dllm_algorithm": None,
+    "encoder_only": False,
+    "enable_torch_compile": False,
+    "kv_canary": "none",
+    "dcp_size": 1,
+    "attn_cp_size": 1,
+    "enable_dp_attention": False,
+    "pp_size": 1,
+    "disable_radix_cache": False,
+}
+"""What SGLang's arguments hold of what is looked at where the user gave nothing."""
+
+
+def stated_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Those flags as a command line states them; what is none of them, or no number, is left to SGLang."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, value in FLAG_DEFAULTS.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            parser.add_argument(flag, action="store_true")
+        elif isinstance(value, int) or name == "page_size":
+            parser.add_argument(flag, nargs="?", default=value, type=lambda text: int(text) if text.isdigit() else None)
+        else:
+            parser.add_argument(flag, nargs="?", default=value)
+    return parser.parse_known_args(list(argv))[0]
 
 
 def check_environment() -> None:
@@ -154,13 +216,26 @@ MODELS: list[tuple[Callable[[Any], bool], str]] = [
 
 
 def check_model(model: Any) -> None:
-    """Check a model, given as sglang's ModelConfig, before its weights are loaded.
+    """Check a model, given as sglang's ModelConfig or as ``models.early.early_model`` has it.
 
     Raises:
         LeanKVError: one sentence saying what of the model LeanKV cannot serve.
     """
     for refused, why in MODELS:
         if refused(model):
-            raise LeanKVError(
-                f"LeanKV cannot serve this model: {why}. python -m sglang.launch_server serves it uncompressed."
-            )
+            # SGLang refuses some of these itself where there is no GPU.
+            other = " python -m sglang.launch_server serves it uncompressed." if has_accelerator() else ""
+            raise LeanKVError(f"LeanKV cannot serve this model: {why}.{other}")
+
+
+def check_offload(model: Any, config: LeanKVConfig) -> None:
+    """Check that pages of a model can be kept beyond the device.
+
+    Raises:
+        LeanKVError: one sentence, for a model whose windows would be missing beside its pages.
+    """
+    if config.offloads and getattr(model, "is_hybrid_swa", False):
+        raise LeanKVError(
+            "LeanKV cannot keep pages of this model beyond the device: it has sliding windows, which are not kept "
+            "there; leave --leankv-store and --leankv-host-memory out."
+        )

@@ -83,7 +83,7 @@ def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
     from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolution_result, resolving_view
 
     from leankv_sglang.kvcache.sizing import default_max_total_tokens
-    from leankv_sglang.plugin.compatibility import check_model
+    from leankv_sglang.plugin.compatibility import check_model, check_offload
     from leankv_sglang.plugin.graphs import settle_graphs
 
     previous(server_args)
@@ -92,6 +92,7 @@ def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
         return
     model = model_config_of(server_args)
     check_model(model)
+    check_offload(model, required_config())
     settle_graphs(server_args, cfg, model)
     # The record keeps what the user gave; the view already holds SGLang's own default fraction of the machine.
     if cfg.device == "cpu" and server_args.max_total_tokens is None and server_args.mem_fraction_static is None:

@@ -26,7 +26,6 @@ from leankv_sglang.config import (
 from leankv_sglang.environment import DEFAULT_DRAIN_SECONDS
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models import DEFAULT_MODEL, resolve_model_path
-from leankv_sglang.models.check import check_model_folder, check_tokenizer
 
 LEAST_PLACE = 2**20
 """Bytes; a place beyond the device that is smaller would hold next to nothing."""
@@ -213,23 +212,6 @@ def drain_seconds(args: argparse.Namespace) -> float:
     if not 0 <= given < math.inf:
         raise LeanKVError(f"--leankv-drain-seconds is a number of at least 0, not {given:g}.")
     return given
-
-
-def check_model(rest: Sequence[str], model: str) -> None:
-    """Check the model's folder for what SGLang's flags want to be there.
-
-    Raises:
-        ModelError: the first thing that is wrong.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--tokenizer-path", nargs="?")
-    parser.add_argument("--load-format", nargs="?")
-    parser.add_argument("--skip-tokenizer-init", action="store_true")
-    found = parser.parse_known_args(list(rest))[0]
-    own_tokenizer = not found.skip_tokenizer_init and found.tokenizer_path is None
-    check_model_folder(model, weights=found.load_format in (None, "auto", "safetensors"), tokenizer=own_tokenizer)
-    if found.tokenizer_path and not found.skip_tokenizer_init:
-        check_tokenizer(found.tokenizer_path)
 
 
 def split_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -10,42 +10,19 @@ from typing import Any
 
 import pytest
 
-from leankv_sglang.config import PAGE_SIZES
+from leankv_sglang.config import PAGE_SIZES, LeanKVConfig
+from leankv_sglang.environment import has_accelerator
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.plugin.compatibility import FLAGS, MODELS, check_flags, check_model, check_resolved
-
-FLAG_DEFAULTS: dict[str, Any] = {
-    "page_size": None,
-    "attention_backend": None,
-    "prefill_attention_backend": None,
-    "decode_attention_backend": None,
-    "radix_cache_backend": None,
-    "kv_cache_dtype": "auto",
-    "disaggregation_mode": "null",
-    "speculative_algorithm": None,
-    "enable_hierarchical_cache": False,
-    "enable_lmcache": False,
-    "enable_unified_cache_external_linker": False,
-    "enable_flexkv": False,
-    "enable_hisparse": False,
-    "enable_unified_memory": False,
-    "enable_page_major_kv_layout": False,
-    "enable_memory_saver": False,
-    "enable_streaming_session": False,
-    "rl_on_policy_target": None,
-    "enable_two_batch_overlap": False,
-    "enable_pdmux": False,
-    "dllm_algorithm": None,
-    "encoder_only": False,
-    "enable_torch_compile": False,
-    "kv_canary": "none",
-    "dcp_size": 1,
-    "attn_cp_size": 1,
-    "enable_dp_attention": False,
-    "pp_size": 1,
-    "disable_radix_cache": False,
-}
-"""What sglang's ServerArgs holds where the user gave nothing."""
+from leankv_sglang.plugin.compatibility import (
+    FLAG_DEFAULTS,
+    FLAGS,
+    MODELS,
+    check_flags,
+    check_model,
+    check_offload,
+    check_resolved,
+    stated_flags,
+)
 
 REFUSED_FLAGS: list[tuple[str, Any, str]] = [
     ("page_size", 1, "--page-size must be 64, 128 or 256"),
@@ -69,6 +46,11 @@ REFUSED_FLAGS: list[tuple[str, Any, str]] = [
     ("rl_on_policy_target", "fsdp", "--rl-on-policy-target"),
     ("enable_two_batch_overlap", True, "--enable-two-batch-overlap"),
     ("enable_pdmux", True, "--enable-pdmux"),
+    ("grpc_mode", True, "leave --grpc-mode out"),
+    ("smg_grpc_mode", True, "leave --smg-grpc-mode out"),
+    ("enable_mis", True, "--enable-mis"),
+    ("is_embedding", True, "leave --is-embedding out"),
+    ("disable_hybrid_swa_memory", True, "leave --disable-hybrid-swa-memory out"),
     ("dllm_algorithm", "LowConfidence", "diffusion language models"),
     ("encoder_only", True, "--encoder-only"),
     ("enable_torch_compile", True, "--enable-torch-compile"),
@@ -123,6 +105,10 @@ def test_a_flag_is_refused_with_its_own_sentence(name: str, value: Any, says: st
     with pytest.raises(LeanKVError) as refusal:
         check_flags(given)
     assert str(refusal.value) == f"LeanKV cannot start: {reasons[0]}."
+    # The same is seen on the command line, before SGLang is imported.
+    flag = f"--{name.replace('_', '-')}"
+    stated = stated_flags([flag] if value is True else [flag, str(value), "--port", "1"])
+    assert refusing(FLAGS, stated) == reasons
 
 
 def test_every_entry_of_the_flag_table_is_tested() -> None:
@@ -176,6 +162,9 @@ ACCEPTEDMODELS = {
     "llama": model(),
     "qwen2, whose window is off": model({"sliding_window": 32768, "use_sliding_window": False}),
     "qwen3": model({"layer_types": ["full_attention"] * 2, "use_sliding_window": False}),
+    "mistral, for whose window SGLang has no code": model({"sliding_window": 4096}),
+    "windows between full layers": model(is_hybrid_swa=True, full_attention_layer_ids=[1]),
+    "capped": model({"attn_logit_softcapping": 50.0}),
     "no capping": model({"attn_logit_softcapping": None}),
     "an empty list of layer types": model({"layer_types": None, "layers_block_type": None}),
     "without a head_dim of its values": SimpleNamespace(
@@ -183,7 +172,8 @@ ACCEPTEDMODELS = {
     ),
 }
 
-MLA, RECURRENT, SLIDING = "latent attention (MLA)", "recurrent or linear-attention layers", "sliding-window attention"
+MLA, RECURRENT = "latent attention (MLA)", "recurrent or linear-attention layers"
+CHUNKED, SLIDING = "in chunks of its context", "every layer of it has a sliding window"
 REFUSEDMODELS: dict[str, tuple[SimpleNamespace, str]] = {
     "embedding": (model(is_generation=False), "embedding or reward model"),
     "encoder-decoder": (model(is_encoder_decoder=True), "encoder-decoder model"),
@@ -194,12 +184,10 @@ REFUSEDMODELS: dict[str, tuple[SimpleNamespace, str]] = {
     "gated delta net": (model({"linear_num_key_heads": 16}), RECURRENT),
     "linear layers": (model({"layer_types": ["linear_attention", "full_attention"]}), RECURRENT),
     "mamba layers": (model({"layers_block_type": ["mamba", "attention"]}), RECURRENT),
-    "mistral": (model({"sliding_window": 4096}), SLIDING),
-    "qwen2 with its window on": (model({"sliding_window": 4096, "use_sliding_window": True}), SLIDING),
-    "sliding layers": (model({"layer_types": ["sliding_attention", "full_attention"]}), SLIDING),
-    "chunked layers": (model({"layer_types": ["chunked_attention", "full_attention"]}), SLIDING),
-    "hybrid": (model(is_hybrid_swa=True), SLIDING),
-    "capped": (model({"attn_logit_softcapping": 50.0}), "logits are capped"),
+    "chunked layers": (model({"layer_types": ["chunked_attention", "full_attention"]}), CHUNKED),
+    "chunks": (model(attention_chunk_size=8192), CHUNKED),
+    "windows alone": (model(is_hybrid_swa=True, full_attention_layer_ids=[]), SLIDING),
+    "keys of other layers": (model({"num_kv_shared_layers": 2}), "the keys and values of others"),
     "values of another width": (model(v_head_dim=128), "another head_dim than its keys"),
 }
 
@@ -219,7 +207,7 @@ def test_a_model_is_refused_with_its_own_sentence(name: str) -> None:
         check_model(refused)
     text = str(refusal.value)
     assert text.startswith(f"LeanKV cannot serve this model: {reasons[0]}.")
-    assert "sglang.launch_server" in text
+    assert ("sglang.launch_server" in text) == has_accelerator()
     assert "\n" not in text
 
 
@@ -231,7 +219,14 @@ def test_every_entry_of_the_model_table_is_tested() -> None:
 
 def test_the_text_part_of_a_larger_model_decides() -> None:
     """A vision-language model keeps its language model's settings apart."""
-    text = SimpleNamespace(sliding_window=1024)
-    with pytest.raises(LeanKVError, match=SLIDING):
+    text = SimpleNamespace(kv_lora_rank=512)
+    with pytest.raises(LeanKVError, match="latent attention"):
         check_model(model(hf_text_config=text))
     check_model(model(hf_config=text))
+
+
+def test_windows_are_not_kept_beyond_the_device() -> None:
+    check_offload(model(), LeanKVConfig(host_memory=2**20))
+    check_offload(model(is_hybrid_swa=True), LeanKVConfig())
+    with pytest.raises(LeanKVError, match="leave --leankv-store and --leankv-host-memory out"):
+        check_offload(model(is_hybrid_swa=True), LeanKVConfig(host_memory=2**20))

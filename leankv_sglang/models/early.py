@@ -1,0 +1,60 @@
+"""What a model's ``config.json`` says, before SGLang is imported: whether it can be served takes a second to say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+EMBEDS = re.compile(
+    r"(ForSequenceClassification|ForTokenClassification|ForRewardModel|RewardModel|EmbeddingModel|ForMaskedLM"
+    r"|(Bert|Roberta|Mistral|CLIP|Contriever|Encoder)Model)$"
+)
+"""Architectures that generate nothing, by the ends of their names."""
+WANT_GPU = frozenset(
+    {
+        "Exaone4ForCausalLM",
+        "ExaoneMoEForCausalLM",
+        "ExaoneMoeForCausalLM",
+        "GptOssForCausalLM",
+        "LagunaForCausalLM",
+        "Llama4ForCausalLM",
+        "Llama4ForConditionalGeneration",
+        "MellumForCausalLM",
+    }
+)
+"""Architectures that SGLang itself has no way to run on a CPU."""
+
+
+def early_model(config: Mapping[str, Any]) -> SimpleNamespace:
+    """A model as far as its configuration describes it, with the names that sglang's ModelConfig has."""
+    whole, text = SimpleNamespace(**config), config.get("text_config")
+    part = SimpleNamespace(**text) if isinstance(text, dict) else whole
+    head_dim = _number(part, "head_dim")
+    names = architectures(config)
+    return SimpleNamespace(
+        hf_config=whole,
+        hf_text_config=part,
+        is_generation=not any(EMBEDS.search(name) for name in names),
+        is_encoder_decoder=config.get("is_encoder_decoder") is True,
+        attention_chunk_size=_number(part, "attention_chunk_size"),
+        head_dim=head_dim,
+        v_head_dim=_number(part, "v_head_dim") or head_dim,
+    )
+
+
+def architectures(config: Mapping[str, Any]) -> list[str]:
+    """Names of the classes that a configuration gives."""
+    names = config.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def wants_gpu(config: Mapping[str, Any]) -> str | None:
+    """The architecture that SGLang cannot run without a GPU, if it is one."""
+    return next((name for name in architectures(config) if name in WANT_GPU), None)
+
+
+def _number(config: Any, name: str) -> int | None:
+    value = getattr(config, name, None)
+    return value if type(value) is int else None

@@ -1,0 +1,47 @@
+"""What can be said of a model before SGLang is imported."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from leankv_sglang.environment import has_accelerator
+from leankv_sglang.errors import LeanKVError
+from leankv_sglang.json_file import read_json
+from leankv_sglang.models.check import check_model_folder, check_tokenizer
+from leankv_sglang.models.early import early_model, wants_gpu
+from leankv_sglang.plugin import compatibility
+
+
+def check_model(rest: Sequence[str], model: str) -> None:
+    """Check the model's folder for what SGLang's flags want to be there.
+
+    Raises:
+        ModelError: the first thing that is wrong.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--tokenizer-path", nargs="?")
+    parser.add_argument("--load-format", nargs="?")
+    parser.add_argument("--skip-tokenizer-init", action="store_true")
+    found = parser.parse_known_args(list(rest))[0]
+    own_tokenizer = not found.skip_tokenizer_init and found.tokenizer_path is None
+    check_model_folder(model, weights=found.load_format in (None, "auto", "safetensors"), tokenizer=own_tokenizer)
+    if found.tokenizer_path and not found.skip_tokenizer_init:
+        check_tokenizer(found.tokenizer_path)
+    check_served(model)
+
+
+def check_served(model: str) -> None:
+    """Check a model by its ``config.json``, before SGLang is imported, which takes its time and may raise first.
+
+    Raises:
+        LeanKVError: one sentence saying why it cannot be served.
+    """
+    path = Path(model) / "config.json"
+    if not path.is_file():  # a name of a hub
+        return
+    config = read_json(path, lambda why: LeanKVError(f"{path} {why}."))
+    if (name := wants_gpu(config)) and not has_accelerator():
+        raise LeanKVError(f"LeanKV cannot serve this model here: SGLang runs {name} on GPUs alone.")
+    compatibility.check_model(early_model(config))
