@@ -26,11 +26,13 @@ from leankv_sglang.kvcache.lasting import calibrated_cost, lasting_cost
 from leankv_sglang.kvcache.ledger import Ledger
 from leankv_sglang.kvcache.sizing import open_page_bytes, page_bytes, tokens_for
 from leankv_sglang.models.known_shapes import KNOWN_SHAPES, known_shape
-from leankv_sglang.models.shape import ModelShape, read_shape, shape_of
+from leankv_sglang.models.shape import ModelShape, WindowShape, read_shapes, shape_of
 from leankv_sglang.table import print_table
 
 SHAPE_FLAGS = ("--layers", "--query-heads", "--kv-heads", "--head-dim")
 MOST_REQUESTS = 2**20
+CONTEXTS = 4096, 32768, 131072
+TYPICAL = "half of the tokens high"
 LEGEND = """A: a threshold, a multiple of uniform attention; the shares it gives are the model's affair.
 At the default, 1, they lie between half of the tokens high and all far tokens low;
 python -m leankv_sglang.calibrate finds what may be pruned.
@@ -116,6 +118,30 @@ def profile_rows(profile: Path, shape: ModelShape, memory: int, page_size: int, 
     return rows
 
 
+def window_rows(shape: ModelShape, windows: WindowShape, token_bytes: float) -> list[dict[str, Any]]:
+    """What one request takes, by its length, where some layers have a sliding window: one row a length.
+
+    Args:
+        shape: of the layers without one.
+        windows: of those with one, which stay in 16 bits.
+        token_bytes: what a token takes in the former once it is held for long.
+    """
+    rows = []
+    for tokens in CONTEXTS:
+        full, kept = tokens * shape.token_bytes, min(tokens, windows.tokens) * windows.token_bytes(shape)
+        rows.append(
+            {
+                "tokens": tokens,
+                "windows, MiB": kept / 2**20,
+                "full layers in 16 bits, MiB": full / 2**20,
+                "their share, %": 100 * full / (full + kept),
+                "held, MiB": tokens * token_bytes / 2**20,
+                "x 16 bits, windows included": (full + kept) / (tokens * token_bytes + kept),
+            }
+        )
+    return rows
+
+
 def _row(
     form: str, flags: str, layout: RecordLayout, cost: float, shape: ModelShape, memory: int, requests: int
 ) -> dict[str, Any]:
@@ -188,7 +214,7 @@ def run(args: argparse.Namespace) -> None:
     if not 1 <= requests <= MOST_REQUESTS:
         raise LeanKVError(f"--max-running-requests is a number from 1 to {MOST_REQUESTS:,}, not {requests}.")
     LeanKVConfig(near_pages=args.near_pages)
-    folder = None
+    folder = windows = None
     shape = stated_shape(args) or (known_shape(args.model) if args.model else None)
     if shape is None:
         folder = resolve_model_path(args.model)
@@ -197,7 +223,7 @@ def run(args: argparse.Namespace) -> None:
                 f"--model {args.model} is neither a folder nor a known name ({', '.join(KNOWN_SHAPES)}); "
                 f"give {', '.join(SHAPE_FLAGS)} instead."
             )
-        shape = read_shape(folder)
+        shape, windows = read_shapes(folder)
     rows = plan_rows(shape, memory, args.page_size, requests, args.near_pages)
     if folder and (shipped := shipped_profile(folder)):
         rows[1:1] = profile_rows(shipped, shape, memory, args.page_size, requests)
@@ -205,12 +231,16 @@ def run(args: argparse.Namespace) -> None:
     title = f"{layers} layers, {query_heads} query heads on {kv_heads} KV heads of {head_dim}; {memory:,} bytes in all"
     print_table([{name: _say(name, value) for name, value in row.items()} for row in rows], title)
     print(LEGEND)
+    if windows is not None:
+        cost = next(row for row in rows if row["form"] == TYPICAL)["B/token held"]
+        title = f"One request: {windows.layers} layers more have a window of {windows.tokens:,} tokens; {TYPICAL}"
+        print_table([{k: _say(k, v) for k, v in row.items()} for row in window_rows(shape, windows, cost)], title)
 
 
 def _say(name: str, value: Any) -> str:
     if isinstance(value, str):
         return value
-    return f"{value:,.2f}" if name.startswith("x") else f"{value:,.0f}"
+    return f"{value:,.2f}" if name.startswith("x") or "MiB" in name else f"{value:,.0f}"
 
 
 def main(argv: list[str] | None = None) -> int:

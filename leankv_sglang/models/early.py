@@ -14,14 +14,16 @@ EMBEDS = re.compile(
 """Architectures that generate nothing, by the ends of their names."""
 WANT_GPU = frozenset(
     {
+        "AfmoeForCausalLM",
+        "BaichuanForCausalLM",
+        "DbrxForCausalLM",
         "Exaone4ForCausalLM",
         "ExaoneMoEForCausalLM",
         "ExaoneMoeForCausalLM",
         "GptOssForCausalLM",
-        "LagunaForCausalLM",
         "Llama4ForCausalLM",
         "Llama4ForConditionalGeneration",
-        "MellumForCausalLM",
+        "Qwen2MoeForCausalLM",
     }
 )
 """Architectures that SGLang itself has no way to run on a CPU."""

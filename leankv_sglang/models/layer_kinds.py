@@ -21,6 +21,14 @@ WINDOWED = frozenset(
 
 Other classes have no code for windows, whatever a config.json says: Phi 3, Mistral and Starcoder 2 see everything.
 """
+SLIDING = WINDOWED | {
+    "GptOssForCausalLM",
+    "GraniteMoeSWAForCausalLM",
+    "GraniteSWAForCausalLM",
+    "LagunaForCausalLM",
+    "MellumForCausalLM",
+}
+"""With those whose windows SGLang gives a pool itself, by ``layer_types`` too."""
 
 
 def text_config(model: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.json_file import read_json
+from leankv_sglang.models.layer_kinds import SLIDING
 
 MOST = 4096
 """Of layers, heads and dimensions of a head: more than any model has, and little enough to make tables of."""
@@ -44,8 +45,35 @@ class ModelShape(NamedTuple):
         return 4 * self.layers * self.kv_heads * self.head_dim
 
 
+class WindowShape(NamedTuple):
+    """The layers of a model that have a sliding window, of the same heads as the others."""
+
+    layers: int
+    tokens: int
+
+    def token_bytes(self, shape: ModelShape) -> int:
+        """Bytes of a token's 16-bit keys and values in these layers; the model's other layers have a shape."""
+        return self.layers * shape.token_bytes // shape.layers
+
+
+def windows_of(config: Mapping[str, Any]) -> WindowShape | None:
+    """The sliding windows of the model of a Hugging Face configuration, where SGLang's class of it has any."""
+    text = text_part(config)
+    kinds, window, names = text.get("layer_types"), text.get("sliding_window"), config.get("architectures") or ()
+    if not isinstance(kinds, list) or type(window) is not int or not SLIDING.intersection(names):
+        return None
+    layers = kinds[: text.get("num_hidden_layers")].count("sliding_attention")
+    return WindowShape(layers, window) if layers else None
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a configuration that is about text."""
+    part = config.get("text_config")
+    return part if isinstance(part, dict) else config
+
+
 def shape_of(config: Mapping[str, Any]) -> ModelShape:
-    """The shape that a Hugging Face configuration gives.
+    """The shape that a Hugging Face configuration gives, of the layers whose cache grows with the context.
 
     Raises:
         KeyError: where it does not.
@@ -57,7 +85,10 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
             raise ValueError(f"{name} is no whole number from 1 to {MOST:,}")
         return value
 
+    windows, config = windows_of(config), text_part(config)
     layers = number("num_hidden_layers", config["num_hidden_layers"])
+    if windows is not None:
+        layers = number("layers without a sliding window", layers - windows.layers)
     heads = number("num_attention_heads", config["num_attention_heads"])
     kv_heads = number("num_key_value_heads", config.get("num_key_value_heads") or heads)
     if heads % kv_heads:
@@ -76,13 +107,18 @@ def read_shape(folder: str | Path) -> ModelShape:
     Raises:
         LeanKVError: where there is none, or it does not say.
     """
+    return read_shapes(folder)[0]
+
+
+def read_shapes(folder: str | Path) -> tuple[ModelShape, WindowShape | None]:
+    """:func:`read_shape`, and that of the model's sliding windows; raises likewise."""
     config = read_json(
         Path(folder) / "config.json", lambda why: LeanKVError(f"--model {folder}: its config.json {why}.")
     )
     try:
         if not isinstance(config, dict):
             raise ValueError("it is no JSON object")
-        return shape_of(config)
+        return shape_of(config), windows_of(config)
     except (ValueError, KeyError) as error:
         raise LeanKVError(
             f"--model {folder}: its config.json does not give the shape of its cache ({error})."

@@ -7,7 +7,7 @@ from typing import Any
 
 from leankv_sglang.compression.build import kernels_for, make_layout
 from leankv_sglang.compression.profile import shipped_profile
-from leankv_sglang.compression.profile_file import measured_ratios
+from leankv_sglang.compression.profile_file import load_profile, measured_ratios
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.kvcache.lasting import calibrated_cost
 from leankv_sglang.kvcache.sizing import model_dtype_bytes_per_token, open_page_bytes, page_bytes
@@ -30,6 +30,7 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
             "model",
             f"{Path(cfg.model_path).name} ({layers} layers, {layout.num_kv_heads} KV heads of {model.head_dim}{ranks})",
         ),
+        *_left_out(config, cfg),
         *_windows(model, cfg, resolution_result(server_args, "swa_full_tokens_ratio")),
         ("LeanKV", config.describe()),
         ("kernels", kernels_for(cfg.device, config, layout, group).describe()),
@@ -54,6 +55,16 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
         lines.append(("KV cache", "sized from the free device memory (--mem-fraction-static)"))
     lines.append(("address", f"http://{cfg.host}:{cfg.port}"))
     return lines
+
+
+def _left_out(config: LeanKVConfig, cfg: Any) -> list[tuple[str, str]]:
+    """The line about a shipped profile that is of pages of another size, if nothing else says how to compress."""
+    if config.profile or config.describe() != LeanKVConfig().describe():
+        return []
+    shipped = shipped_profile(cfg.model_path)
+    if shipped is None or (size := load_profile(str(shipped)).page_size) == cfg.page_size:
+        return []
+    return [("profile", f"none: the one for this model is of pages of {size}; leave --page-size out to have it")]
 
 
 def _windows(model: Any, cfg: Any, ratio: float) -> list[tuple[str, str]]:
