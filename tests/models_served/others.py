@@ -83,8 +83,8 @@ OTHERS: dict[str, Model] = {
     "mamba2": Model("Mamba2Config", {"num_heads": 8, "head_dim": 32, "state_size": 16, "n_groups": 1}),
     "falcon-mamba": Model("FalconMambaConfig", {"state_size": 16}),
     "zaya": Model("ZayaConfig", {"num_experts": 4, "moe_intermediate_size": 64}),
-    "deepseek-v2": Model("DeepseekV2Config", DEEPSEEK),
-    "deepseek-v3": Model("DeepseekV3Config", {**DEEPSEEK, "n_group": 1, "topk_group": 1}),
+    "deepseek-v2": Model("DeepseekV2Config", DEEPSEEK, extra={"moe_layer_freq": 1}),
+    "deepseek-v3": Model("DeepseekV3Config", {**DEEPSEEK, "n_group": 1, "topk_group": 1}, extra={"moe_layer_freq": 1}),
     "minicpm3": Model("MiniCPM3Config", {**LATENT, "q_lora_rank": 64}),
     "glm4-moe-lite": Model(
         "Glm4MoeLiteConfig",
