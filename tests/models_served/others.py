@@ -32,6 +32,8 @@ YARN = {
     "mscale_all_dim": 1.0,
 }
 DEEPSEEK = {**LATENT, **ROUTED4, "first_k_dense_replace": 1, "rope_parameters": YARN}
+DEEPSEEK_V2 = {"moe_layer_freq": 1, "scoring_func": "softmax", "topk_method": "greedy"}
+DEEPSEEK_V3 = {"moe_layer_freq": 1, "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 NEMOTRON = {"layers_block_type": ["mamba", "mlp", "attention", "mamba", "mlp", "attention"]}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1}
 
@@ -83,8 +85,8 @@ OTHERS: dict[str, Model] = {
     "mamba2": Model("Mamba2Config", {"num_heads": 8, "head_dim": 32, "state_size": 16, "n_groups": 1}),
     "falcon-mamba": Model("FalconMambaConfig", {"state_size": 16}),
     "zaya": Model("ZayaConfig", {"num_experts": 4, "moe_intermediate_size": 64}),
-    "deepseek-v2": Model("DeepseekV2Config", DEEPSEEK),
-    "deepseek-v3": Model("DeepseekV3Config", {**DEEPSEEK, "n_group": 1, "topk_group": 1}),
+    "deepseek-v2": Model("DeepseekV2Config", DEEPSEEK, extra=DEEPSEEK_V2),
+    "deepseek-v3": Model("DeepseekV3Config", {**DEEPSEEK, "n_group": 1, "topk_group": 1}, extra=DEEPSEEK_V3),
     "minicpm3": Model("MiniCPM3Config", {**LATENT, "q_lora_rank": 64}),
     "glm4-moe-lite": Model(
         "Glm4MoeLiteConfig",

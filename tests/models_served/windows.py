@@ -11,6 +11,9 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 TIED: dict[str, Any] = {"tie_word_embeddings": True}
 GEMMA2: dict[str, Any] = {
     "query_pre_attn_scalar": 32,
+    # Low enough for caps to matter among random weights.
+    "attn_logit_softcapping": 4.0,
+    "final_logit_softcapping": 10.0,
     "hidden_act": "gelu_pytorch_tanh",
     "num_hidden_layers": 6,
     "sliding_window": WINDOW,
@@ -20,10 +23,10 @@ GEMMA2: dict[str, Any] = {
 }
 
 
-def hybrid(full_last: bool = True, **fields: Any) -> dict[str, Any]:
+def hybrid(**fields: Any) -> dict[str, Any]:
     """Fields of 6 layers, two of which see everything."""
-    three = [SLIDING, SLIDING, FULL] if full_last else [FULL, SLIDING, SLIDING]
-    return {"num_hidden_layers": 6, "sliding_window": WINDOW, "layer_types": three * 2, **fields}
+    types = [SLIDING, SLIDING, FULL] * 2
+    return {"num_hidden_layers": 6, "sliding_window": WINDOW, "layer_types": types, **fields}
 
 
 WINDOWS: dict[str, Model] = {
@@ -60,7 +63,7 @@ WINDOWS: dict[str, Model] = {
         ),
         extra={"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 32},
     ),
-    "vaultgemma": Model("VaultGemmaConfig", hybrid(query_pre_attn_scalar=32, **TIED)),
+    "vaultgemma": Model("VaultGemmaConfig", hybrid(query_pre_attn_scalar=32, attn_logit_softcapping=4.0, **TIED)),
     "cohere2": Model("Cohere2Config", hybrid(logit_scale=0.5, **TIED)),
     # SGLang's own configuration knows the flat name alone, which released models have.
     "olmo3": Model("Olmo3Config", hybrid(), extra={"rope_theta": 500000.0}),
