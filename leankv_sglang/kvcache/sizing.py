@@ -53,7 +53,8 @@ def memory_for_pages(kvc: Any, budget: int) -> int:
 
     model, page_size, ranks = kvc.model_config, get_schedule().page_size, get_parallel().attn_tp_size
     layout = make_layout(required_config(), page_size, model.get_num_kv_heads(ranks), model.head_dim)
-    layers, query_heads = compressed_layers(model), model.get_num_attention_heads(ranks)
+    full, query_heads = getattr(kvc.layer_info, "full_attention_layer_ids", None), model.get_num_attention_heads(ranks)
+    layers = kvc.layer_info.num_effective_layers if full is None else len(full)
     row = open_page_bytes(layout, layers, query_heads, model.dtype.itemsize)
     requests = get_schedule().max_running_requests
     if requests is None:

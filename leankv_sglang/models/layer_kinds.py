@@ -7,14 +7,18 @@ from typing import Any
 WINDOWED = frozenset(
     {
         "Cohere2ForCausalLM",
+        "Cohere2MoeForCausalLM",
+        "CwmForCausalLM",
         "Exaone4ForCausalLM",
         "ExaoneMoEForCausalLM",
         "ExaoneMoeForCausalLM",
         "Gemma2ForCausalLM",
         "Gemma3ForCausalLM",
         "Gemma3ForConditionalGeneration",
+        "MinistralForCausalLM",
         "Olmo2ForCausalLM",
         "Olmo3ForCausalLM",
+        "VaultGemmaForCausalLM",
     }
 )
 """Architectures whose class in SGLang has windows by ``layer_types``, and of which it keeps all tokens of all layers.

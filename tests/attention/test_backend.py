@@ -22,7 +22,7 @@ from tests.attention.backendutil import make_batch, make_layer, make_runner
 from tests.kernels import dense
 
 PAGE = 64
-HEADS, KV_HEADS, DIM = 6, 2, 64
+HEADS, KV_HEADS, DIM, CONTEXT = 6, 2, 64, 4096
 LENGTHS = (1, PAGE, PAGE + 1, 3 * PAGE + 7, 2 * PAGE - 1, 4 * PAGE)
 TOLERANCE = {"reference": 2e-6, "cpu": 2e-3}
 """The cpu kernels round queries and softmax weights to 16 bits; values here are up to 6 large."""
@@ -268,14 +268,29 @@ def test_raw_buffers_are_refused(configure) -> None:  # type: ignore[no-untyped-
     ("field", "value", "why"),
     [
         ("is_cross_attention", True, "not causal self-attention"),
-        ("sliding_window_size", 128, "sliding-window"),
-        ("logit_cap", 30.0, "capped"),
+        ("sliding_window_size", 128, "layer 0 has a sliding window, which SGLang's configuration of it does not say"),
         ("v_head_dim", 32, "another head_dim"),
     ],
 )
 def test_layers_outside_the_read_rule_are_refused(field: str, value: Any, why: str) -> None:
     layer = make_layer(HEADS, KV_HEADS, DIM)
-    backend_module.check_layer(layer)
+    backend_module.check_layer(layer, CONTEXT)
     setattr(layer, field, value)
     with pytest.raises(LeanKVError, match=why):
-        backend_module.check_layer(layer)
+        backend_module.check_layer(layer, CONTEXT)
+
+
+def test_a_layer_is_what_the_configuration_says_it_is() -> None:
+    """In either direction, for a window kept as a full layer would read nothing that has left the window pool."""
+    layer = make_layer(HEADS, KV_HEADS, DIM)
+    with pytest.raises(LeanKVError, match="layer 0 has no sliding window, though"):
+        backend_module.check_layer(layer, CONTEXT, windowed=True)
+    layer.sliding_window_size = CONTEXT - 1  # does not slide
+    backend_module.check_layer(layer, CONTEXT)
+    layer.sliding_window_size = CONTEXT - 2
+    backend_module.check_layer(layer, CONTEXT, windowed=True)
+    layer.logit_cap, layer.logit_capping_method = 30.0, "tanh"
+    backend_module.check_layer(layer, CONTEXT, windowed=True)
+    layer.logit_capping_method = "another"
+    with pytest.raises(LeanKVError, match="logits are capped by another"):
+        backend_module.check_layer(layer, CONTEXT, windowed=True)

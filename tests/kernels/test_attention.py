@@ -17,7 +17,7 @@ from leankv_kernels.reference.attention import COLUMN_SCORE_ONE
 from leankv_kernels.reference.record import read_tiers
 from tests.kernels import dense
 from tests.kernels.cases import Case, plan_of, random_case, random_length, random_tiers, simple, store_with
-from tests.kernels.draws import commit, generator, small_layout
+from tests.kernels.draws import commit, small_layout
 from tests.kernels.driver import Driver, Method, Request, Tokens, without_place
 from tests.kernels.kernelutil import dice, few, raw_pages
 
@@ -226,79 +226,3 @@ def test_no_page_id_reads_as_a_number(ops: Ops, near: bool) -> None:
         store.blocks.view(torch.int32)[head, L.W_PAGE] = 0x7E007E00
     for a, b in zip(attend(ops, case, store, 3), want, strict=True):
         assert torch.equal(a, b)
-
-
-# Merging partial attentions
-
-
-def partial(seed: int, tokens: int = 5, heads: int = 3) -> tuple[Tensor, Tensor]:
-    g = generator(seed)
-    out = torch.randn(tokens, heads, 16, generator=g, dtype=torch.float64)
-    return out, torch.randn(tokens, heads, generator=g, dtype=torch.float64) * 20
-
-
-def nothing(like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return torch.zeros_like(like[0]), torch.full_like(like[1], MINUS_INF)
-
-
-def test_merging_with_nothing_changes_no_bit(ops: Ops) -> None:
-    state = partial(0)
-    for merged in (ops.merge_states(*state, *nothing(state)), ops.merge_states(*nothing(state), *state)):
-        assert torch.equal(merged[0], state[0])
-        torch.testing.assert_close(merged[1], state[1], atol=1e-12, rtol=0)
-
-
-def test_merging_nothing_with_nothing_is_nothing(ops: Ops) -> None:
-    empty = nothing(partial(0))
-    assert_empty(*ops.merge_states(*empty, *empty))
-
-
-@few(30)
-@given(rng=dice)
-def test_merging_is_associative_and_commutative(ops: Ops, rng: Random) -> None:
-    """Any of the three may be empty."""
-    states = [partial(rng.getrandbits(32)) for _ in range(3)]
-    a, b, c = (state if rng.random() < 0.7 else nothing(state) for state in states)
-    left = ops.merge_states(*ops.merge_states(*a, *b), *c)
-    right = ops.merge_states(*a, *ops.merge_states(*b, *c))
-    swapped = ops.merge_states(*c, *ops.merge_states(*b, *a))
-    for other in (right, swapped):
-        for mine, theirs in zip(left, other, strict=True):
-            torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=1e-12)
-
-
-@few(20)
-@given(rng=dice)
-def test_a_sink_is_a_key_without_a_value(ops: Ops, rng: Random) -> None:
-    """The same as merging with a state of zeros whose LSE is the sink; infinitely low ones are none."""
-    a, b = partial(rng.getrandbits(32)), partial(rng.getrandbits(32))
-    a = a if rng.random() < 0.7 else nothing(a)
-    sinks = torch.randn(3, generator=generator(rng.getrandbits(32)), dtype=torch.float64) * 20
-    got = ops.merge_states(*a, *b, sinks=sinks)
-    want = ops.merge_states(*ops.merge_states(*a, *b), torch.zeros_like(b[0]), sinks.expand(5, 3))
-    for mine, theirs in zip(got, want, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=1e-12)
-    low = ops.merge_states(*a, *b, sinks=torch.full((3,), MINUS_INF))
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(low, ops.merge_states(*a, *b), strict=True))
-
-
-def test_a_sink_over_nothing_is_the_lse_of_zeros(ops: Ops) -> None:
-    empty, sinks = nothing(partial(0)), torch.tensor([1.0, -30.0, MINUS_INF])
-    out, lse = ops.merge_states(*empty, *empty, sinks=sinks)
-    assert not out.any()
-    assert torch.equal(lse, sinks.double().expand(5, 3))
-
-
-@few(20)
-@given(rng=dice)
-def test_merging_equals_one_softmax_over_the_union(ops: Ops, rng: Random) -> None:
-    g, first = generator(rng.getrandbits(32)), rng.randint(1, 9)
-    scores = torch.randn(2, 3, 10, generator=g, dtype=torch.float64) * 10 ** rng.uniform(-3, 3)
-    values = torch.randn(10, 16, generator=g, dtype=torch.float64)
-
-    def attention(part: slice) -> tuple[Tensor, Tensor]:
-        return scores[..., part].softmax(-1) @ values[part], scores[..., part].logsumexp(-1)
-
-    merged = ops.merge_states(*attention(slice(0, first)), *attention(slice(first, 10)))
-    for got, want in zip(merged, attention(slice(0, 10)), strict=True):
-        torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)

@@ -13,7 +13,7 @@ from leankv_sglang.plugin import machine
 from leankv_sglang.plugin.faults import REPORT_ENV
 from leankv_sglang.plugin.machine import SKIP_ENV, Gpu, Machine, check_machine, this_machine
 from leankv_sglang.processes import free_port
-from leankv_sglang.server import args
+from leankv_sglang.server import args, early_checks
 
 H100 = Machine(
     torch_cuda=(13, 0),
@@ -117,7 +117,7 @@ def test_the_launcher_ends_with_the_sentence(
 ) -> None:
     monkeypatch.setattr(machine, "this_machine", lambda: REFUSED["Volta"][0])
     monkeypatch.setattr(args, "with_model_path", lambda rest: (rest, str(tmp_path)))
-    monkeypatch.setattr(args, "check_model", lambda rest, model: None)
+    monkeypatch.setattr(early_checks, "check_model", lambda rest, model: None)
     monkeypatch.setattr(environment, "prepare_environment", lambda config: pytest.fail("went on"))
     monkeypatch.setenv(environment.DRAIN_ENV, "1")
     monkeypatch.setenv(REPORT_ENV, "")
