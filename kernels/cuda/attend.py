@@ -61,6 +61,8 @@ def attend_shape(layout: RecordLayout, group: int, many: bool = False) -> Attend
         reason = f"pages of {any_of(PAGES)} tokens, not {shape.page_size}"
     elif shape.head_dim not in HEAD_DIMS:
         reason = f"a head_dim of {any_of(HEAD_DIMS)}, not {shape.head_dim}"
+    elif shape.v_head_dim != shape.head_dim:
+        reason = f"values of the keys' head_dim, {shape.head_dim}, not of {shape.v_head_dim}"
     elif not 1 <= group // group_parts(shape.head_dim, group) <= MAX_ROWS:
         part = MAX_REGISTER_ROWS[shape.head_dim]
         reason = f"up to {MAX_ROWS} query heads per KV head, or a number with a divisor from 2 to {part}, not {group}"
