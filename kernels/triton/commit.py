@@ -230,8 +230,8 @@ def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, t
     rotations = (x for log in logs for x in (log, 1 / math.sqrt(1 << log)))
     launch(pack_pages, (n * heads, page // TOKENS + 1), (*args, heads, shape, *rotations, TOKENS), TILE.options)
     level = L.LEVEL_NEAR if layout.near else L.LEVEL_FAR
-    args = (tiers, counts, starts, lengths, words, record_words, level)
-    launch(write_headers, (n * heads,), (*args, heads, shape, triton.next_power_of_2(page // 4)), TILE.options)
+    headers = (tiers, counts, starts, lengths, words, record_words, level)
+    launch(write_headers, (n * heads,), (*headers, heads, shape, triton.next_power_of_2(page // 4)), TILE.options)
     store.write(layer, pages, records, lengths)
     kept = kept_rows(tiers, layout)
     store.out_of_range[1:].add_(sum((~there.all(-1).transpose(1, 2) & kept).sum() for there in finite))

@@ -96,8 +96,8 @@ def load_keys(words, blocks, start, stop, begin, S: tl.constexpr, N: tl.constexp
 
 @triton.jit
 def load_values(words, blocks, start, first, begin, below, S: tl.constexpr, N: tl.constexpr):
-    """The words ``[N / 4, v_pad / 4]`` of a step's quads, four channels of four tokens each, in a value plane that begins
-    with token ``first``; 0 for quads without a token from ``first`` on and below ``below``.
+    """The words ``[N / 4, v_pad / 4]`` of a step's quads, four channels of four tokens each, in a value plane that
+    begins with token ``first``; 0 for quads without a token from ``first`` on and below ``below``.
     """
     quad, four = begin // QUAD + tl.arange(0, N // QUAD), tl.arange(0, S.v_pad // 16)[None, :]
     inside = ((quad * QUAD < below) & (quad * QUAD + QUAD > first))[:, None] & (four < S.v_head_dim // 16)
