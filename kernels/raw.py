@@ -18,7 +18,7 @@ class FullPages(NamedTuple):
     key: Tensor
     """Raw ``[..., n, P, H, D]``, after RoPE."""
     value: Tensor
-    """Raw ``[..., n, P, H, D]``."""
+    """Raw ``[..., n, P, H, Dv]``."""
 
     @property
     def num_kv_heads(self) -> int:
@@ -33,7 +33,7 @@ class RawPages(NamedTuple):
     """
 
     key: Tensor  # model dtype [R, P, H, D], after RoPE; every position up to its tile's last query is written
-    value: Tensor  # model dtype [R, P, H, D]
+    value: Tensor  # model dtype [R, P, H, Dv]
     scores: Tensor  # int32 [R, Hq, P], column scores, see ``attend_open``
     at: Tensor  # int64 [U], the page of each tile, no two alike
 
@@ -45,7 +45,7 @@ class RawPages(NamedTuple):
         return cls(key, value, scores, torch.arange(n, device=key.device))
 
     def write(self, plan: Plan, key: Tensor, value: Tensor) -> None:
-        """Write a forward's tokens ``[T, H, D]`` to their places in the tiles' pages."""
+        """Write a forward's tokens ``[T, H, D]`` and ``[T, H, Dv]`` to their places in the tiles' pages."""
         place = (self.at[plan.token_tile], plan.token_pos)
         self.key[place], self.value[place] = key, value
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import bench.common.checkout  # noqa: F401
 from leankv_kernels import RecordLayout, Tier
 from leankv_kernels.cuda.attend import attend_shape
+from leankv_kernels.cuda.commit import commit_unit
 from leankv_kernels.cuda.open import open_shape
 from leankv_kernels.cuda.unit import Unit
 
@@ -36,10 +37,10 @@ class Shape(NamedTuple):
 
     def units(self) -> Iterator[Unit]:
         """All that its checks compile."""
-        yield Unit("commit", (self.head_dim, self.page))
+        yield commit_unit(self.head_dim, self.page)
         for many in (False, True):
-            yield Unit("attend", attend_shape(self.layout(), self.group, many))
-            yield Unit("open", open_shape(self.head_dim, self.group, self.page, many))
+            yield attend_shape(self.layout(), self.group, many).unit
+            yield open_shape(self.head_dim, self.group, self.page, many).unit
 
 
 LLAMA, SMOL = Shape("Llama-3-8B", 8, 128, 4), Shape("SmolLM2", 3, 64, 3)

@@ -53,13 +53,14 @@ def _shape(layout: RecordLayout) -> _cpu.RecordShape:
     return _cpu.RecordShape(**asdict(layout.shape))
 
 
-def _outputs(q: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty(q.shape, dtype=torch.float32), torch.empty(q.shape[:2], dtype=torch.float32)
+def _outputs(q: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    rows = q.shape[:2]
+    return torch.empty(*rows, dim, dtype=torch.float32), torch.empty(rows, dtype=torch.float32)
 
 
 def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float, cap: float = 0.0) -> tuple[Tensor, Tensor]:
     """See ``reference.attention.attend_open``; float32 out and LSE."""
-    out, lse = _outputs(q)
+    out, lse = _outputs(q, raw.value.shape[-1])
     _cpu.attend_open(
         q=q.contiguous(),
         key=raw.key,
@@ -83,7 +84,7 @@ def attend_committed(
 
     Queries and softmax weights are rounded to 16 bits, relative to the largest of a query and of a page.
     """
-    out, lse = _outputs(q)
+    out, lse = _outputs(q, store.layout.v_head_dim)
     _cpu.attend_committed(
         shape=_shape(store.layout),
         blocks=store.blocks,

@@ -20,11 +20,13 @@ from leankv_kernels.reference.codec import rotation_block
 from leankv_kernels.store import RecordStore
 
 PAGES = (64, 128, 256)
-HEAD_DIMS = (64, 80, 96, 128, 256)
+HEAD_DIMS = (64, 80, 96, 128, 192, 256, 512)
+"""Of keys and of values."""
 MAX_ROWS = 16
 """Query rows of a block: heads of a group, of one query or, where tiles have several, of as many as that."""
-MAX_REGISTER_ROWS = {64: 16, 80: 16, 96: 8, 128: 8, 256: 4}
-"""By head_dim, how many rows' states a warp keeps in registers where a block takes several queries."""
+MAX_REGISTER_ROWS = {64: 16, 80: 16, 96: 8, 128: 8, 192: 4, 256: 4, 512: 4}
+"""By head_dim, the wider of keys' and values', how many rows' states a warp keeps in registers where a block takes
+several queries."""
 SPLIT_TOKENS = 1024
 """By absolute position; all warps of a block read one."""
 MOST_BLOCKS = 4096
@@ -45,6 +47,12 @@ class AttendShape(NamedTuple):
     value_refine: int
     block_shift: int
     near: bool
+    v_head_dim: int
+
+    @property
+    def unit(self) -> Unit:
+        """What is compiled for it."""
+        return Unit.of("attend", self[:-1], self.v_head_dim)
 
 
 @cache
@@ -54,15 +62,15 @@ def attend_shape(layout: RecordLayout, group: int, many: bool = False) -> Attend
     Raises:
         ValueError: for what the kernel is not written for; the sentence says which.
     """
-    shape = layout.shape
+    shape, widest = layout.shape, max(layout.head_dim, layout.v_head_dim)
     keys, values = (shape.key_base_bits, shape.key_refine_bits), (shape.value_base_bits, shape.value_refine_bits)
     reason = None
     if shape.page_size not in PAGES:
         reason = f"pages of {any_of(PAGES)} tokens, not {shape.page_size}"
-    elif shape.head_dim not in HEAD_DIMS:
-        reason = f"a head_dim of {any_of(HEAD_DIMS)}, not {shape.head_dim}"
-    elif not 1 <= group // group_parts(shape.head_dim, group) <= MAX_ROWS:
-        part = MAX_REGISTER_ROWS[shape.head_dim]
+    elif wrong := [dim for dim in (shape.head_dim, shape.v_head_dim) if dim not in HEAD_DIMS]:
+        reason = f"a head_dim of {any_of(HEAD_DIMS)}, not {wrong[0]}"
+    elif not 1 <= group // group_parts(widest, group) <= MAX_ROWS:
+        part = MAX_REGISTER_ROWS[widest]
         reason = f"up to {MAX_ROWS} query heads per KV head, or a number with a divisor from 2 to {part}, not {group}"
     elif any(bits % KEY_PLANE for bits in keys) or any(bits % VALUE_PLANE for bits in values):
         reason = f"planes of {KEY_PLANE} bits for keys and {VALUE_PLANE} for values"
@@ -71,9 +79,18 @@ def attend_shape(layout: RecordLayout, group: int, many: bool = False) -> Attend
     if reason:
         raise ValueError(f"the cuda kernels take {reason}: use the triton backend")
     planes = keys[0] // KEY_PLANE, values[0] // VALUE_PLANE, keys[1] // KEY_PLANE, values[1] // VALUE_PLANE
-    group //= group_parts(shape.head_dim, group)
-    queries = max(1, MAX_REGISTER_ROWS[shape.head_dim] // group) if many else 1
-    return AttendShape(shape.head_dim, group, queries, shape.page_size, *planes, shape.block_shift, bool(shape.near))
+    group //= group_parts(widest, group)
+    queries = max(1, MAX_REGISTER_ROWS[widest] // group) if many else 1
+    found = AttendShape(
+        *(shape.head_dim, group, queries, shape.page_size, *planes),
+        *(shape.block_shift, bool(shape.near), shape.v_head_dim),
+    )
+    if (rows := -(-group * queries // 4) * 4) * (shape.v_head_dim + 2) * 4 > warp_bytes(found):
+        raise ValueError(
+            f"the cuda kernels do not take {group} query heads at a time of a v_head_dim of {shape.v_head_dim} with "
+            f"pages of {shape.page_size} ({rows} rows are merged where a page was): use the triton backend"
+        )
+    return found
 
 
 def least_shared_bytes(layout: RecordLayout) -> int:
@@ -89,8 +106,8 @@ def least_shared_bytes(layout: RecordLayout) -> int:
 def warp_bytes(shape: AttendShape) -> int:
     """Of the shared memory of a block what one warp takes: keys, values and centre of a page."""
     keys = (shape.key_base + shape.key_refine) * shape.page_size * shape.head_dim * KEY_PLANE // 8
-    values = (shape.value_base + shape.value_refine) * shape.page_size * shape.head_dim * VALUE_PLANE // 8
-    near = shape.value_refine * shape.head_dim * shape.near
+    values = (shape.value_base + shape.value_refine) * shape.page_size * shape.v_head_dim * VALUE_PLANE // 8
+    near = shape.value_refine * shape.v_head_dim * shape.near
     return _lines(shape.page_size * SCALE_BYTES + keys + 3 * ALIGN) + _lines(values + near) + _lines(2 * shape.head_dim)
 
 
@@ -108,6 +125,7 @@ def check_layout(layout: RecordLayout, shared_bytes: int, group: int = 1) -> Non
     """Raise ValueError, one sentence, unless the kernels take a layout and so many query heads a KV head on a GPU whose
     blocks have so much memory."""
     attend_shape(layout, group)
+    attend_shape(layout, group, many=True)
     if (least := least_shared_bytes(layout)) > shared_bytes:
         raise ValueError(
             f"the cuda kernels need {least} bytes of shared memory a block for a head_dim of {layout.head_dim} and "
@@ -134,7 +152,7 @@ class AttendArgs(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("q_dtype", "tokens", "splits", "heads", "parts", "list_word")),
         ("head_word", ctypes.c_int),
         *((name, ctypes.c_int) for name in ("centre_start", "near_pages", "mid_keys_fine", "mid_values_fine")),
-        ("rotation_block", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("rotation_block", "value_rotation_block")),
         *((name, ctypes.c_float) for name in ("factor", "back", "key_centre_high", "key_centre_low")),
         *((name, ctypes.c_float) for name in ("value_centre_high", "value_centre_low", "cap")),
     )
@@ -161,17 +179,17 @@ def attend_committed(
     """
     if q.dtype not in DTYPES:
         raise ValueError(f"the cuda kernels take float32, bfloat16 and float16, not {q.dtype}: use another backend")
-    shape, (tokens, query_heads, dim) = store.layout.shape, q.shape
+    shape, (tokens, query_heads, dim), value_dim = store.layout.shape, q.shape, store.layout.v_head_dim
     kernels = [attend_shape(store.layout, query_heads // shape.heads, together) for together in (False, True)]
     heads = query_heads // kernels[0].group
-    part_bytes = 4 * query_heads * (dim + 2)
+    part_bytes = 4 * query_heads * (value_dim + 2)
     lists = work_of(plan, kernels[1].queries, heads, SPLIT_TOKENS // shape.page_size, part_bytes)
-    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    out = torch.empty(tokens, query_heads, value_dim, dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     part = torch.empty(lists.parts * part_bytes // 4, dtype=torch.float32, device=q.device)
-    state = part[lists.parts * query_heads * dim :]
+    state = part[lists.parts * query_heads * value_dim :]
     arrivals = scratch_of(q.device).zeros(tokens * heads if lists.parts else 0)
-    block = rotation_block(dim) if rotation != "none" else 1
+    block, value_block = (rotation_block(x) if rotation != "none" else 1 for x in (dim, value_dim))
     q = q.contiguous()
     tensors = (q, store.blocks, store.page_table[layer], plan.pages, plan.tiles, plan.token_tile)
     for together, items, table, queries in lists.works:
@@ -180,12 +198,12 @@ def attend_committed(
             *(x.data_ptr() if x is not None else None for x in (table, queries, out, lse, part, state, arrivals)),
             *(DTYPES[q.dtype], tokens, items // max(tokens, 1), heads, heads // shape.heads),
             *(shape.list_word, shape.head_word),
-            *(shape.centre_start, plan.near_pages, int(shape.mid_keys_fine), int(shape.mid_values_fine), block),
-            *(scale * math.log2(math.e) / math.sqrt(block), 1 / math.sqrt(block)),
+            *(shape.centre_start, plan.near_pages, int(shape.mid_keys_fine), int(shape.mid_values_fine)),
+            *(block, value_block, scale * math.log2(math.e) / math.sqrt(block), 1 / math.sqrt(value_block)),
             *(shape.key_centre_high, shape.key_centre_low, shape.value_centre_high, shape.value_centre_low),
             cap * math.log2(math.e),
         )
-        unit = Unit("attend", kernels[together])
+        unit = kernels[together].unit
         blocks = items * heads if table is not None else min(items * heads, MOST_BLOCKS)
         launcher.launch(unit, "attend_committed", (blocks, 1, 1), args, q.device)
     return out, lse

@@ -46,9 +46,9 @@ class CommitArgs(ctypes.Structure):
         ("shape", ShapeArgs),
         *((name, ctypes.c_void_p) for name in ("blocks", "page_table", "ring", "ring_head", "ring_free", "usage")),
         *((name, ctypes.c_void_p) for name in ("pages", "at", "key", "value", "tiers", "heads", "records", "arrivals")),
-        ("norm", ctypes.c_double),
+        *((name, ctypes.c_double) for name in ("norm", "value_norm")),
         *((name, ctypes.c_longlong) for name in ("num_blocks", "n", "layers", "rows", "table_stride")),
-        *((name, ctypes.c_int) for name in ("layer", "dtype", "rotation_block")),
+        *((name, ctypes.c_int) for name in ("layer", "dtype", "rotation_block", "value_rotation_block")),
     )
 
 
@@ -63,6 +63,11 @@ class TierArgs(ctypes.Structure):
         *((name, ctypes.c_longlong) for name in ("n", "rows", "keep_first")),
         *((name, ctypes.c_int) for name in ("heads", "group", "score", "dtype", "least", "sinks", "of_pages")),
     )
+
+
+def commit_unit(head_dim: int, page_size: int, v_head_dim: int = 0) -> Unit:
+    """What is compiled for pages of keys, and of values, so wide; these are as wide as keys unless it is given."""
+    return Unit.of("commit", (head_dim, page_size), v_head_dim or head_dim)
 
 
 def _layers_of(raw: RawPages, pages: int) -> RawPages:
@@ -104,7 +109,7 @@ def tier_pages(
         *(heads, raw.scores.shape[2] // heads, SCORES.index(rule.score), DTYPES[raw.key.dtype]),
         *(rule.least, reference.SINK_TOKENS, int(alphas.shape[1] > 1)),
     )
-    launcher.launch(Unit("commit", (dim, page)), "tier_pages", (heads, n, layers), args, raw.key.device)
+    launcher.launch(commit_unit(dim, page, raw.value.shape[-1]), "tier_pages", (heads, n, layers), args, raw.key.device)
     return tiers
 
 
@@ -131,16 +136,17 @@ def commit_pages(
     tiers, pages = tiers.contiguous(), pages.contiguous()
     words = torch.empty(count, heads, 4, dtype=torch.int32, device=device)
     records = torch.empty(count, 3, dtype=torch.int32, device=device)
-    block = rotation_block(dim) if rotation != "none" else 1
+    blocks = [rotation_block(x) if rotation != "none" else 1 for x in (dim, raw.value.shape[-1])]
     ring = store.ring
     tensors = (store.blocks, store.page_table[layer], ring.ids, ring.head, ring.free_blocks, store.usage_counts)
     arrivals = scratch_of(device).zeros(1)
     args = CommitArgs(
         shape_args(store.layout),
         *(x.data_ptr() for x in (*tensors, pages, raw.at, raw.key, raw.value, tiers, words, records, arrivals)),
-        *(1 / math.sqrt(block), store.num_blocks, n, layers, rows, store.page_table.shape[1]),
-        *(layer, DTYPES[raw.key.dtype], block),
+        *(1 / math.sqrt(block) for block in blocks),
+        *(store.num_blocks, n, layers, rows, store.page_table.shape[1]),
+        *(layer, DTYPES[raw.key.dtype], *blocks),
     )
-    unit = Unit("commit", (dim, page))
+    unit = commit_unit(dim, page, raw.value.shape[-1])
     launcher.launch(unit, "plan_commit", (min(-(-count * heads // PAIRS), BLOCKS), 1, 1), args, device)
     launcher.launch(unit, "pack_pages", (heads, n, layers), args, device)

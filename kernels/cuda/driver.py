@@ -189,7 +189,7 @@ def can_run(device: torch.device, layout: RecordLayout | None = None, group: int
         except ValueError as error:
             _say_unfit(str(error))
             return False
-        dim, part, _, *rest = attend_shape(layout, group or 1)
+        dim, part, _, *rest = attend_shape(layout, group or 1).unit.shape
         name = f"attend-{dim}-{part if group else '*'}-*-{'-'.join(str(int(x)) for x in rest)}"
     if has_compiler():
         return True

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from leankv_kernels.cuda.attend import DTYPES, MAX_ROWS
 from leankv_kernels.cuda.unit import Launcher, Unit, check_tokens
+from leankv_kernels.layout import MAX_DIM
 from leankv_kernels.plan import Plan
 from leankv_kernels.raw import RawPages
 
@@ -26,30 +27,38 @@ class OpenShape(NamedTuple):
     group: int
     queries: int  # of a block
     page_size: int
+    v_head_dim: int
+
+    @property
+    def unit(self) -> Unit:
+        """What is compiled for it."""
+        return Unit.of("open", self[:-1], self.v_head_dim)
 
 
-def open_shape(head_dim: int, group: int, page_size: int, many: bool = False) -> OpenShape:
-    """The shape for tiles of one query or many.
+def open_shape(head_dim: int, group: int, page_size: int, many: bool = False, v_head_dim: int = 0) -> OpenShape:
+    """The shape for tiles of one query or many; values are as wide as keys unless ``v_head_dim`` is given.
 
     Raises:
         ValueError: for what the kernel is not written for; the sentence says which.
     """
-    part = group // open_parts(group)
-    if head_dim % 16 or not 16 <= head_dim <= 256 or not 1 <= part <= MAX_ROWS or page_size > 256:
+    dims = (head_dim, v_head_dim or head_dim)
+    part = group // open_parts(group, max(dims))
+    wrong = [dim for dim in dims if dim % 16 or not 16 <= dim <= MAX_DIM]
+    if wrong or not 1 <= part <= MAX_ROWS or page_size > 256:
         raise ValueError(
-            f"the cuda kernels take a head_dim of 16 to 256 in steps of 16, 1 to {MAX_ROWS} query heads per KV head or "
-            f"a number with a divisor from 2 to that, and pages of at most 256 tokens, not {head_dim}, {group} and "
-            f"{page_size}: use the triton backend"
+            f"the cuda kernels take a head_dim of 16 to {MAX_DIM} in steps of 16, 1 to {MAX_ROWS} query heads per KV "
+            f"head or a number with a divisor from 2 to that, and pages of at most 256 tokens, not "
+            f"{(wrong or dims)[0]}, {group} and {page_size}: use the triton backend"
         )
-    group = part
-    return OpenShape(head_dim, group, max(1, _REGISTER_ROWS // group) if many else 1, page_size)
+    return OpenShape(head_dim, part, max(1, _REGISTER_ROWS // part) if many else 1, page_size, dims[1])
 
 
-def open_parts(group: int) -> int:
-    """In how many parts of at least two heads a query group is divided that has more heads than a block takes rows; 1
-    where no number does it.
+def open_parts(group: int, widest: int) -> int:
+    """In how many parts of at least two heads a query group is divided that has more heads than a block takes rows, of
+    keys or values so wide; 1 where no number does it.
     """
-    return next((n for n in range(1, group // 2 + 1) if group % n == 0 and group // n <= MAX_ROWS), 1)
+    most = MAX_ROWS if widest <= 256 else _REGISTER_ROWS
+    return next((n for n in range(1, group // 2 + 1) if group % n == 0 and group // n <= most), 1)
 
 
 class OpenArgs(ctypes.Structure):
@@ -79,11 +88,11 @@ def attend_open(
             "the cuda kernels take queries in float32, bfloat16 or float16, and keys and values in one of them, not "
             f"{q.dtype}, {raw.key.dtype} and {raw.value.dtype}: use another backend"
         )
-    (tokens, query_heads, dim), (_, page_size, heads, _) = q.shape, raw.key.shape
+    (tokens, query_heads, dim), (_, page_size, heads, value_dim) = q.shape, raw.value.shape
     check_tokens(tokens)
-    shape = open_shape(dim, query_heads // heads, page_size, plan.max_queries > 1)
-    parts = open_parts(query_heads // heads)
-    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    shape = open_shape(dim, query_heads // heads, page_size, plan.max_queries > 1, value_dim)
+    parts = open_parts(query_heads // heads, max(dim, value_dim))
+    out = torch.empty(tokens, query_heads, value_dim, dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     q = q.contiguous()
     key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (raw.key, raw.value))
@@ -95,7 +104,7 @@ def attend_open(
         *(DTYPES[q.dtype], DTYPES[key.dtype], heads * parts, parts, int(alone)),
         *(scale * math.log2(math.e), cap * math.log2(math.e)),
     )
-    unit = Unit("open", shape)
+    unit = shape.unit
     if not alone:
         launcher.launch(unit, "begin_pages", (plan.num_tiles, 1, 1), args, q.device)
     launcher.launch(unit, "attend_open", (heads * parts, tokens, 1), args, q.device)
@@ -119,7 +128,7 @@ class WriteArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("key", "value", "raw_key", "raw_value", "at", "tile", "pos")),
         *((name, ctypes.c_longlong) for name in ("key_token", "value_token", "tokens")),
-        *((name, ctypes.c_int) for name in ("bytes", "page")),
+        *((name, ctypes.c_int) for name in ("key_bytes", "value_bytes", "page")),
     )
 
 
@@ -136,17 +145,17 @@ def write_tokens(launcher: Launcher, raw: RawPages, plan: Plan, key: Tensor, val
     Raises:
         ValueError: for pages that do not lie in one piece, or tokens of another dtype or odd sizes.
     """
-    _, page, heads, dim = raw.key.shape
-    size = raw.key.element_size()
-    if not raw.key.is_contiguous() or not raw.value.is_contiguous() or heads * dim * size % 16:
+    page, size = raw.key.shape[1], raw.key.element_size()
+    nbytes = [x.shape[2] * x.shape[3] * size for x in (raw.key, raw.value)]  # of a token
+    if not raw.key.is_contiguous() or not raw.value.is_contiguous() or any(n % 16 for n in nbytes):
         raise ValueError("the cuda kernels write pages [R, P, H, D] in one piece, tokens of multiples of 16 bytes")
     if {key.dtype, value.dtype, raw.value.dtype} != {raw.key.dtype}:
         raise ValueError(f"tokens in {key.dtype} and {value.dtype} do not go into pages in {raw.key.dtype}")
     key, value = _by_token(key), _by_token(value)
     tensors = (key, value, raw.key, raw.value, raw.at, plan.token_tile, plan.token_pos)
     strides = key.stride(0) * size, value.stride(0) * size
-    args = WriteArgs(*(x.data_ptr() for x in tensors), *strides, len(key), heads * dim * size, page)
-    grid = (-(-(2 * len(key) * heads * dim * size // 16) // STATE_THREADS), 1, 1)
+    args = WriteArgs(*(x.data_ptr() for x in tensors), *strides, len(key), *nbytes, page)
+    grid = (-(-(len(key) * sum(nbytes) // 16) // STATE_THREADS), 1, 1)
     launcher.launch(Unit("states"), "write_tokens", grid, args, key.device)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from leankv_kernels.cuda.attend import attend_shape
+from leankv_kernels.cuda.commit import commit_unit
 from leankv_kernels.cuda.open import open_shape
 from leankv_kernels.cuda.unit import Unit
 from leankv_kernels.layout import TIERS, RecordLayout
@@ -48,16 +49,16 @@ def layout_of(model: Heads, pair: tuple[str, str] = TIER_PAIRS[0]) -> RecordLayo
 
 def attend_unit(model: Heads, pair: tuple[str, str], many: bool = False) -> Unit:
     """Attention over committed pages."""
-    return Unit("attend", attend_shape(layout_of(model, pair), model.group, many))
+    return attend_shape(layout_of(model, pair), model.group, many).unit
 
 
 def shipped_units() -> list[Unit]:
     """All of them, once each."""
     units = {Unit("states"): None, Unit("shrink"): None, Unit("packing"): None}
     for model in MODELS:
-        units[Unit("commit", (model.head_dim, PAGE_SIZE))] = None
+        units[commit_unit(model.head_dim, PAGE_SIZE)] = None
         for many in (False, True):
-            units[Unit("open", open_shape(model.head_dim, model.group, PAGE_SIZE, many))] = None
+            units[open_shape(model.head_dim, model.group, PAGE_SIZE, many).unit] = None
             for pair in TIER_PAIRS:
                 units[attend_unit(model, pair, many)] = None
     return list(units)

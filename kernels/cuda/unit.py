@@ -28,6 +28,11 @@ class Unit(NamedTuple):
     source: str
     shape: tuple[int, ...] = ()
 
+    @classmethod
+    def of(cls, source: str, shape: tuple[int, ...], v_head_dim: int) -> Unit:
+        """One whose shape begins with the keys' head_dim; that of values is named where it is another."""
+        return cls(source, (*shape, v_head_dim) if v_head_dim != shape[0] else tuple(shape))
+
     @property
     def name(self) -> str:
         """A name for files."""

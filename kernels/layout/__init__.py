@@ -13,7 +13,7 @@ trimming and demoting ever do::
 
 Header (int32 words): page, layer, blocks, bytes, level, magic, 2 spare (zero) | block list | per KV head {counts of
 high, mid and low tokens in 10 bits each, base, refine, near offsets} | per KV head the 2-bit tier map (token t in byte
-t % (P/4), bits 2 * (t // (P/4))) | from a multiple of 64 on, per KV head the centre of the page's keys, D fp16.
+t % (P/4), bits 2 * (t // (P/4))) | from a multiple of 64 on, per KV head the centre of the page's keys, head_dim fp16.
 
 Every code is the top ``b`` bits of one 8-bit master code over the token's [min, max], read at the centre of its bin,
 so a low token is a high token with its tail cut off and one scale and zero serve every tier. Keys are coded less the

@@ -38,7 +38,7 @@ KEY_PLANE, VALUE_PLANE = 4, 2
 """Bits of a code that one plane holds."""
 CUTS = (0, 2, 4)
 """Bits that a low tier may cut off a key, or off a value, of the high tier."""
-MAX_PAGE, MAX_DIM = 256, 256
+MAX_PAGE, MAX_DIM = 256, 512
 """The longest page and the widest head."""
 HEADER_WORDS = 8
 HEAD_WORDS = 4

@@ -62,7 +62,7 @@ _CONSTANTS: dict[str, list[tuple[str, int]]] = {
         ("kKeyWord", F.KEY_WORD),
         ("kValueQuad", F.VALUE_QUAD),
     ],
-    "The longest page and the widest head.": [("kMaxPage", F.MAX_PAGE), ("kMaxDim", F.MAX_DIM)],
+    "The longest page and the widest head, of keys or of values.": [("kMaxPage", F.MAX_PAGE), ("kMaxDim", F.MAX_DIM)],
 }
 
 

@@ -70,29 +70,30 @@ class Run(NamedTuple):
     widths: tuple[int, ...]  # bits of a code in each plane, top bits first; scales have none
     first: Tensor
     stop: Tensor
+    dim: int  # channels
 
-    def plane_bytes(self, width: int, head_dim: int) -> Tensor:
+    def plane_bytes(self, width: int) -> Tensor:
         """Bytes of one plane, tensor of the run's shape."""
         count = self.stop - self.first
         if self.kind == "key":
-            return count * (head_dim * width // KEY_WORD)
+            return count * (self.dim * width // KEY_WORD)
         share = 8 // width
         bytes_deep = -(-self.stop // share) - self.first // share
-        return torch.where(count > 0, bytes_deep, 0) * head_dim
+        return torch.where(count > 0, bytes_deep, 0) * self.dim
 
-    def nbytes(self, head_dim: int) -> Tensor:
+    def nbytes(self) -> Tensor:
         """Bytes of the run with its padding."""
         if self.kind == "scale":
             total = (self.stop - self.first) * SCALE_BYTES
         else:
             total = torch.zeros_like(self.first)
             for width in self.widths:
-                total = total + self.plane_bytes(width, head_dim)
+                total = total + self.plane_bytes(width)
         return (total + (ALIGN - 1)) // ALIGN * ALIGN
 
-    def spans(self, start: Tensor, head_dim: int) -> list[Span]:
+    def spans(self, start: Tensor) -> list[Span]:
         """Its planes, if it begins at byte ``start``."""
-        sizes = [self.plane_bytes(width, head_dim) for width in self.widths]
+        sizes = [self.plane_bytes(width) for width in self.widths]
         starts = accumulate(sizes[:-1], initial=start)
         return [Span(at, self.first, self.stop, width) for at, width in zip(starts, self.widths, strict=False)]
 
@@ -123,16 +124,16 @@ def runs_of(layout: RecordLayout, counts: TierCounts) -> Runs[Run]:
     base_keys, base_values = key_planes(layout.low.key_bits), value_planes(layout.low.value_bits)
     more_keys, more_values = key_planes(layout.key_refine_bits), value_planes(layout.value_refine_bits)
     return Runs(
-        far_scales=Run(BASE, "scale", (), none, far),
-        far_keys=Run(BASE, "key", base_keys, none, far),
-        far_values=Run(BASE, "value", base_values, none, far),
-        refined_keys=Run(REFINE, "key", more_keys, none, keys),
-        refined_values=Run(REFINE, "value", more_values, none, values),
-        rest_keys=Run(NEAR, "key", more_keys, keys, far),
-        rest_values=Run(NEAR, "value", more_values, values, far),
-        pruned_scales=Run(NEAR, "scale", (), none, pruned),
-        pruned_keys=Run(NEAR, "key", base_keys + more_keys, none, pruned),
-        pruned_values=Run(NEAR, "value", base_values + more_values, none, pruned),
+        far_scales=Run(BASE, "scale", (), none, far, 0),
+        far_keys=Run(BASE, "key", base_keys, none, far, layout.head_dim),
+        far_values=Run(BASE, "value", base_values, none, far, layout.v_head_dim),
+        refined_keys=Run(REFINE, "key", more_keys, none, keys, layout.head_dim),
+        refined_values=Run(REFINE, "value", more_values, none, values, layout.v_head_dim),
+        rest_keys=Run(NEAR, "key", more_keys, keys, far, layout.head_dim),
+        rest_values=Run(NEAR, "value", more_values, values, far, layout.v_head_dim),
+        pruned_scales=Run(NEAR, "scale", (), none, pruned, 0),
+        pruned_keys=Run(NEAR, "key", base_keys + more_keys, none, pruned, layout.head_dim),
+        pruned_values=Run(NEAR, "value", base_values + more_values, none, pruned, layout.v_head_dim),
     )
 
 
@@ -141,7 +142,7 @@ def section_bytes(layout: RecordLayout, counts: TierCounts) -> list[Tensor]:
     parts = [torch.zeros_like(counts.high) for _ in (BASE, REFINE, NEAR)]
     for run in runs_of(layout, counts):
         if layout.near or run.section != NEAR:
-            parts[run.section] = parts[run.section] + run.nbytes(layout.head_dim)
+            parts[run.section] = parts[run.section] + run.nbytes()
     return parts
 
 
@@ -174,7 +175,7 @@ def find_places(layout: RecordLayout, tiers: Tensor) -> Places:
     ahead = high[..., None] * (member[LOW] | member[MID]) + mid[..., None] * member[LOW]
     token = upto.gather(0, tiers.long()[None])[0] - 1 + ahead
 
-    runs, dim = runs_of(layout, counts), layout.head_dim
+    runs = runs_of(layout, counts)
     next_in = list(layout.sections(counts)[:3])
     starts = []
     for run in runs:
@@ -182,9 +183,9 @@ def find_places(layout: RecordLayout, tiers: Tensor) -> Places:
             starts.append(torch.full_like(high, NOWHERE))
             continue
         starts.append(next_in[run.section])
-        next_in[run.section] = next_in[run.section] + run.nbytes(dim)
+        next_in[run.section] = next_in[run.section] + run.nbytes()
     start = Runs(*starts)
-    planes = Runs(*(run.spans(at, dim) for run, at in zip(runs, starts, strict=True)))
+    planes = Runs(*(run.spans(at) for run, at in zip(runs, starts, strict=True)))
 
     def by_tier(pruned: Tensor, low: Tensor, high: Tensor, mid: Tensor) -> Tensor:
         return torch.stack([pruned, low, high, mid], dim=-1).gather(2, tiers.long())

@@ -54,15 +54,16 @@ constexpr int kKeyGroup = 16;
 constexpr int kKeyWord = 8;
 constexpr int kValueQuad = 4;
 
-// The longest page and the widest head.
+// The longest page and the widest head, of keys or of values.
 constexpr int kMaxPage = 256;
-constexpr int kMaxDim = 256;
+constexpr int kMaxDim = 512;
 
 // A record layout in numbers: RecordShape of kernels/layout/shape.py, which explains. X(type, name).
 #define LEANKV_RECORD_SHAPE(X) \
     X(int64_t, page_size) \
     X(int64_t, heads) \
     X(int64_t, head_dim) \
+    X(int64_t, v_head_dim) \
     X(int64_t, key_base_bits) \
     X(int64_t, value_base_bits) \
     X(int64_t, key_refine_bits) \
@@ -89,6 +90,7 @@ struct RecordShape {
     int64_t page_size;
     int64_t heads;
     int64_t head_dim;
+    int64_t v_head_dim;
     int64_t key_base_bits;
     int64_t value_base_bits;
     int64_t key_refine_bits;

@@ -25,7 +25,8 @@ class RecordShape:
 
     page_size: int
     heads: int
-    head_dim: int
+    head_dim: int  # of keys
+    v_head_dim: int
     key_base_bits: int
     value_base_bits: int
     key_refine_bits: int
@@ -57,6 +58,7 @@ class RecordShape:
             page_size=layout.page_size,
             heads=layout.num_kv_heads,
             head_dim=layout.head_dim,
+            v_head_dim=layout.v_head_dim,
             key_base_bits=layout.low.key_bits,
             value_base_bits=layout.low.value_bits,
             key_refine_bits=layout.key_refine_bits,
@@ -86,6 +88,11 @@ class RecordShape:
     def pad(self) -> int:
         """``head_dim`` up to a power of two."""
         return 1 << (self.head_dim - 1).bit_length()
+
+    @property
+    def v_pad(self) -> int:
+        """``v_head_dim`` up to a power of two."""
+        return 1 << (self.v_head_dim - 1).bit_length()
 
     @property
     def block_words(self) -> int:

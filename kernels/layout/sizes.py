@@ -47,10 +47,11 @@ class RecordLayout:
     Args:
         page_size: tokens of a page, a multiple of 16.
         num_kv_heads: KV heads held on this rank.
-        head_dim: channels of keys and of values, a multiple of 16, 16 to 256.
+        head_dim: channels of keys, a multiple of 16, 16 to 512.
         high, low: formats of the outer tiers; ``low`` is a cut of ``high`` (equal for a single tier).
         near: whether a near part is kept (near_pages > 0).
         mid: format of a tier between them, which has the keys of one and the values of the other.
+        v_head_dim: channels of values, by the same rule; 0 for as many as keys have.
 
     Raises:
         ValueError: for a shape or a pair of tiers the layout cannot hold; the message says which.
@@ -63,12 +64,15 @@ class RecordLayout:
     low: Tier
     near: bool = True
     mid: Tier | None = None
+    v_head_dim: int = 0
 
     def __post_init__(self) -> None:
         if self.page_size % 16 or not 16 <= self.page_size <= MAX_PAGE:
             raise ValueError(f"page size {self.page_size} is not a multiple of 16 between 16 and {MAX_PAGE}")
-        if self.head_dim % 16 or not 16 <= self.head_dim <= MAX_DIM:
-            raise ValueError(f"head_dim {self.head_dim} is not a multiple of 16 between 16 and {MAX_DIM}")
+        object.__setattr__(self, "v_head_dim", self.v_head_dim or self.head_dim)
+        for what, dim in (("head_dim", self.head_dim), ("v_head_dim", self.v_head_dim)):
+            if dim % 16 or not 16 <= dim <= MAX_DIM:
+                raise ValueError(f"{what} {dim} is not a multiple of 16 between 16 and {MAX_DIM}")
         if self.num_kv_heads < 1:
             raise ValueError("a layer needs at least one KV head")
         for what, cut in (("key", self.key_refine_bits), ("value", self.value_refine_bits)):
@@ -124,13 +128,13 @@ class RecordLayout:
     @property
     def token_bytes(self) -> TokenBytes:
         """Bytes of a token's data of each kind, before padding."""
-        d = self.head_dim
+        keys, values = self.head_dim, self.v_head_dim
         return TokenBytes(
             SCALE_BYTES,
-            d * self.low.key_bits // 8,
-            d * self.low.value_bits // 8,
-            d * self.key_refine_bits // 8,
-            d * self.value_refine_bits // 8,
+            keys * self.low.key_bits // 8,
+            values * self.low.value_bits // 8,
+            keys * self.key_refine_bits // 8,
+            values * self.value_refine_bits // 8,
         )
 
     @cached_property

@@ -61,7 +61,7 @@ def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float, cap: float =
         cap: scores, scaled, become ``cap * tanh(score / cap)`` before the softmax; 0 for as they are.
 
     Returns:
-        out float64 ``[T, Hq, D]`` and LSE float64 ``[T, Hq]``.
+        out float64 ``[T, Hq, Dv]`` and LSE float64 ``[T, Hq]``.
     """
     heads = raw.key.shape[2]
     # Stale bytes behind the last token may be anything, NaN included.
@@ -99,10 +99,10 @@ def attend_committed(
         cap: scores, scaled and with the centre's share, become ``cap * tanh(score / cap)``; 0 for as they are.
 
     Returns:
-        out float64 ``[T, Hq, D]``, rotated back, and LSE float64 ``[T, Hq]``: zeros and -inf where nothing is read.
+        out float64 ``[T, Hq, Dv]``, rotated back, and LSE float64 ``[T, Hq]``: zeros and -inf where nothing is read.
     """
     lay = store.layout
-    out = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
+    out = torch.zeros(*q.shape[:2], lay.v_head_dim, dtype=torch.float64, device=q.device)
     lse = torch.full(q.shape[:2], float("-inf"), dtype=torch.float64, device=q.device)
     rotated = (rotate(q, rotation) * scale).unflatten(1, (lay.num_kv_heads, -1))
     by_request: dict[int, list[int]] = {}
@@ -149,7 +149,7 @@ def _attend_views(q: Tensor, views: list[View], cap: float) -> tuple[Tensor, Ten
         cap: of scores, or 0.
 
     Returns:
-        out ``[Q, Hq, D]``, still rotated, and LSE ``[Q, Hq]``.
+        out ``[Q, Hq, Dv]``, still rotated, and LSE ``[Q, Hq]``.
     """
     queries, heads, group, dim = q.shape
     rows = q.permute(1, 0, 2, 3).reshape(heads, queries * group, dim)
@@ -164,7 +164,7 @@ def _attend_views(q: Tensor, views: list[View], cap: float) -> tuple[Tensor, Ten
     flat = torch.cat(scores).permute(1, 2, 0, 3).flatten(2)
     weights, total, lse = _softmax_state(flat)
     parts = weights.unflatten(2, (-1, page)).permute(2, 0, 1, 3).split([len(v.valid) for v in views])
-    out = torch.zeros_like(rows)
+    out = rows.new_zeros(*rows.shape[:2], views[0].value.shape[-1])
     for view, weight in zip(views, parts, strict=True):
         out += ((weight * view.value_scale[:, :, None]) @ view.value).sum(0)
         out += (weight * view.value_zero[:, :, None]).sum((0, 3))[..., None]
@@ -183,14 +183,14 @@ def merge_states(
     """Merge two partial attentions over disjoint keys.
 
     Args:
-        out_a, out_b: ``[T, Hq, D]``, zeros where nothing was read.
+        out_a, out_b: ``[T, Hq, Dv]``, zeros where nothing was read.
         lse_a, lse_b: ``[T, Hq]``, -inf where nothing was read.
         dtype: what the output is rounded to; None for as it is.
         sinks: ``[Hq]``, any float dtype: a logit per query head that takes part in the denominator alone. It is in the
             LSE as well, so it is given in one merge only.
 
     Returns:
-        out ``[T, Hq, D]``, zeros where both are empty, and LSE ``[T, Hq]``, the sink's or -inf there.
+        out ``[T, Hq, Dv]``, zeros where both are empty, and LSE ``[T, Hq]``, the sink's or -inf there.
     """
     states = [lse_a, lse_b] if sinks is None else [lse_a, lse_b, sinks.to(lse_a).expand_as(lse_a)]
     peak = torch.stack(states).amax(0)

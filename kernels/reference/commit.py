@@ -25,7 +25,8 @@ def commit_bytes(layout: RecordLayout, query_heads: int, itemsize: int) -> int:
         itemsize: bytes of a raw number.
     """
     tokens = layout.num_kv_heads * layout.page_size
-    numbers = tokens * layout.head_dim * (_NUMBER_BYTES + 2 * itemsize)
+    widest, both = max(layout.head_dim, layout.v_head_dim), layout.head_dim + layout.v_head_dim
+    numbers = tokens * (widest * _NUMBER_BYTES + both * itemsize)
     return numbers + tokens * _TOKEN_BYTES + query_heads * layout.page_size * _SCORE_BYTES
 
 

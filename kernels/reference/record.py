@@ -37,7 +37,7 @@ class View(NamedTuple):
     key: Tensor  # uint8 [n, H, P, D], top bits of the master code
     key_scale: Tensor  # float64 [n, H, P]
     key_zero: Tensor
-    value: Tensor
+    value: Tensor  # uint8 [n, H, P, Dv]
     value_scale: Tensor
     value_zero: Tensor
     valid: Tensor  # bool [n, H, P], False where pruned
@@ -49,7 +49,7 @@ class View(NamedTuple):
         return keys + self.key_centre[:, :, None] * self.valid[..., None]
 
     def values(self) -> Tensor:
-        """Dequantized (still rotated) values, float64 ``[n, H, P, D]``, zero where pruned."""
+        """Dequantized (still rotated) values, float64 ``[n, H, P, Dv]``, zero where pruned."""
         return _dequantize(self.value, self.value_scale, self.value_zero, self.valid)
 
 
@@ -83,9 +83,9 @@ def _nibbles(span: Span, device: torch.device) -> Tensor:
 
 
 def _value_bytes(span: Span, token: Tensor, layout: RecordLayout) -> Tensor:
-    """Byte offsets ``[n, H, P, D]`` of every token's codes of one value plane."""
-    channel = torch.arange(layout.head_dim, device=token.device)
-    return span.for_each().value_byte(token[..., None], channel, layout.head_dim)
+    """Byte offsets ``[n, H, P, Dv]`` of every token's codes of one value plane."""
+    channel = torch.arange(layout.v_head_dim, device=token.device)
+    return span.for_each().value_byte(token[..., None], channel, layout.v_head_dim)
 
 
 def _value_shift(span: Span, token: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def encode(
     """Records of n pages, complete but for page, layer and block list (the store writes those).
 
     Args:
-        key, value: rotated, float64 ``[n, H, P, D]``.
+        key, value: rotated, float64 ``[n, H, P, D]`` and ``[n, H, P, Dv]``.
         tiers: integers ``[n, H, P]``.
         centre: of the keys, float16 ``[n, H, D]``; by default what ``centre_of`` makes of them as they are.
         readable: bool ``[n, H]``, where not all that is read of a KV head shall be NaN; by default everywhere.

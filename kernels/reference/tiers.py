@@ -78,9 +78,11 @@ LARGEST = 25.0
 """Logarithm of the largest significance that is predicted."""
 
 
-def num_features(head_dim: int) -> int:
-    """Features of a token: value, energies of pairs of key channels, attention, two norms, one."""
-    return head_dim + head_dim // 2 + 4
+def num_features(head_dim: int, v_head_dim: int = 0) -> int:
+    """Features of a token: value, energies of pairs of key channels, attention, two norms, one. ``v_head_dim`` is that
+    of keys unless it is given.
+    """
+    return (v_head_dim or head_dim) + head_dim // 2 + 4
 
 
 def features(pages: FullPages) -> Tensor:

@@ -89,7 +89,7 @@ def _attend_page(
     q, above, total, common, peak, acc, sums, zeros, words, block, head, near,
     S: tl.constexpr, N: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
-    """One page on top of a running softmax state: ``peak [R]``, ``acc [2 R, pad]``, and sums ``[R, N]``. Within the
+    """One page on top of a running softmax state: ``peak [R]``, ``acc [2 R, v_pad]``, and sums ``[R, N]``. Within the
     page, scores and peaks are less what is common to its keys, but where scores are capped.
     """
     blocks, kept_keys, kept_values, far, level, base, fine, near_at = rec.open_head(words, block, head, S)
@@ -179,10 +179,10 @@ def attend_pages(
     q = tl.load(queries + half_at + tl.arange(0, S.pad)[None, :], mask=(row_of_half < rows)[:, None], other=0.0)
 
     all_peak, all_sum = tl.full((R,), -float("inf"), tl.float32), tl.full((R,), 0.0, tl.float32)
-    all_out = tl.full((R, S.pad), 0.0, tl.float32)
+    all_out = tl.full((R, S.v_pad), 0.0, tl.float32)
     last = (before + (_SPLIT - 1)) // _SPLIT if WHOLE else split + 1
     for part in range(split, last):
-        peak, acc = tl.full((R,), -float("inf"), tl.float32), tl.full((2 * R, S.pad), 0.0, tl.float32)
+        peak, acc = tl.full((R,), -float("inf"), tl.float32), tl.full((2 * R, S.v_pad), 0.0, tl.float32)
         sums, zeros = tl.full((R, N), 0.0, tl.float32), tl.full((R, N), 0.0, tl.float32)
         commons = _common_scores(q, above, words, table, pages + page_at, part * _SPLIT, before, head, S)
         for number in range(part * _SPLIT, tl.minimum((part + 1) * _SPLIT, before)):
@@ -197,8 +197,9 @@ def attend_pages(
         all_peak, all_sum, all_out = merged(all_peak, all_sum, all_out, peak, part_sum, part_out)
 
     to = query * splits + split
-    channel = planes.value_channel(tl.arange(0, S.pad))[None, :]
-    tl.store(out + to[:, None] * S.head_dim + channel, all_out, mask=(row < rows)[:, None] & (channel < S.head_dim))
+    channel = planes.value_channel(tl.arange(0, S.v_pad))[None, :]
+    inside = (row < rows)[:, None] & (channel < S.v_head_dim)
+    tl.store(out + to[:, None] * S.v_head_dim + channel, all_out, mask=inside)
     tl.store(state + 2 * to, all_peak, mask=row < rows)
     tl.store(state + 2 * to + 1, all_sum, mask=row < rows)
 
@@ -241,22 +242,24 @@ def attend_committed(
     """
     layout, (tokens, query_heads, dim) = store.layout, q.shape
     planes.check_planes(layout)
-    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    out = torch.empty(tokens, query_heads, layout.v_head_dim, dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     rows, heads = tokens * query_heads, layout.num_kv_heads
     if not rows:
         return out, lse
-    shape, log = layout.shape, rotation_log(dim, rotation)
-    norm = 1 / math.sqrt(1 << log)
+    shape, log, value_log = layout.shape, rotation_log(dim, rotation), rotation_log(layout.v_head_dim, rotation)
+    norm, value_norm = 1 / math.sqrt(1 << log), 1 / math.sqrt(1 << value_log)
     group = query_heads // heads
-    sizes = committed_launch(shape.pad, group)
+    sizes = committed_launch(max(shape.pad, shape.v_pad), group)
     row_blocks = triton.cdiv(plan.max_queries * group, sizes.rows)
     splits = triton.cdiv(max(plan.page_index), SPLIT_PAGES)
-    whole = plan.num_tiles * row_blocks * heads >= ENOUGH_PROGRAMS or 4 * rows * splits * dim > PARTIAL_BYTES
+    whole = (
+        plan.num_tiles * row_blocks * heads >= ENOUGH_PROGRAMS or 4 * rows * splits * layout.v_head_dim > PARTIAL_BYTES
+    )
     parts = 1 if whole else max(1, splits)
     prepared = torch.empty(rows, 2, shape.pad, dtype=torch.float16, device=q.device)
     meta = torch.empty(rows, 2, dtype=torch.float32, device=q.device)
-    partial = torch.empty(rows, parts, dim, dtype=torch.float32, device=q.device)
+    partial = torch.empty(rows, parts, layout.v_head_dim, dtype=torch.float32, device=q.device)
     state = torch.empty(rows, parts, 2, dtype=torch.float32, device=q.device)
     by_rows = (triton.cdiv(rows, ROWS.rows),)
     args: tuple[Any, ...] = (q.contiguous(), prepared, meta, rows, scale * _LOG2_E * norm)
@@ -266,6 +269,7 @@ def attend_committed(
     args = (prepared, meta, *records, partial, state, row_blocks, parts, plan.near_pages, *constants)
     kernel, options = _attend(sizes)
     launch(kernel, (plan.num_tiles * row_blocks, heads, parts), args, options)
-    args = (partial, state, plan.token_tile, plan.tiles, out, lse, rows, parts, norm)
-    launch(merge_splits, by_rows, (*args, query_heads, log, dim, shape.pad, ROWS.rows, whole), ROWS.options)
+    args = (partial, state, plan.token_tile, plan.tiles, out, lse, rows, parts, value_norm)
+    sizes_of = (query_heads, value_log, layout.v_head_dim, shape.v_pad, ROWS.rows)
+    launch(merge_splits, by_rows, (*args, *sizes_of, whole), ROWS.options)
     return out, lse

@@ -60,9 +60,10 @@ def _scores(q, key, token, channel, last, position, factor, stride, D: tl.conste
 @triton.jit
 def attend_raw(
     q, key, value, scores, at, tiles, out, lse, row_blocks, factor, page_stride, token_stride, head_stride,
+    value_page_stride, value_token_stride, value_head_stride,
     HEADS: tl.constexpr, GROUP: tl.constexpr, PAD_GROUP: tl.constexpr, PAGE: tl.constexpr, D: tl.constexpr,
     PAD: tl.constexpr, M: tl.constexpr, N: tl.constexpr, ONE_TILE: tl.constexpr, WIDE: tl.constexpr,
-    CAP: tl.constexpr,
+    CAP: tl.constexpr, VALUE_D: tl.constexpr, VALUE_PAD: tl.constexpr,
 ):  # fmt: skip
     """Rows of a block are queries, for each of them the heads of a group, padded to a power of two.
 
@@ -87,7 +88,7 @@ def attend_raw(
     position = tl.minimum(offset + rank, offset + count - 1)
     last = tl.minimum(offset + begin + M // PAD_GROUP, offset + count) - 1
     key += page * page_stride + head * head_stride
-    value += page * page_stride + head * head_stride
+    value += page * value_page_stride + head * value_head_stride
 
     peak, total = tl.full((M,), -float("inf"), tl.float32), tl.full((M,), 0.0, tl.float32)
     for start in range(0, last + 1, N):
@@ -96,13 +97,14 @@ def attend_raw(
         total = tl.fma(total, tl.exp2(peak - top), tl.sum(tl.exp2(s - top[:, None]), 1))
         peak = top
 
-    acc = tl.full((M, PAD), 0.0, tl.float32)
+    of_value = tl.arange(0, VALUE_PAD)
+    acc = tl.full((M, VALUE_PAD), 0.0, tl.float32)
     for start in range(0, last + 1, N):
         token = start + tl.arange(0, N)
         s = _scores(x, key, token, channel, last, position, factor, token_stride, D, CAP)
         p = tl.exp2(s - peak[:, None]) / total[:, None]
-        inside = (token <= last)[:, None] & (channel < D)[None, :]
-        v = tl.load(value + token[:, None] * token_stride + channel[None, :], mask=inside, other=0.0)
+        inside = (token <= last)[:, None] & (of_value < VALUE_D)[None, :]
+        v = tl.load(value + token[:, None] * value_token_stride + of_value[None, :], mask=inside, other=0.0)
         # A value that is not finite makes rows NaN that read it, and no others.
         unreadable = tl.max(tl.where(tl.abs(v.to(tl.float32)) < float("inf"), 0, 1), 1) > 0
         p = tl.where(unreadable[None, :] & (token[None, :] <= position[:, None]), float("nan"), p)
@@ -128,7 +130,8 @@ def attend_raw(
             group, token = tl.arange(0, PAD_GROUP)[:, None], (start + behind)[None, :]
             to = scores + (page * (HEADS * GROUP) + head * GROUP + group) * PAGE + token
             tl.store(to, tl.full((PAD_GROUP, N), 0, tl.int32), mask=(group < GROUP) & (token < PAGE))
-    tl.store(out + query[:, None] * D + channel[None, :], acc, mask=mask)
+    mask = asked[:, None] & (of_value < VALUE_D)[None, :]
+    tl.store(out + query[:, None] * VALUE_D + of_value[None, :], acc, mask=mask)
     tl.store(lse + query, (peak + tl.log2(total)) * _LN2, mask=asked)
 
 
@@ -136,18 +139,19 @@ def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float, cap: float =
     """See ``reference.attention.attend_open``; float32 out and LSE.
 
     Raises:
-        ValueError: for keys and values of different strides, or whose channels are not contiguous.
+        ValueError: for keys, values or scores whose channels are not contiguous.
     """
     query_heads, heads, dim = q.shape[1], raw.key.shape[2], q.shape[2]
-    strides = raw.key.stride()
-    if raw.value.stride() != strides or strides[3] != 1 or not raw.scores.is_contiguous():
-        raise ValueError("the triton kernels want keys and values of the same strides, channels and scores contiguous")
-    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    strides, value_strides, value_dim = raw.key.stride(), raw.value.stride(), raw.value.shape[3]
+    if (strides[3], value_strides[3]) != (1, 1) or not raw.scores.is_contiguous():
+        raise ValueError("the triton kernels want channels of keys and values, and scores, contiguous")
+    out = torch.empty(*q.shape[:2], value_dim, dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     if not plan.num_tiles:
         return out, lse
     group, pad = query_heads // heads, triton.next_power_of_2(dim)
-    pad_group, sizes = triton.next_power_of_2(group), open_launch(pad)
+    value_pad = triton.next_power_of_2(value_dim)
+    pad_group, sizes = triton.next_power_of_2(group), open_launch(max(pad, value_pad))
     rows = max(sizes.rows, pad_group)
     row_blocks = triton.cdiv(plan.max_queries, rows // pad_group)
     wide = {q.dtype, raw.key.dtype, raw.value.dtype} not in ({torch.bfloat16}, {torch.float16})
@@ -156,7 +160,7 @@ def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float, cap: float =
         launch(begin_pages, (plan.num_tiles,), (raw.scores, raw.at, plan.tiles, page, 1024), sizes.options)
     tensors = (q.contiguous(), raw.key, raw.value, raw.scores, raw.at, plan.tiles, out, lse)
     sizes_of = (heads, group, pad_group, plan.page_size, dim, pad, rows, sizes.tokens)
-    constants = (*sizes_of, row_blocks == 1, wide, cap * _LOG2_E)
-    args = (*tensors, row_blocks, scale * _LOG2_E, *strides[:3], *constants)
+    constants = (*sizes_of, row_blocks == 1, wide, cap * _LOG2_E, value_dim, value_pad)
+    args = (*tensors, row_blocks, scale * _LOG2_E, *strides[:3], *value_strides[:3], *constants)
     launch(attend_raw, (plan.num_tiles * row_blocks, heads), args, sizes.options)
     return out, lse

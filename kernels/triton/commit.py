@@ -119,13 +119,14 @@ def _rotated(raw, at, channel, inside, LOG: tl.constexpr, NORM: tl.constexpr, DI
 
 @triton.jit
 def pack_pages(
-    key, value, centres, order, counts, starts, records, saturated, record_words, page_stride, token_stride,
-    head_stride,
-    HEADS: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, NORM: tl.constexpr, N: tl.constexpr,
+    key, value, centres, order, counts, starts, records, saturated, record_words,
+    HEADS: tl.constexpr, S: tl.constexpr, LOG: tl.constexpr, NORM: tl.constexpr, VALUE_LOG: tl.constexpr,
+    VALUE_NORM: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """N tokens of one page and KV head, far ones or pruned ones, into its record.
 
     Args:
+        key, value: whole pages ``[n, P, H, D]`` and ``[n, P, H, Dv]`` in one piece each.
         centres: fp16 ``[n, H, D]``, of the keys.
         order: int64 ``[n, H, P]``, positions high first, then mid, low, pruned.
         counts: int64 ``[n, H, 4]``, keys and values with refinement in the far section, far tokens, the header's word.
@@ -151,17 +152,18 @@ def pack_pages(
     token = begin + tl.arange(0, N)
     inside = token < stop
     position = tl.load(order + pair * S.page_size + tl.where(is_far, 0, far) + token, mask=inside, other=0)
-    at = page * page_stride + position * token_stride + head * head_stride
+    row = (page * S.page_size + position) * HEADS + head
     channel = tl.arange(0, S.pad)
     centre = (
         tl.load(centres + pair * S.head_dim + channel, mask=channel < S.head_dim, other=0.0)
         .to(tl.float32)
         .to(tl.float64)
     )
-    moved = _rotated(key, at, channel, inside, LOG, NORM, S.head_dim) - centre[None, :]
+    moved = _rotated(key, row * S.head_dim, channel, inside, LOG, NORM, S.head_dim) - centre[None, :]
     keys, key_scale, key_zero, beyond = quantize(moved, inside, KEY_BASE, KEY_BASE + KEY_REFINE, S.head_dim)
-    moved = _rotated(value, at, channel, inside, LOG, NORM, S.head_dim)
-    values, value_scale, value_zero, more = quantize(moved, inside, VALUE_BASE, VALUE_BASE + VALUE_REFINE, S.head_dim)
+    channel = tl.arange(0, S.v_pad)
+    moved = _rotated(value, row * S.v_head_dim, channel, inside, VALUE_LOG, VALUE_NORM, S.v_head_dim)
+    values, value_scale, value_zero, more = quantize(moved, inside, VALUE_BASE, VALUE_BASE + VALUE_REFINE, S.v_head_dim)
     if beyond + more > 0:
         tl.atomic_add(saturated, beyond + more, sem="relaxed")
 
@@ -205,12 +207,12 @@ def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, t
     """See ``reference.commit.commit_pages``; the same bytes."""
     _, *came = (x.flatten(0, 1) for x in raw.full_pages())
     finite = [x.isfinite() for x in came]
-    key, value = (x.masked_fill(~there, 0.0) for x, there in zip(came, finite, strict=True))
+    key, value = (x.masked_fill(~there, 0.0).contiguous() for x, there in zip(came, finite, strict=True))
     layout, (n, page, heads, dim) = store.layout, key.shape
     planes.check_planes(layout)
     if not n:
         return
-    shape, log = layout.shape, rotation_log(dim, rotation)
+    shape, logs = layout.shape, [rotation_log(width, rotation) for width in (dim, layout.v_head_dim)]
     tiers = tiers.reshape(n, heads, page).contiguous()
     centres = centre_of(key.transpose(1, 2), rotation).contiguous()
     by_tier = TierCounts.of(tiers)
@@ -219,17 +221,17 @@ def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, t
     starts, lengths = torch.stack(sections[:3], dim=2), sections.end.contiguous()
     order = torch.as_tensor(_RANK, device=tiers.device)[tiers.long()].argsort(dim=2, stable=True)
     records = torch.zeros(n, layout.record_bytes, dtype=torch.uint8, device=key.device)
-    readable = (finite[0] & finite[1]).transpose(1, 2).flatten(2).all(2)
+    readable = torch.stack([there.transpose(1, 2).flatten(2).all(2) for there in finite]).all(0)
     halves = centres.masked_fill(~readable[..., None], float("nan")).view(torch.uint8).flatten(1)
     records[:, layout.centre_start : layout.centre_start + halves.shape[1]] = halves
     words, record_words = records.view(torch.int32), layout.record_bytes // 4
-    args = (key, value, centres, order, counts, starts, words, store.out_of_range, record_words, *key.stride()[:3])
-    # A constant of the kernel, for a float argument would be float32.
-    norm = 1 / math.sqrt(1 << log)
-    launch(pack_pages, (n * heads, page // TOKENS + 1), (*args, heads, shape, log, norm, TOKENS), TILE.options)
+    args = (key, value, centres, order, counts, starts, words, store.out_of_range, record_words)
+    # Constants of the kernel, for a float argument would be float32.
+    rotations = (x for log in logs for x in (log, 1 / math.sqrt(1 << log)))
+    launch(pack_pages, (n * heads, page // TOKENS + 1), (*args, heads, shape, *rotations, TOKENS), TILE.options)
     level = L.LEVEL_NEAR if layout.near else L.LEVEL_FAR
-    args = (tiers, counts, starts, lengths, words, record_words, level)
-    launch(write_headers, (n * heads,), (*args, heads, shape, triton.next_power_of_2(page // 4)), TILE.options)
+    headers = (tiers, counts, starts, lengths, words, record_words, level)
+    launch(write_headers, (n * heads,), (*headers, heads, shape, triton.next_power_of_2(page // 4)), TILE.options)
     store.write(layer, pages, records, lengths)
     kept = kept_rows(tiers, layout)
     store.out_of_range[1:].add_(sum((~there.all(-1).transpose(1, 2) & kept).sum() for there in finite))

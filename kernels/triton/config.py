@@ -46,6 +46,8 @@ _COMMITTED = {
     (128, 1 << 30): Launch(16, 64, 4, 1),
     (256, 8): Launch(8, 64, 4, 1),
     (256, 1 << 30): Launch(16, 64, 8, 1),
+    (512, 8): Launch(8, 32, 8, 1),
+    (512, 1 << 30): Launch(16, 32, 8, 1),
 }
 
 
@@ -56,7 +58,7 @@ def committed_launch(pad: int, group: int) -> Launch:
 
 def open_launch(pad: int) -> Launch:
     """For attention inside open pages, where row sums follow the tile's layout: one per head_dim, never tuned."""
-    return Launch(16, 64 if pad <= 128 else 32, 4, 2)
+    return Launch(16, 64 if pad <= 128 else 32, 4, 2) if pad <= 256 else Launch(16, 32, 8, 1)
 
 
 ROWS = Launch(8, 0, 4, 1)

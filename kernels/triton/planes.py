@@ -49,7 +49,7 @@ def key_plane(tokens, S: tl.constexpr):
 def value_plane(first, stop, S: tl.constexpr):
     """Words of a value plane of tokens ``first`` to ``stop``."""
     quads = (stop + (QUAD - 1)) // QUAD - first // QUAD
-    return tl.where(stop > first, quads, 0) * (S.head_dim // 4)
+    return tl.where(stop > first, quads, 0) * (S.v_head_dim // 4)
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def key_place(start, first, stop, token, S: tl.constexpr):
 @triton.jit
 def value_place(start, first, quad, S: tl.constexpr):
     """Offset of the first word of quads in a value plane that begins with the quad of ``first``."""
-    return start + (quad - first // QUAD) * (S.head_dim // 4)
+    return start + (quad - first // QUAD) * (S.v_head_dim // 4)
 
 
 # Codes to planes
@@ -105,7 +105,7 @@ def _store_key_plane(record, codes, start, first, stop, token, S: tl.constexpr):
 
 @triton.jit
 def store_values(record, codes, SKIP: tl.constexpr, BITS: tl.constexpr, start, first, stop, begin, S: tl.constexpr):
-    """Bits of the codes ``[N, pad]`` of N tokens, whole quads, those below the top ``SKIP``, to the planes that hold
+    """Bits of the codes ``[N, v_pad]`` of N tokens, whole quads, those below the top ``SKIP``, to the planes that hold
     ``first`` to ``stop``.
     """
     for plane in tl.static_range(BITS // _VALUE_PLANE):
@@ -119,13 +119,13 @@ def _store_value_plane(record, codes, start, first, stop, begin, S: tl.constexpr
     N: tl.constexpr = codes.shape[0]
     token = begin + tl.arange(0, N)
     kept = tl.where(((token >= first) & (token < stop))[:, None], codes & 3, 0)
-    quads = tl.reshape(kept, (N // 4, 4, S.pad // 4, 4))
+    quads = tl.reshape(kept, (N // 4, 4, S.v_pad // 4, 4))
     shift = (2 * tl.arange(0, 4))[None, :, None, None] + (8 * tl.arange(0, 4))[None, None, None, :]
     words = tl.sum(tl.sum(quads << shift, 3), 1)
-    quad, word = begin // QUAD + tl.arange(0, N // 4), tl.arange(0, S.pad // 4)[None, :]
+    quad, word = begin // QUAD + tl.arange(0, N // 4), tl.arange(0, S.v_pad // 4)[None, :]
     inside = (quad * QUAD < stop) & (quad * QUAD + QUAD > first) & (stop > first)
     at = record + value_place(start, first, quad, S)[:, None] + word
-    tl.store(at, words, mask=inside[:, None] & (word < S.head_dim // 4))
+    tl.store(at, words, mask=inside[:, None] & (word < S.v_head_dim // 4))
 
 
 # Planes to numbers

@@ -96,11 +96,11 @@ def load_keys(words, blocks, start, stop, begin, S: tl.constexpr, N: tl.constexp
 
 @triton.jit
 def load_values(words, blocks, start, first, begin, below, S: tl.constexpr, N: tl.constexpr):
-    """The words ``[N / 4, pad / 4]`` of a step's quads, four channels of four tokens each, in a value plane that begins
-    with token ``first``; 0 for quads without a token from ``first`` on and below ``below``.
+    """The words ``[N / 4, v_pad / 4]`` of a step's quads, four channels of four tokens each, in a value plane that
+    begins with token ``first``; 0 for quads without a token from ``first`` on and below ``below``.
     """
-    quad, four = begin // QUAD + tl.arange(0, N // QUAD), tl.arange(0, S.pad // 16)[None, :]
-    inside = ((quad * QUAD < below) & (quad * QUAD + QUAD > first))[:, None] & (four < S.head_dim // 16)
+    quad, four = begin // QUAD + tl.arange(0, N // QUAD), tl.arange(0, S.v_pad // 16)[None, :]
+    inside = ((quad * QUAD < below) & (quad * QUAD + QUAD > first))[:, None] & (four < S.v_head_dim // 16)
     return _load_fours(words, blocks, value_place(start, first, quad, S)[:, None] + 4 * four, inside, S)
 
 
@@ -136,7 +136,7 @@ def _fine_keys(words, blocks, fine_at, low_at, split, refined, far, begin, S: tl
 
 @triton.jit
 def read_values(words, blocks, at, fine_at, low_at, split, refined, stop, far, begin, S: tl.constexpr, N: tl.constexpr):
-    """Numbers of the values of a step's tokens, fp16 ``[N, pad]``; 1 behind ``stop``."""
+    """Numbers of the values of a step's tokens, fp16 ``[N, v_pad]``; 1 behind ``stop``."""
     plane = value_plane(0, stop, S)
     p0 = load_values(words, blocks, at, 0, begin, stop, S, N)
     if S.value_base_bits == 8:

@@ -57,7 +57,7 @@ class Case:
         new = length - (len(like) if like else 0)
         q = torch.randn(new, heads * self.group, width, generator=g) * 2.5
         k = torch.randn(new, heads, width, generator=g) + torch.arange(width).cos() * 3
-        v = torch.randn(new, heads, width, generator=g) * 0.5
+        v = torch.randn(new, heads, lay.v_head_dim, generator=g) * 0.5
         parts = [x.to(self.device, self.dtype) for x in (q, k, v)]
         if like:
             parts = [torch.cat(pair) for pair in zip((like.q, like.k, like.v), parts, strict=True)]
@@ -84,6 +84,7 @@ def random_case(rng: Random, *dtypes: torch.dtype, device: str = "cpu") -> Case:
         low_format,
         near=near_pages > 0,
         mid=rng.choice([None, *mids(high_format, low_format)]),
+        v_head_dim=rng.choice((0, 0, 64, 80)),
     )
     alphas = rng.choice(ALPHAS)
     rotation = rng.choice(("hadamard", "hadamard", "none"))

@@ -107,7 +107,7 @@ def reading(x: Array, bits: int, of: tuple[int, int]) -> Array:
 
 def hadamard(head_dim: int) -> Array:
     """Sylvester matrices of the largest power of two that divides head_dim, on the diagonal."""
-    block = next(b for b in (256, 128, 64, 32, 16) if head_dim % b == 0)
+    block = next(b for b in (512, 256, 128, 64, 32, 16) if head_dim % b == 0)
     index = np.arange(head_dim)
     parity = [[bin(i & j & (block - 1)).count("1") % 2 for j in index] for i in index]
     same_block = index[:, None] // block == index // block
@@ -187,12 +187,12 @@ def attention(q: Array, k: Array, v: Array, tiers: NDArray[np.uint8], rule: Rule
         tiers: ``[full pages, H, P]``.
 
     Returns:
-        ``[N, Hq, D]``.
+        ``[N, Hq, Dv]``.
     """
     tokens, heads = k.shape[:2]
     group = q.shape[1] // heads
     seen = views(k, v, rule)
-    out = np.empty_like(q)
+    out = np.empty((*q.shape[:2], v.shape[-1]))
     for t in range(tokens):
         own = t // rule.page
         raw = np.arange(own * rule.page, t + 1)

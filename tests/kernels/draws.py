@@ -51,6 +51,7 @@ def random_layout(rng: Random, pair: tuple[Tier, Tier] | None = None, head_dim: 
         low,
         near=rng.random() < 0.7,
         mid=rng.choice([None, *mids(high, low)]),
+        v_head_dim=rng.choice((0, 0, *HEAD_DIMS)),
     )
 
 
@@ -127,7 +128,7 @@ class Committed:
     layout: RecordLayout
     tiers: Tensor  # [n, H, P]
     key: Tensor  # float64 [n, H, P, D]
-    value: Tensor
+    value: Tensor  # float64 [n, H, P, Dv]
     records: Tensor
     nbytes: Tensor
 
@@ -149,6 +150,7 @@ def commit(
     device: str = "cpu",
 ) -> Committed:
     """Encode pages of values, wild ones unless said, with these tiers, on a device."""
-    shape, tiers = (*tiers.shape, layout.head_dim), tiers.to(device)
-    key, value = rows(shape, seed).to(device), rows(shape, seed + 1).to(device)
+    tiers = tiers.to(device)
+    key = rows((*tiers.shape, layout.head_dim), seed).to(device)
+    value = rows((*tiers.shape, layout.v_head_dim), seed + 1).to(device)
     return Committed(layout, tiers, key, value, *encode(key, value, tiers, layout))

@@ -92,9 +92,10 @@ class Driver:
 
     def _attach(self, tokens: Tokens) -> None:
         page = self.method.layout.page_size
-        shape = (self.num_rows, page, *tokens.k.shape[1:])
-        self.open_key = torch.full(shape, self.garbage, dtype=tokens.k.dtype, device=self.device)
-        self.open_value = torch.full_like(self.open_key, self.garbage, dtype=tokens.v.dtype)
+        self.open_key, self.open_value = (
+            torch.full((self.num_rows, page, *x.shape[1:]), self.garbage, dtype=x.dtype, device=self.device)
+            for x in (tokens.k, tokens.v)
+        )
         scores = (self.num_rows, tokens.q.shape[1], page)
         self.open_scores = torch.full(scores, -(1 << 30), dtype=torch.int32, device=self.device)
 

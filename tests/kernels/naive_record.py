@@ -50,6 +50,11 @@ def _size(kind: str, part: Part, first: int, count: int, head_dim: int) -> int:
     return sum(len({(first + i) // (8 // width) for i in range(count)}) for width in part.widths) * head_dim
 
 
+def dim_of(layout: RecordLayout, kind: str) -> int:
+    """Channels of keys or of values."""
+    return layout.v_head_dim if kind == "value" else layout.head_dim
+
+
 def runs(layout: RecordLayout, tiers: Bytes) -> list[Run]:
     """Every run of a full record with tiers ``[H, P]``, in the order they lie in."""
     high, low, at, found = layout.high, layout.low, layout.header_bytes, []
@@ -76,7 +81,7 @@ def runs(layout: RecordLayout, tiers: Bytes) -> list[Run]:
                 ],
             ][section]
             for kind, part, positions, first in groups:
-                size = _size(kind, part, first, len(positions), layout.head_dim)
+                size = _size(kind, part, first, len(positions), dim_of(layout, kind))
                 found.append(Run(section, head, kind, part, positions, first, at, size))
                 at += -(-size // 16) * 16
     return found

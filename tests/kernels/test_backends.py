@@ -228,8 +228,9 @@ def test_records_are_the_bytes_of_the_specification(fast: Backend, ops: Ops, rng
         layout = replace(layout, page_size=16, num_kv_heads=rng.randint(1, 2))
     n, dtype, rotation = rng.randint(2, 5), rng.choice(MODEL_DTYPES), rng.choice(("hadamard", "none"))
     layers, rows = rng.randint(1, 2), n + rng.randint(0, 2)
-    shape = (layers, rows, layout.page_size, layout.num_kv_heads, layout.head_dim)
-    key, value = (wild_rows(shape, rng.getrandbits(32)).to(fast.device, dtype) for _ in range(2))
+    shape = (layers, rows, layout.page_size, layout.num_kv_heads)
+    dims = (layout.head_dim, layout.v_head_dim)
+    key, value = (wild_rows((*shape, dim), rng.getrandbits(32)).to(fast.device, dtype) for dim in dims)
     key[:, 0, 3] = 0
     scores = torch.zeros(layers, rows, 0, layout.page_size, dtype=torch.int32, device=fast.device)
     places = torch.tensor(rng.sample(range(rows), n), device=fast.device)

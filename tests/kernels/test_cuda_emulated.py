@@ -56,6 +56,7 @@ class Kernel(NamedTuple):
     page_size: int = 128
     queries: int = 1
     """The most of a tile: with several, a block takes as many as it can."""
+    v_head_dim: int = 0
 
 
 # Each takes some seconds to compile, so the whole suite has few and a developer's loop one.
@@ -67,6 +68,10 @@ KERNELS = [
     pytest.param(Kernel("k8v4,k4v2", 80, 1, page_size=64, queries=20), marks=pytest.mark.slow),
     pytest.param(Kernel("k8v8,k8v4,k4v4", 64, 2, 1, page_size=256), marks=pytest.mark.slow),
     pytest.param(Kernel("k8v4", 256, 8, 1, near=False), marks=pytest.mark.slow),
+    Kernel("k8v4,k4v2", 192, 2, 2, page_size=64, queries=3, v_head_dim=128),
+    pytest.param(Kernel("k8v4,k4v4", 64, 3, 1, page_size=64, v_head_dim=512), marks=pytest.mark.slow),
+    pytest.param(Kernel("k8v4,k4v2", 512, 2, 1, page_size=64, queries=4), marks=pytest.mark.slow),
+    pytest.param(Kernel("k4v2", 512, 5, 1, near=False, v_head_dim=80), marks=pytest.mark.slow),
 ]
 
 
@@ -78,6 +83,7 @@ def layout_of(kernel: Kernel) -> RecordLayout:
         num_kv_heads=kernel.heads,
         head_dim=kernel.head_dim,
         near=kernel.near,
+        v_head_dim=kernel.v_head_dim,
     )
 
 
@@ -137,7 +143,10 @@ def random_kernel(rng: Random) -> Kernel:
     tiers = ",".join(tier.name for tier in (high, mid, low) if tier)
     group = rng.choice((*range(1, 9), 12, 16))
     heads, near = rng.randint(1, 3), rng.random() < 0.7
-    return Kernel(tiers, rng.choice(HEAD_DIMS), group, heads, near, rng.choice(PAGES), rng.choice((1, 1, 5, 20)))
+    dims, page = (rng.choice(HEAD_DIMS), rng.choice((0, *HEAD_DIMS))), rng.choice(PAGES)
+    if max(dims) == 512:
+        group, page = min(group, 8), 64
+    return Kernel(tiers, dims[0], group, heads, near, page, rng.choice((1, 1, 5, 20)), dims[1])
 
 
 @pytest.mark.slow
@@ -151,27 +160,32 @@ def test_any_shape(cuda: Ops, ops: Ops, rng: Random) -> None:
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "page_size"),
-    [(64, 64), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((80, 256), (128, 128), (256, 64)))],
+    ("head_dim", "page_size", "v_head_dim"),
+    [
+        (64, 64, 0),
+        (192, 64, 128),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((80, 256, 0), (128, 128, 0), (256, 64, 0), (64, 64, 512))),
+        pytest.param(512, 64, 0, marks=pytest.mark.slow),
+    ],
 )
 @few(12)
 @given(rng=dice)
 def test_any_pages_are_committed_to_the_bytes_of_the_specification(
-    cuda: Ops, ops: Ops, head_dim: int, page_size: int, rng: Random
+    cuda: Ops, ops: Ops, head_dim: int, page_size: int, v_head_dim: int, rng: Random
 ) -> None:
     """Any tiers, numbers of heads and pages, dtypes and values, in a ring that goes round."""
     high, low = rng.choice(PAIRS)
     mid = rng.choice([None, *mids(high, low)])
-    layout = RecordLayout(page_size, rng.randint(1, 3), head_dim, high, low, rng.random() < 0.7, mid)
+    layout = RecordLayout(page_size, rng.randint(1, 3), head_dim, high, low, rng.random() < 0.7, mid, v_head_dim)
     witness, dtype = Witness(cuda, ops), rng.choice(MODEL_DTYPES)
     store = RecordStore(layout, 3, 5, "cpu")
     EMULATOR.seed = rng.getrandbits(16)
     for first, layers in ((0, 1), (1, 2)):
         count = rng.randint(1, 2)
         pages = torch.tensor(rng.sample(range(1, 6), count))
-        shape = (layers, count + rng.randint(0, 1), page_size, layout.num_kv_heads, head_dim)
-        rows = rng.choice((calm_rows, wild_rows))
-        key, value = (rows(shape, rng.getrandbits(32)).to(dtype) for _ in "kv")
+        shape = (layers, count + rng.randint(0, 1), page_size, layout.num_kv_heads)
+        rows, dims = rng.choice((calm_rows, wild_rows)), (head_dim, layout.v_head_dim)
+        key, value = (rows((*shape, dim), rng.getrandbits(32)).to(dtype) for dim in dims)
         places = torch.tensor(rng.sample(range(shape[1]), count))
         raw = RawPages(key, value, torch.zeros(*shape[:2], 0, page_size, dtype=torch.int32), places)
         tiers = torch.stack([random_tier_maps(rng, layout, count) for _ in range(layers)])
@@ -196,6 +210,9 @@ def test_ugly_pages(cuda: Ops, ops: Ops, pattern: str) -> None:
     ("shape", "dtype"),
     [
         (Kernel("k8v4,k4v2", 64, 3), torch.bfloat16),
+        (Kernel("k8v4,k4v2", 192, 2, page_size=64, v_head_dim=128), torch.bfloat16),
+        pytest.param(Kernel("k4v2", 512, 16, 1, page_size=64), torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(Kernel("k8v4,k4v2", 64, 2, page_size=64, v_head_dim=512), torch.float32, marks=pytest.mark.slow),
         (Kernel("k4v2,k4v2", 64, 20, page_size=64), torch.bfloat16),  # more query heads than a block takes rows
         pytest.param(Kernel("k8v4,k4v2", 128, 8, 1, page_size=256), torch.float16, marks=pytest.mark.slow),
         pytest.param(Kernel("k8v4,k4v2", 80, 1, page_size=64), torch.float32, marks=pytest.mark.slow),

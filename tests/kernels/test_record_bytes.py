@@ -42,7 +42,7 @@ def test_the_bytes_of_every_token_lie_where_the_layout_says(page: Committed) -> 
                 np.testing.assert_array_equal(naive_record.scales(run, record), np.stack(numbers))
                 continue
             want = master[run.kind][0][at].astype(np.int64) >> (8 - run.part.below - run.part.bits)
-            got = naive_record.codes(run, record, layout.head_dim)
+            got = naive_record.codes(run, record, naive_record.dim_of(layout, run.kind))
             np.testing.assert_array_equal(got, want & (2**run.part.bits - 1))
             read[run.kind][run.head, run.positions, run.part.below : run.part.below + run.part.bits] += 1
         # Every bit of every code that is kept is in one run and no other.
@@ -66,8 +66,8 @@ def test_what_is_not_a_run_is_zero(page: Committed) -> None:
             behind[run.start : run.start + run.nbytes] = False
             if run.kind != "value":
                 continue
-            for width, plane in naive_record.planes(run, record, page.layout.head_dim):
-                share, rows = 8 // width, plane.reshape(-1, page.layout.head_dim)
+            for width, plane in naive_record.planes(run, record, page.layout.v_head_dim):
+                share, rows = 8 // width, plane.reshape(-1, page.layout.v_head_dim)
                 last = (run.first + len(run.positions)) % share
                 assert not (rows[0] & (2 ** (width * (run.first % share)) - 1)).any()
                 assert not last or not (rows[-1] >> width * last).any()
@@ -97,7 +97,7 @@ def test_places_name_every_bit_once(rng: Random) -> None:
 
 def bits_of(layout: RecordLayout, places: L.Places) -> Iterator[tuple[np.ndarray, int]]:
     """First bit, counted from the record's start, and number of bits, of every piece of a token's data."""
-    token, dim = places.token, layout.head_dim
+    token, dim, value_dim = places.token, layout.head_dim, layout.v_head_dim
     kept = places.scale >= 0
     for i in range(4):
         yield 8 * (places.scale + i * places.scale_stride)[kept].numpy(), 16
@@ -106,8 +106,8 @@ def bits_of(layout: RecordLayout, places: L.Places) -> Iterator[tuple[np.ndarray
             at = span.key_word(token, torch.tensor(word), dim)
             yield 8 * at[at >= 0].numpy(), 8 * span.width
     for span in places.value:
-        for channel in range(dim):
-            at = span.value_byte(token, torch.tensor(channel), dim)
+        for channel in range(value_dim):
+            at = span.value_byte(token, torch.tensor(channel), value_dim)
             yield (8 * at + span.width * (token % span.share))[at >= 0].numpy(), span.width
 
 
@@ -127,7 +127,7 @@ def test_sections_hold_what_their_worth_says(rng: Random) -> None:
     for i, s in enumerate(places.key):
         pieces.append((s.key_word(places.token, word, layout.head_dim), i < key_base, fine_mid[0]))
     for i, s in enumerate(places.value):
-        pieces.append((s.value_byte(places.token, word, layout.head_dim), i < value_base, fine_mid[1]))
+        pieces.append((s.value_byte(places.token, word, layout.v_head_dim), i < value_base, fine_mid[1]))
     for at, is_base, fine in pieces:
         near_part = (tiers == PRUNED) | ~((tiers == HIGH) | fine | is_base)
         section = torch.where(near_part, 2, 0 if is_base else 1)

@@ -103,7 +103,8 @@ static void open_record(const CommitArgs& a, int64_t n, int32_t* list, HeadPlan*
 static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list, const HeadPlan& plan) {
     CommitScratch& s = *thread_scratch<CommitScratch>();
     const RecordShape& shape = a.shape;
-    const int heads = int(shape.heads), page = int(shape.page_size), dim = int(shape.head_dim);
+    const int heads = int(shape.heads), page = int(shape.page_size);
+    const int key_dim = int(shape.head_dim), value_dim = int(shape.v_head_dim);
     const int key_base = int(shape.key_base_bits), key_refine = int(shape.key_refine_bits);
     const int value_base = int(shape.value_base_bits), value_refine = int(shape.value_refine_bits);
     const Counts& counts = plan.counts;
@@ -120,19 +121,20 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
     std::memset(near, 0, size_t(sizes.near));
 
     const int64_t source = a.source(n);
-    const size_t first_row = (size_t(source) * page * heads + h) * dim, stride = size_t(heads) * dim;
-    const uint32_t largest = largest_size(a.key, first_row, stride, page, dim, a.dtype);
-    const bool readable =
-        largest < infinite(a.dtype) && largest_size(a.value, first_row, stride, page, dim, a.dtype) < infinite(a.dtype);
+    auto largest_of = [&](const void* raw, int dim) {
+        return largest_size(raw, (size_t(source) * page * heads + h) * dim, size_t(heads) * dim, page, dim, a.dtype);
+    };
+    const uint32_t largest = largest_of(a.key, key_dim);
+    const bool readable = largest < infinite(a.dtype) && largest_of(a.value, value_dim) < infinite(a.dtype);
     find_centre(a, source, h, largest, s.centre_halves, s.centre);
     int64_t saturated = 0, not_finite = 0;
     const Bits key_bits{key_base, key_base + key_refine}, value_bits{value_base, value_base + value_refine};
     auto read = [&](int first, int tokens) {
         for (int i = 0; i < tokens; i++) {
-            const size_t at = ((size_t(source) * page + s.order[first + i]) * heads + h) * dim;
+            const size_t row = (size_t(source) * page + s.order[first + i]) * heads + h;
             Row key{s.key[i]}, value{s.value[i]};
-            quantize(a, a.key, at, s.centre, key_bits, readable, key);
-            quantize(a, a.value, at, nullptr, value_bits, readable, value);
+            quantize(a, a.key, row * key_dim, key_dim, s.centre, key_bits, readable, key);
+            quantize(a, a.value, row * value_dim, value_dim, nullptr, value_bits, readable, value);
             s.scales[0][i] = key.scale, s.scales[1][i] = key.zero;
             s.scales[2][i] = value.scale, s.scales[3][i] = value.zero;
             saturated += key.saturated + value.saturated, not_finite += !key.finite + !value.finite;
@@ -148,17 +150,17 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
         const int in_keys = clamp(fine_keys - t, 0, m), in_values = clamp(fine_values - t, 0, m);
         read(t, m);
         put_scales(base, far, t, m);
-        put_keys(s.key, dim, 0, key_base, 0, m, far_keys, far, t);
-        put_values(s.value, dim, 0, value_base, 0, m, far_values, 0, far, t);
-        if (in_keys) put_keys(s.key, dim, key_base, key_refine, 0, in_keys, refine, fine_keys, t);
+        put_keys(s.key, key_dim, 0, key_base, 0, m, far_keys, far, t);
+        put_values(s.value, value_dim, 0, value_base, 0, m, far_values, 0, far, t);
+        if (in_keys) put_keys(s.key, key_dim, key_base, key_refine, 0, in_keys, refine, fine_keys, t);
         if (in_values)
-            put_values(s.value, dim, value_base, value_refine, 0, in_values, refine + sizes.refine_keys, 0, fine_values,
-                       t);
+            put_values(s.value, value_dim, value_base, value_refine, 0, in_values, refine + sizes.refine_keys, 0,
+                       fine_values, t);
         if (in_keys < m && shape.near)
-            put_keys(s.key, dim, key_base, key_refine, in_keys, m - in_keys, near, far - fine_keys,
+            put_keys(s.key, key_dim, key_base, key_refine, in_keys, m - in_keys, near, far - fine_keys,
                      t < fine_keys ? 0 : t - fine_keys);
         if (in_values < m && shape.near)
-            put_values(s.value, dim, value_base, value_refine, in_values, m - in_values, near + sizes.low_keys,
+            put_values(s.value, value_dim, value_base, value_refine, in_values, m - in_values, near + sizes.low_keys,
                        fine_values, far, t);
     }
     uint8_t *run = near + sizes.low, *keys = run + sizes.pruned_scales, *values = keys + sizes.pruned_keys;
@@ -167,18 +169,18 @@ static void pack_head(const CommitArgs& a, int64_t n, int h, const int32_t* list
         read(far + t, m);
         put_scales(run, pruned, t, m);
         // Planes as of far tokens: those of a base code, then those of refinement.
-        put_keys(s.key, dim, 0, key_base, 0, m, keys, pruned, t);
-        put_keys(s.key, dim, key_base, key_refine, 0, m, keys + key_bytes(key_base, pruned, dim), pruned, t);
-        put_values(s.value, dim, 0, value_base, 0, m, values, 0, pruned, t);
-        put_values(s.value, dim, value_base, value_refine, 0, m, values + value_bytes(value_base, 0, pruned, dim), 0,
-                   pruned, t);
+        put_keys(s.key, key_dim, 0, key_base, 0, m, keys, pruned, t);
+        put_keys(s.key, key_dim, key_base, key_refine, 0, m, keys + key_bytes(key_base, pruned, key_dim), pruned, t);
+        put_values(s.value, value_dim, 0, value_base, 0, m, values, 0, pruned, t);
+        put_values(s.value, value_dim, value_base, value_refine, 0, m,
+                   values + value_bytes(value_base, 0, pruned, value_dim), 0, pruned, t);
     }
     const Writer writer{shape, a.blocks, list};
     // A centre of NaN makes all that reads it NaN.
     if (!readable)
-        for (int c = 0; c < dim; c++) s.centre_halves[c] = kHalfNaN;
+        for (int c = 0; c < key_dim; c++) s.centre_halves[c] = kHalfNaN;
     const uint8_t* halves = reinterpret_cast<const uint8_t*>(s.centre_halves);
-    writer.put(int(shape.centre_start) + 2 * dim * h, halves, 2 * dim);
+    writer.put(int(shape.centre_start) + 2 * key_dim * h, halves, 2 * key_dim);
     writer.put(plan.base, base, sizes.base);
     writer.put(plan.refine, refine, sizes.refine);
     writer.put(plan.near, near, sizes.near);

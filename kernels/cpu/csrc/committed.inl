@@ -27,7 +27,7 @@ struct Scratch {
     alignas(64) float exact[kBlockRows * kMaxDim];  // what the integers stand for, rows of head_dim numbers
     float query_scale[kBlockRows], query_sum[kBlockRows];
     alignas(64) int32_t dots[kTileRows][kMaxTokens];
-    alignas(64) int32_t products[kTileRows][2 * kMaxDim];
+    alignas(64) int32_t products[kTileRows][kMaxChannels];
     alignas(64) float scores[kTileRows][kMaxTokens];
     alignas(64) Quad weight_quads[kTileRows][kMaxTokens / 4];
     State split[kBlockRows], total[kBlockRows];
@@ -66,7 +66,7 @@ LEANKV_INLINE int pages_per_split(const RecordShape& shape) { return int(kSplitT
 
 // Folds the page in view into the states of some rows, from `first` on.
 static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch& s, Prefetch& ahead) {
-    const int dim = int(a.shape.head_dim), channels = channel_vectors(dim) * W;
+    const int dim = int(a.shape.head_dim), channels = channel_vectors(int(a.shape.v_head_dim)) * W;
     const int value_panels = (channels + kPanel - 1) / kPanel;
     const float middle = float(value_middle(a.shape)), cap = a.cap * kLog2E;
     // Decoding a page to panels pays from a few tiles of rows on.
@@ -88,7 +88,7 @@ static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch
         });
         if (panels)
             multiply(s.view.values, value_panels, 4 * s.view.groups, s.weight_quads[0], kMaxTokens / 4, count,
-                     s.products[0], 2 * kMaxDim);
+                     s.products[0], kMaxChannels);
         else
             multiply_values_of(s.view, a.shape, count, s.weight_quads[0], s.products[0], ahead);
         with_rows(count, [&]<int ROWS>() { fold_page<ROWS>(s.split + r, page_weights, s.products, channels); });
@@ -98,7 +98,7 @@ static void read_rows(const AttendCommittedArgs& a, int rows, int first, Scratch
 // Folds pages `begin` to `end`, all of one split, into the rows' states of that split.
 static void read_pages(const AttendCommittedArgs& a, const Task& task, int64_t begin, int64_t end, Scratch& s) {
     const Tile tile = tile_at(a.tiles, task.readers.tile);
-    const int dim = int(a.shape.head_dim), channels = channel_vectors(dim) * W;
+    const int dim = int(a.shape.head_dim), channels = channel_vectors(int(a.shape.v_head_dim)) * W;
     auto record_of = [&](int64_t page) {
         return Record(a.shape, a.blocks, a.page_table[a.pages[tile.first_page + page]]);
     };
@@ -136,13 +136,13 @@ static void read_pages(const AttendCommittedArgs& a, const Task& task, int64_t b
 }
 
 static void finish_row(const AttendCommittedArgs& a, int64_t token, int64_t query_head, const State& s) {
-    const int dim = int(a.shape.head_dim);
+    const int dim = int(a.shape.v_head_dim);
     const int64_t at = token * a.query_heads + query_head;
     float* out = a.out + at * dim;
     const float sum = sum_lanes(load(s.sum)), zero = sum_lanes(load(s.zero));
     const bool empty = sum == 0.0f;
     a.lse[at] = empty ? -__builtin_inff() : (s.top + __builtin_log2f(sum)) * kLn2;
-    alignas(64) float x[2 * kMaxDim];
+    alignas(64) float x[kMaxChannels];
     for (int v = 0; v < channel_vectors(dim); v++)
         for (int i = 0; i < W; i += 4)
             if (const int c = channel_of(v, i); c < dim) std::memcpy(x + c, s.out + v * W + i, 16);
@@ -166,7 +166,7 @@ LEANKV_INLINE void fold_splits(State& total, const uint8_t* from, int64_t n, con
 
 static void run_task(const AttendCommittedArgs& a, const Task& task, const States& states) {
     Scratch& s = *thread_scratch<Scratch>();
-    const int dim = int(a.shape.head_dim), channels = channel_vectors(dim) * W;
+    const int dim = int(a.shape.head_dim), channels = channel_vectors(int(a.shape.v_head_dim)) * W;
     const int64_t group = a.group, per_split = pages_per_split(a.shape);
     const int64_t split = task.begin / per_split;
     const bool inside = task.begin % per_split != 0;  // of a split that another task has begun

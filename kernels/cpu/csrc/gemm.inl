@@ -12,7 +12,8 @@ namespace {
 constexpr int kPanel = 16;
 constexpr int kStepBytes = 64;
 constexpr int kPanelVectors = kPanel / W;
-// 127 * 256: the largest number whose two halves fit signed bytes. Times 255, times 256 terms, it stays below 2^31.
+// 127 * 256: the largest number whose two halves fit signed bytes. Times 255, times 256 terms, it stays below 2^31;
+// half of it does for 512.
 constexpr int kOne = 32512;
 // What stands for a weight of 1. The rounding of scores, up to a million of them, cannot carry it over kOne.
 constexpr int kWeightOne = 30000;

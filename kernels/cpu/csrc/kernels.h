@@ -18,12 +18,12 @@ constexpr int kUsageCounts = 14, kUsageSaturated = 12, kUsageNotFinite = 13;
 
 struct AttendOpenArgs {
     const void* q;            // [T, query_heads, head_dim]
-    const void *key, *value;  // [R, page_size, heads, head_dim]
+    const void *key, *value;  // [R, page_size, heads, head_dim], [R, page_size, heads, value_dim]
     int32_t* scores;          // [R, query_heads, page_size]
     const int64_t* at;        // [U]
     const int64_t* tiles;     // [U, 5], see plan.py
     float *out, *lse;
-    int64_t num_tiles, query_heads, heads, group, head_dim, page_size;
+    int64_t num_tiles, query_heads, heads, group, head_dim, value_dim, page_size;
     float scale, cap;  // no cap: 0
     int dtype, raw_dtype, threads;
 };
@@ -51,8 +51,6 @@ struct MergeArgs {
     int threads;
 };
 
-constexpr int kWindowDim = 512;  // the widest key or value that attend_window takes; a multiple of 16
-
 // For attend_window: requests, and what their queries see of a pool.
 struct WindowArgs {
     const void* q;            // [T, query_heads, key_dim]
@@ -75,7 +73,7 @@ struct CommitArgs {
     int64_t *ring_head, *ring_free, *usage;
     int64_t num_blocks, table_stride;
     const int64_t *pages, *at;  // [n]
-    const void *key, *value;    // [layers, rows, page_size, heads, head_dim]
+    const void *key, *value;    // [layers, rows, page_size, heads, head_dim], the same of v_head_dim
     const uint8_t* tiers;       // [layers, n, heads, page_size]
     int64_t n, layers, rows, layer;
     bool rotated;

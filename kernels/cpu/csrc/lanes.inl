@@ -18,6 +18,8 @@ LEANKV_INLINE int channel_of(int vector, int lane) {
     return 4 * W * (vector / 4) + 16 * (lane / 4) + 4 * (vector % 4) + lane % 4;
 }
 
+constexpr int kMaxChannels = kMaxDim + 64;  // room for those, one row's behind another's on other lines of a cache
+
 // Lanes first .. first + count - 1 of a panel's 16, from words of which lane 0 would be at p; the others are zero.
 LEANKV_INLINE vi load_lanes(const uint8_t* p, [[maybe_unused]] int sub, int first, int count) {
 #if defined(__AVX512VNNI__)

@@ -55,27 +55,38 @@ void check_group(int64_t group) {
                                   .c_str());
 }
 
+void check_dims(int64_t key_dim, int64_t value_dim) {
+    for (const int64_t dim : {key_dim, value_dim})
+        if (dim % 16 || dim < 16 || dim > leankv::kMaxDim)
+            throw nb::value_error(("the cpu kernels take heads of 16 to " + std::to_string(leankv::kMaxDim) +
+                                   " channels in steps of 16, not " + std::to_string(dim) + ".")
+                                      .c_str());
+}
+
 void attend_open(const Tensor& q, const Tensor& key, const Tensor& value, const Tensor& scores, const Tensor& at,
                  const Tensor& tiles, const Tensor& out, const Tensor& lse, float scale, float cap, int threads) {
     const int64_t queries = q.size(0), query_heads = q.size(1), dim = q.size(2);
     const int64_t pages = key.size(0), page_size = key.size(1), heads = key.size(2), num_tiles = tiles.size(0);
+    const int64_t value_dim = value.size(3);
     const int64_t group = group_of(query_heads, heads);
     check_group(group);
+    check_dims(dim, value_dim);
     if (value.dtype("value") != key.dtype("key")) throw nb::value_error("keys and values must have one dtype.");
     kernels().attend_open({
         .q = q.model_numbers("q", {queries, query_heads, dim}),
         .key = key.model_numbers("key", {pages, page_size, heads, dim}),
-        .value = value.model_numbers("value", {pages, page_size, heads, dim}),
+        .value = value.model_numbers("value", {pages, page_size, heads, value_dim}),
         .scores = scores.numbers<int32_t>("scores", {pages, query_heads, page_size}),
         .at = at.numbers<int64_t>("at", {num_tiles}),
         .tiles = tiles.numbers<int64_t>("tiles", {num_tiles, 5}),
-        .out = out.numbers<float>("out", {queries, query_heads, dim}),
+        .out = out.numbers<float>("out", {queries, query_heads, value_dim}),
         .lse = lse.numbers<float>("lse", {queries, query_heads}),
         .num_tiles = num_tiles,
         .query_heads = query_heads,
         .heads = heads,
         .group = group,
         .head_dim = dim,
+        .value_dim = value_dim,
         .page_size = page_size,
         .scale = scale,
         .cap = cap,
@@ -99,7 +110,7 @@ void attend_committed(const RecordShape& shape, const Tensor& blocks, const Tens
         .pages = pages.numbers<int64_t>("pages", {-1}),
         .groups = groups.numbers<int64_t>("groups", {-1, 5}),
         .members = members.numbers<int64_t>("members", {-1}),
-        .out = out.numbers<float>("out", {queries, query_heads, shape.head_dim}),
+        .out = out.numbers<float>("out", {queries, query_heads, shape.v_head_dim}),
         .lse = lse.numbers<float>("lse", {queries, query_heads}),
         .num_tiles = tiles.size(0),
         .num_groups = groups.size(0),
@@ -138,11 +149,7 @@ void attend_window(const Tensor& q, const Tensor& key, const Tensor& value, cons
     const int64_t rows = key.size(0), heads = key.size(1), value_dim = value.size(2), n = slots.size(0);
     const int64_t group = group_of(query_heads, heads);
     check_group(group);
-    for (const int64_t dim : {key_dim, value_dim})
-        if (dim % 16 || dim < 16 || dim > leankv::kWindowDim)
-            throw nb::value_error(("the cpu kernels take heads of 16 to " + std::to_string(leankv::kWindowDim) +
-                                   " channels in steps of 16, not " + std::to_string(dim) + ".")
-                                      .c_str());
+    check_dims(key_dim, value_dim);
     if (value.dtype("value") != key.dtype("key")) throw nb::value_error("keys and values must have one dtype.");
     const int64_t* from = slots.numbers<int64_t>("slots", {n});
     for (int64_t i = 0; i < n; i++)
@@ -195,7 +202,7 @@ void commit_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& 
         .pages = pages.numbers<int64_t>("pages", {n}),
         .at = from,
         .key = key.model_numbers("key", {layers, rows, shape.page_size, shape.heads, shape.head_dim}),
-        .value = value.model_numbers("value", {layers, rows, shape.page_size, shape.heads, shape.head_dim}),
+        .value = value.model_numbers("value", {layers, rows, shape.page_size, shape.heads, shape.v_head_dim}),
         .tiers = tiers.numbers<uint8_t>("tiers", {layers, n, shape.heads, shape.page_size}),
         .n = n,
         .layers = layers,

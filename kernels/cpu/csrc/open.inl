@@ -74,33 +74,33 @@ LEANKV_INLINE vi max_size(vi most, vf x) {
     return size > most ? size : most;
 }
 
-// Reads the tokens of a raw page; returns how many are before the first that is not finite.
-LEANKV_INLINE int read_open(const AttendOpenArgs& a, size_t first, size_t stride, int tokens, OpenScratch& s) {
-    const int dim = int(a.head_dim);
-    size_t row = first;
+// Reads the tokens of a raw page, rows `first`, `first` + heads, ...; returns how many are before the first that is not
+// finite.
+LEANKV_INLINE int read_open(const AttendOpenArgs& a, size_t first, int tokens, OpenScratch& s) {
+    const size_t item = a.raw_dtype == kFloat32 ? 4 : 2, heads = size_t(a.heads);
     vi largest{};
-    const size_t item = a.raw_dtype == kFloat32 ? 4 : 2;
-    for (int t = 0; t < tokens; t++, row += stride)
-        for (int c = 0; c < dim; c += W) {
-            if (c * item % 64 == 0) {
-                const size_t ahead = (row + kOpenAhead * stride + c) * item;
-                __builtin_prefetch(static_cast<const uint8_t*>(a.key) + ahead);
-                __builtin_prefetch(static_cast<const uint8_t*>(a.value) + ahead);
-            }
-            const vf key = load_as_float(a.key, row + c, a.raw_dtype);
-            const vf value = load_as_float(a.value, row + c, a.raw_dtype);
-            largest = max_size(max_size(largest, key), value);
-            store(s.key + size_t(t) * dim + c, key);
-            store(s.value + size_t(t) * dim + c, value);
+    auto read = [&](const void* raw, size_t row, size_t dim, float* to) {
+        for (size_t c = 0; c < dim; c += W) {
+            if (c * item % 64 == 0)
+                __builtin_prefetch(static_cast<const uint8_t*>(raw) + ((row + kOpenAhead * heads) * dim + c) * item);
+            const vf x = load_as_float(raw, row * dim + c, a.raw_dtype);
+            largest = max_size(largest, x);
+            store(to + c, x);
         }
+    };
+    const size_t key_dim = size_t(a.head_dim), value_dim = size_t(a.value_dim);
+    for (size_t t = 0; t < size_t(tokens); t++) {
+        read(a.key, first + t * heads, key_dim, s.key + t * key_dim);
+        read(a.value, first + t * heads, value_dim, s.value + t * value_dim);
+    }
     const vf most = splat(float(kHalfMax));
     if (all_zero(largest > as_int(most))) return tokens;
-    row = first;
     int finite = tokens;
-    for (int t = 0; t < tokens; t++, row += stride) {
-        const bool key = saturate_row(a.key, row, dim, a.raw_dtype, s.key + size_t(t) * dim);
-        const bool value = saturate_row(a.value, row, dim, a.raw_dtype, s.value + size_t(t) * dim);
-        if (finite == tokens && !(key && value)) finite = t;
+    for (size_t t = 0; t < size_t(tokens); t++) {
+        const size_t row = first + t * heads;
+        const bool key = saturate_row(a.key, row * key_dim, int(key_dim), a.raw_dtype, s.key + t * key_dim);
+        const bool value = saturate_row(a.value, row * value_dim, int(value_dim), a.raw_dtype, s.value + t * value_dim);
+        if (finite == tokens && !(key && value)) finite = int(t);
     }
     return finite;
 }
@@ -139,10 +139,10 @@ static void open_tile(const AttendOpenArgs& a, int64_t u, int head) {
     OpenScratch& s = *thread_scratch<OpenScratch>();
     const Tile tile = tile_at(a.tiles, u);
     const int offset = int(tile.offset), queries = int(tile.queries), written = offset + queries;
-    const int dim = int(a.head_dim), group = int(a.group), page = int(a.page_size), rows = queries * group;
+    const int dim = int(a.head_dim), value_dim = int(a.value_dim), group = int(a.group);
+    const int page = int(a.page_size), rows = queries * group;
     const int64_t raw = a.at[u];
-    const size_t stride = size_t(a.heads) * dim;
-    const int finite = read_open(a, (size_t(raw) * page * a.heads + head) * dim, stride, written, s);
+    const int finite = read_open(a, size_t(raw) * page * a.heads + head, written, s);
     std::memset(s.key + size_t(written) * dim, 0, sizeof(float) * W * dim);
     for (int j = 0; j < group; j++) std::memset(s.columns[j], 0, sizeof(int32_t) * page);
 
@@ -168,24 +168,24 @@ static void open_tile(const AttendOpenArgs& a, int64_t u, int head) {
                 const vi column = round_to_int(load(s.weights[i] + k) * (inverse[i] * kColumnOne));
                 storei(s.columns[j] + k, loadi(s.columns[j] + k) + column);
             }
-            out[i] = a.out + at * dim;
+            out[i] = a.out + at * value_dim;
         }
         switch (n) {
             case 1:
-                weigh_all_values<1>(s, longest, dim, out);
+                weigh_all_values<1>(s, longest, value_dim, out);
                 break;
             case 2:
-                weigh_all_values<2>(s, longest, dim, out);
+                weigh_all_values<2>(s, longest, value_dim, out);
                 break;
             case 3:
-                weigh_all_values<3>(s, longest, dim, out);
+                weigh_all_values<3>(s, longest, value_dim, out);
                 break;
             case 4:
-                weigh_all_values<4>(s, longest, dim, out);
+                weigh_all_values<4>(s, longest, value_dim, out);
                 break;
         }
         for (int i = 0; i < n; i++)
-            for (int c = 0; c < dim; c += W) store(out[i] + c, load(out[i] + c) * inverse[i]);
+            for (int c = 0; c < value_dim; c += W) store(out[i] + c, load(out[i] + c) * inverse[i]);
     }
     for (int j = 0; j < group; j++) {
         int32_t* to = a.scores + (raw * a.query_heads + head * group + j) * page;

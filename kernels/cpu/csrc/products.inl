@@ -186,7 +186,7 @@ template <int ROWS>
 LEANKV_INLINE void put_products(const vi (*a)[2], const vi (*b)[2], bool add, int32_t* out) {
     for (int r = 0; r < ROWS; r++)
         for (int i = 0; i < 2; i++) {
-            int32_t* to = out + r * 2 * kMaxDim + i * W;
+            int32_t* to = out + r * kMaxChannels + i * W;
             const vi sum = combine(a[r][i], b[r][i]);
             storei(to, add ? loadi(to) + sum : sum);
         }
@@ -276,7 +276,7 @@ static void multiply_values_of(const HeadView& view, const RecordShape& shape, i
         with_value_planes(shape, view.run[i].value.bits, [&]<int PLANES, int BASE>() {
             with_rows(rows, [&]<int ROWS>() {
                 const Run& run = view.run[i];
-                multiply_values<ROWS, PLANES, BASE>(run.value, int(shape.head_dim), weights + 4 * run.first_group,
+                multiply_values<ROWS, PLANES, BASE>(run.value, int(shape.v_head_dim), weights + 4 * run.first_group,
                                                     run.first_group > 0, out, ahead);
             });
         });

@@ -230,9 +230,8 @@ static void code_bulk_at_centre(const double* x, int dim, double low, double hig
 }
 
 // Quantizes one row, less the centre if there is one, to 8-bit codes.
-static void quantize(const CommitArgs& a, const void* raw, size_t at, const double* centre, Bits bits, bool finite,
-                     Row& row) {
-    const int dim = int(a.shape.head_dim);
+static void quantize(const CommitArgs& a, const void* raw, size_t at, int dim, const double* centre, Bits bits,
+                     bool finite, Row& row) {
     alignas(64) double x[kMaxDim];
     row.finite = widen(raw, at, dim, a.dtype, finite, x);
     const double norm = a.rotated ? rotate(x, dim) : 1.0;

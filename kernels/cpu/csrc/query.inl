@@ -91,7 +91,8 @@ static inline void prepare_query(const AttendCommittedArgs& a, int64_t token, in
     const float peak = max_lanes(largest);
     // Far finer than four-bit codes can tell.
     const bool nibbles = in_nibbles(a.shape);
-    const float one = float(nibbles ? kNibbleOne : kOne);
+    const bool long_sums = dim > 256 && a.shape.key_base_bits + a.shape.key_refine_bits == 8;  // see kOne
+    const float one = float(nibbles ? kNibbleOne : long_sums ? kOne / 2 : kOne);
     scale = peak > 0.0f ? peak / one * float(a.shape.key_step) : 1.0f;
     const float inverse = peak > 0.0f ? one / peak : 0.0f;
     alignas(64) int32_t whole[kMaxDim], even[kMaxDim / 2 + W], odd[kMaxDim / 2 + W], third[kMaxDim / 2 + W];

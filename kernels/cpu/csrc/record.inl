@@ -55,12 +55,13 @@ struct Counts {
 
 LEANKV_INLINE Sizes sizes_of(const RecordShape& shape, const Counts& counts) {
     const int fine_keys = counts.keys(shape), fine_values = counts.values(shape);
-    const int dim = int(shape.head_dim), far = counts.far(), pruned = int(shape.page_size) - far;
+    const int key_dim = int(shape.head_dim), value_dim = int(shape.v_head_dim);
+    const int far = counts.far(), pruned = int(shape.page_size) - far;
     const int key_base = int(shape.key_base_bits), key_refine = int(shape.key_refine_bits);
     const int value_base = int(shape.value_base_bits), value_refine = int(shape.value_refine_bits);
     auto scales = [&](int n) { return round_up(kScaleBytes * n, kAlign); };
-    auto keys = [&](int bits, int n) { return round_up(key_bytes(bits, n, dim), kAlign); };
-    auto values = [&](int bits, int first, int stop) { return value_bytes(bits, first, stop, dim); };
+    auto keys = [&](int bits, int n) { return round_up(key_bytes(bits, n, key_dim), kAlign); };
+    auto values = [&](int bits, int first, int stop) { return value_bytes(bits, first, stop, value_dim); };
     Sizes s{};
     s.base_scales = scales(far);
     s.base_keys = keys(key_base, far);
@@ -116,9 +117,10 @@ struct Record {
 // Adds `sign` times what a record of so many blocks holds at a level to the running usage (see store.py).
 static void count_usage(const RecordShape& shape, int64_t* usage, int64_t high, int64_t mid, int64_t low, int level,
                         int64_t blocks, int sign) {
-    const int64_t base = kScaleBytes + (shape.key_base_bits + shape.value_base_bits) * shape.head_dim / 8;
+    const int64_t base =
+        kScaleBytes + (shape.key_base_bits * shape.head_dim + shape.value_base_bits * shape.v_head_dim) / 8;
     const int64_t fine_key = shape.key_refine_bits * shape.head_dim / 8;
-    const int64_t fine_value = shape.value_refine_bits * shape.head_dim / 8, refine = fine_key + fine_value;
+    const int64_t fine_value = shape.value_refine_bits * shape.v_head_dim / 8, refine = fine_key + fine_value;
     const int64_t fine_mid = fine_key * shape.mid_keys_fine + fine_value * shape.mid_values_fine;
     const int64_t pruned = shape.heads * shape.page_size - high - mid - low, far = level >= kLevelFar;
     const int64_t near = level >= kLevelNear ? low * refine + mid * (refine - fine_mid) + pruned * (base + refine) : 0;
@@ -204,7 +206,7 @@ LEANKV_INLINE void decode_scales(const uint8_t* staged, int tokens, int fine_key
 
 // Decodes a view to panels, for more rows than are worth decoding for on the fly; keys only where asked.
 static void decode_panels(HeadView& view, const RecordShape& shape, bool keys) {
-    const int dim = int(shape.head_dim);
+    const int dim = int(shape.head_dim), value_dim = int(shape.v_head_dim);
     for (int i = 0; i < view.runs; i++) {
         const Run& run = view.run[i];
         if (keys)
@@ -212,7 +214,7 @@ static void decode_panels(HeadView& view, const RecordShape& shape, bool keys) {
                 decode_keys<PLANES>(run.key, dim, view.keys + size_t(run.first_group) * kPanel * dim);
             });
         with_value_planes(shape, run.value.bits, [&]<int PLANES, int BASE>() {
-            decode_values<PLANES, BASE>(run.value, dim, 4 * view.groups, run.first_group, view.values);
+            decode_values<PLANES, BASE>(run.value, value_dim, 4 * view.groups, run.first_group, view.values);
         });
     }
 }
@@ -224,7 +226,7 @@ static inline void read_head(const Record& record, int h, const HeadPlace& place
     const int far = place.counts.far(), fine_keys = place.counts.keys(shape), fine_values = place.counts.values(shape);
     const int pruned = near ? int(shape.page_size) - far : 0;
     const bool fine = near || record.level() >= kLevelFar;
-    const int dim = int(shape.head_dim);
+    const int dim = int(shape.head_dim), value_dim = int(shape.v_head_dim);
     const int key_base = int(shape.key_base_bits), key_refine = int(shape.key_refine_bits);
     const int value_base = int(shape.value_base_bits), value_refine = int(shape.value_refine_bits);
     const int far_groups = (far + kPanel - 1) / kPanel;
@@ -245,16 +247,16 @@ static inline void read_head(const Record& record, int h, const HeadPlace& place
     if (far) {
         const uint8_t* base = fetch(place.base, head[kHeadBase], sizes.base);
         KeySource key = KeySource::of(base + sizes.base_scales, key_base, 0, far, fine_keys, dim);
-        ValueSource value = ValueSource::of(base + sizes.base_scales + sizes.base_keys, value_base, 0, far, dim);
+        ValueSource value = ValueSource::of(base + sizes.base_scales + sizes.base_keys, value_base, 0, far, value_dim);
         if (fine && sizes.refine) {
             const uint8_t* refine = fetch(near ? nullptr : place.refine, head[kHeadRefine], sizes.refine);
             if (sizes.refine_keys) key.refine_first(refine);
-            value.refine_first(refine + sizes.refine_keys, fine_values, dim);
+            value.refine_first(refine + sizes.refine_keys, fine_values, value_dim);
         }
         if (near && sizes.low) {
             const uint8_t* low = fetch(nullptr, head[kHeadNear], sizes.low);
             if (sizes.low_keys) key.refine_rest(low);
-            value.refine_rest(low + sizes.low_keys, value_refine, fine_values, far, dim);
+            value.refine_rest(low + sizes.low_keys, value_refine, fine_values, far, value_dim);
         }
         decode_scales(base, far,
                       near   ? far
@@ -271,7 +273,7 @@ static inline void read_head(const Record& record, int h, const HeadPlace& place
         decode_scales(all, pruned, pruned, pruned, shape, view, far_groups * kPanel);
         const uint8_t* keys = all + sizes.pruned_scales;
         view.run[view.runs++] = {KeySource::of(keys, key_base, key_refine, pruned, pruned, dim),
-                                 ValueSource::of(keys + sizes.pruned_keys, value_base, value_refine, pruned, dim),
+                                 ValueSource::of(keys + sizes.pruned_keys, value_base, value_refine, pruned, value_dim),
                                  far_groups};
     }
 }

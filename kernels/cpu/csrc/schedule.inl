@@ -124,7 +124,7 @@ LEANKV_INLINE T* array(int64_t n) {
 }  // namespace
 
 static void attend_committed(const AttendCommittedArgs& a) {
-    const int channels = channel_vectors(int(a.shape.head_dim)) * W;
+    const int channels = channel_vectors(int(a.shape.v_head_dim)) * W;
     const int64_t per_split = pages_per_split(a.shape), U = a.num_tiles, G = a.num_groups;
     Job* jobs = array<Job>(G + U);
     int64_t *shared = array<int64_t>(U), *first = array<int64_t>(U);  // of each tile, pages in groups and first place

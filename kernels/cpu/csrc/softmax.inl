@@ -16,9 +16,9 @@ constexpr float kLog2E = 1.44269504088896340736f, kLn2 = 0.693147180559945309417
 // scale at 1 at most; sums stay apart by lane until the row is finished.
 struct alignas(64) State {
     float top;
-    alignas(64) float sum[kPanel];       // of the weights
-    alignas(64) float zero[kPanel];      // of the weights times what the middle of the range of codes stands for
-    alignas(64) float out[2 * kMaxDim];  // of the weights times the distance from there; channels in decoded order
+    alignas(64) float sum[kPanel];        // of the weights
+    alignas(64) float zero[kPanel];       // of the weights times what the middle of the range of codes stands for
+    alignas(64) float out[kMaxChannels];  // of the weights times the distance from there; channels in decoded order
 };
 
 // Bytes of a state of so many channels: where many are kept, each takes no more.
@@ -167,7 +167,7 @@ LEANKV_INLINE void weigh(const HeadView& view, const int32_t (*dots)[kMaxTokens]
 }
 
 template <int ROWS>
-LEANKV_INLINE void fold_page(State* s, const PageWeights& page, const int32_t (*products)[2 * kMaxDim], int channels) {
+LEANKV_INLINE void fold_page(State* s, const PageWeights& page, const int32_t (*products)[kMaxChannels], int channels) {
     for (int r = 0; r < ROWS; r++) {
         s[r].top = page.top[r];
         const vf k = splat(page.keep[r]), a = splat(page.add[r]), scale = a * (1.0f / kWeightOne);

@@ -22,11 +22,11 @@ constexpr int kStrip = W == 16 ? 4 : 2;  // vectors of channels in registers
 static_assert(kBlock % (2 * W) == 0 && kRows >= kMaxGroup);
 
 struct WindowScratch {
-    alignas(64) float query[kRows * kWindowDim];
-    alignas(64) float key[kWindowDim * kBlock];  // by channel
-    alignas(64) float value[kBlock * kWindowDim];
+    alignas(64) float query[kRows * kMaxDim];
+    alignas(64) float key[kMaxDim * kBlock];  // by channel
+    alignas(64) float value[kBlock * kMaxDim];
     alignas(64) float weights[kRows][kBlock];  // scores at first
-    alignas(64) float out[kRows * kWindowDim];
+    alignas(64) float out[kRows * kMaxDim];
     alignas(64) float sum[kRows][W];
     float top[kRows], keep[kRows];  // the largest score so far; what a block leaves of what was there
     bool unreadable[kRows];
@@ -94,7 +94,7 @@ static void read_block(const WindowArgs& a, const int64_t* slots, int first, int
     s.odd = 0;
     if (all_zero(largest > as_int(splat(float(kHalfMax))))) return;
     for (int i = 0; i < kBlock; i++) {
-        alignas(64) float key[kWindowDim];
+        alignas(64) float key[kMaxDim];
         const bool finite = saturate_row(a.key, key_at[i], key_dim, DTYPE, key);
         for (int c = 0; c < key_dim; c++) s.key[c * kBlock + i] = key[c];
         if (!saturate_row(a.value, value_at[i], value_dim, DTYPE, s.value + i * value_dim) || !finite)

@@ -77,17 +77,18 @@ __device__ __forceinline__ void find_centre(const CommitArgs& a, long long raw, 
                                             const Writer& record) {
     const int me = threadIdx.x, lane = me & 31, heads = (int)a.shape.heads;
     constexpr double steps = 65536.0;
-    if (me < S::dim) {
+    for (int c = me; c < S::widest; c += S::threads) {
         long long sum = 0;
         bool finite = true;
         for (int t = 0; t < S::page; t++) {
-            const long long at = ((raw * S::page + t) * heads + head) * S::dim + me;
-            const float x = number_at(a.key, at, a.dtype);
+            const long long row = (raw * S::page + t) * heads + head;
+            const float x = c < S::dim ? number_at(a.key, row * S::dim + c, a.dtype) : 0.0f;
+            const float y = c < S::value_dim ? number_at(a.value, row * S::value_dim + c, a.dtype) : 0.0f;
             if (is_finite(x)) sum += rounded(times(within_halves(x), steps));
-            finite &= is_finite(x) && is_finite(number_at(a.value, at, a.dtype));
+            finite &= is_finite(x) && is_finite(y);
         }
-        sts<uint8_t>(flags + me, finite);
-        sts<double>(to + 8 * me, over((double)sum, times(steps, (double)S::page)));
+        sts<uint8_t>(flags + c, finite);
+        if (c < S::dim) sts<double>(to + 8 * c, over((double)sum, times(steps, (double)S::page)));
     }
     __syncthreads();
     if (me < 32) {
@@ -109,7 +110,7 @@ __device__ __forceinline__ void find_centre(const CommitArgs& a, long long raw, 
     }
     __syncthreads();
     bool readable = true;
-    for (int c = 0; c < S::dim; c += 4) readable &= lds<uint32_t>(flags + c) == 0x01010101;
+    for (int c = 0; c < S::widest; c += 4) readable &= lds<uint32_t>(flags + c) == 0x01010101;
     record.run((int)a.shape.centre_start + 2 * S::dim * head, 2 * S::dim, [&](int w) {
         if (!readable) return kHalfNaN << 16 | kHalfNaN;
         const double low = lds<double>(to + 16 * w), high = lds<double>(to + 16 * w + 8);
@@ -142,6 +143,52 @@ __device__ __forceinline__ void write_header(const CommitArgs& a, long long n, c
     for (int at = centres + 4 * me; at < s.header_bytes; at += 4 * S::threads) record.word(at, 0);
     for (int at = bytes + 4 * me; at < blocks * s.block_bytes; at += 4 * S::threads) record.word(at, 0);
     if (me == 0) a.page_table[blockIdx.z * a.table_stride + id] = record.block(0);
+}
+
+// Keys or values of one KV head's tokens as codes and scales in shared memory, in the order of the record.
+template <class S, int DIM>
+__device__ __forceinline__ void code_rows(const CommitArgs& a, int kind, long long raw, int head, int far, char* codes,
+                                          char* scales, const char* centre, const char* places) {
+    constexpr int K = (DIM + 31) / 32;
+    const RecordShape& s = a.shape;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5,
+              block = kind ? a.value_rotation_block : a.rotation_block;
+    const int fewest = (int)(kind ? s.value_base_bits : s.key_base_bits);
+    const Bits bits{fewest, fewest + (int)(kind ? s.value_refine_bits : s.key_refine_bits)};
+    const double norm = kind ? a.value_norm : a.norm;
+    for (int t = warp; t < S::page; t += S::warps) {
+        double x[K];
+        bool finite = true, saturated = false;
+        const long long row = ((raw * S::page + t) * a.shape.heads + head) * DIM;
+#pragma unroll
+        for (int k = 0; k < K; k++) {
+            const int channel = lane + 32 * k;
+            const float number = channel < DIM ? number_at(kind ? a.value : a.key, row + channel, a.dtype) : 0.0f;
+            finite &= is_finite(number);
+            x[k] = is_finite(number) ? (double)number : 0.0;
+        }
+        rotate_exactly<K>(x, block, norm, lane);
+        if (!kind)
+#pragma unroll
+            for (int k = 0; k < K; k++)
+                if (lane + 32 * k < DIM) x[k] = less(x[k], lds<double>(centre + 8 * (lane + 32 * k)));
+
+        const int place = lds<uint16_t>(places + 2 * t);
+        const Row<DIM, K> coded = quantize<DIM, K>(x, bits, lane, saturated);
+#pragma unroll
+        for (int k = 0; k < K; k++)
+            if (lane + 32 * k < DIM) sts<uint8_t>(codes + place * DIM + lane + 32 * k, (uint8_t)coded.codes[k]);
+        int odd = saturated | !finite << 1;
+        for (int m = 1; m < 32; m *= 2) odd |= shfl_xor(odd, m);
+        if (odd && lane == 0 && (place < far || a.shape.near)) {
+            atomic_add(a.usage + kUsageSaturated, (long long)(odd & 1));
+            atomic_add(a.usage + kUsageNotFinite, (long long)(odd >> 1));
+        }
+        if (lane == 0) {
+            sts<uint16_t>(scales + 4 * place, (uint16_t)coded.scale);
+            sts<uint16_t>(scales + 4 * place + 2, (uint16_t)coded.zero);
+        }
+    }
 }
 
 // Grid: KV heads, pages, layers.
@@ -188,42 +235,10 @@ __device__ __forceinline__ void pack_pages(const CommitArgs& a) {
     const int far = sizes.far, pruned = sizes.pruned, pruned_scales = near + sizes.pruned_scales;
     const Codes<S> put{codes, scales, record};
     for (int kind = 0; kind < 2; kind++) {
-        for (int t = warp; t < S::page; t += S::warps) {
-            double x[S::K];
-            bool finite = true, saturated = false;
-            const long long row = ((raw * S::page + t) * heads + head) * S::dim;
-#pragma unroll
-            for (int k = 0; k < S::K; k++) {
-                const int channel = lane + 32 * k;
-                const float number =
-                    channel < S::dim ? number_at(kind ? a.value : a.key, row + channel, a.dtype) : 0.0f;
-                finite &= is_finite(number);
-                x[k] = is_finite(number) ? (double)number : 0.0;
-            }
-            rotate_exactly<S::K>(x, a.rotation_block, a.norm, lane);
-            if (!kind)
-#pragma unroll
-                for (int k = 0; k < S::K; k++)
-                    if (lane + 32 * k < S::dim) x[k] = less(x[k], lds<double>(centre + 8 * (lane + 32 * k)));
-            const int fewest = kind ? value_base : key_base, more = kind ? value_refine : key_refine;
-            const Bits bits{fewest, fewest + more};
-            const int place = lds<uint16_t>(places + 2 * t);
-            const Row<S::dim, S::K> coded = quantize<S::dim, S::K>(x, bits, lane, saturated);
-#pragma unroll
-            for (int k = 0; k < S::K; k++)
-                if (lane + 32 * k < S::dim)
-                    sts<uint8_t>(codes + place * S::dim + lane + 32 * k, (uint8_t)coded.codes[k]);
-            int odd = saturated | !finite << 1;
-            for (int m = 1; m < 32; m *= 2) odd |= shfl_xor(odd, m);
-            if (odd && lane == 0 && (place < far || s.near)) {
-                atomic_add(a.usage + kUsageSaturated, (long long)(odd & 1));
-                atomic_add(a.usage + kUsageNotFinite, (long long)(odd >> 1));
-            }
-            if (lane == 0) {
-                sts<uint16_t>(scales + 4 * place, (uint16_t)coded.scale);
-                sts<uint16_t>(scales + 4 * place + 2, (uint16_t)coded.zero);
-            }
-        }
+        if (S::value_dim == S::dim || !kind)
+            code_rows<S, S::dim>(a, kind, raw, head, sizes.far, codes, scales, centre, places);
+        else
+            code_rows<S, S::value_dim>(a, kind, raw, head, sizes.far, codes, scales, centre, places);
         __syncthreads();
         put.halves(base, 2 * kind, 0, far);
         if (s.near) put.halves(pruned_scales, 2 * kind, far, pruned);

@@ -117,10 +117,14 @@ struct Copier {
             piece(r, to.keys, place + p.k0_bytes, p.k1, p.k1_bytes, r.refine_blocks, r.refine >> S::block_shift);
             if (S::near) far_piece(r, to.keys, place + p.k0_bytes + p.k1_bytes, p.k2, p.k2_bytes);
         }
-        const int lane = records.lane, at = records.a.centre_start + head * 2 * S::dim + 16 * lane;
-        if (lane < S::dim / 8) {
-            const int block = ldg(records.header(r.first_block) + records.a.list_word + (at >> S::block_shift));
-            cp_async16(to.centre + 16 * lane, (const char*)records.header(block) + (at & (S::block - 1)));
+#pragma unroll
+        for (int part = 0; part < (S::dim + 255) / 256; part++) {
+            const int eight = records.lane + 32 * part;
+            const int at = records.a.centre_start + head * 2 * S::dim + 16 * eight;
+            if (eight < S::dim / 8) {
+                const int block = ldg(records.header(r.first_block) + records.a.list_word + (at >> S::block_shift));
+                cp_async16(to.centre + 16 * eight, (const char*)records.header(block) + (at & (S::block - 1)));
+            }
         }
     }
 

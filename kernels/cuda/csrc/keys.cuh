@@ -44,6 +44,8 @@ __device__ __forceinline__ void raise(int (&dots)[N][2][4]) {
 template <class S>
 struct Keys {
     static constexpr int N = S::row_tiles, K = S::key_steps, plane = S::page * kScaleBytes;
+    static constexpr int C = K > 8 ? 8 : K;  // words that a lane holds at a time
+    static_assert(K % C == 0);
     const PageMemory& memory;
     const QueryMemory& query;
     const AttendArgs& a;
@@ -101,14 +103,14 @@ struct Keys {
             for (int m = 4; m < 32; m *= 2) score[n] += shfl_xor(score[n], m);
     }
 
-    // Words of a lane's four tokens, in all steps: word 4 k + t of quad `quad_of(i, g)`. The plane holds tokens `first`
-    // to `stop`; tokens outside it get zeros.
-    __device__ __forceinline__ void words(uint4 (&w)[K], int plane, int first, int stop, int i) const {
+    // Words of a lane's four tokens, in C steps: word 4 (from + k) + t of quad `quad_of(i, g)`. The plane holds tokens
+    // `first` to `stop`; tokens outside it get zeros.
+    __device__ __forceinline__ void words(uint4 (&w)[C], int plane, int first, int stop, int i, int from) const {
         const int quad = 8 * i + quad_of(i, g);
         if (S::aligned && first == 0 && 32 * i + 32 <= stop) {
             const int at = plane + (quad >> 2) * (kKeyGroup * S::key_row) + t * 64 + (quad & 3) * 16;
 #pragma unroll
-            for (int k = 0; k < K; k++) w[k] = lds_all<uint4>(memory.keys + swizzled(at + 256 * k));
+            for (int k = 0; k < C; k++) w[k] = lds_all<uint4>(memory.keys + swizzled(at + 256 * (from + k)));
             return;
         }
         int at[4], step[4];
@@ -122,12 +124,12 @@ struct Keys {
             at[e] = plane + (begin - first) * S::key_row + 4 * (token - begin) + step[e] / 4 * t;
         }
 #pragma unroll
-        for (int k = 0; k < K; k++) {
+        for (int k = 0; k < C; k++) {
             uint32_t x[4];
 #pragma unroll
             for (int e = 0; e < 4; e++)
-                x[e] = inside[e] && (S::aligned || 4 * k + t < S::words)
-                           ? lds<uint32_t>(memory.keys + swizzled(at[e] + step[e] * k))
+                x[e] = inside[e] && (S::aligned || 4 * (from + k) + t < S::words)
+                           ? lds<uint32_t>(memory.keys + swizzled(at[e] + step[e] * (from + k)))
                            : 0;
             w[k] = make_uint4(x[0], x[1], x[2], x[3]);
         }
@@ -138,67 +140,75 @@ struct Keys {
     __device__ __forceinline__ void products(int (&dots)[N][2][4], const uint32_t (&q)[N][K][2], const Pass& p,
                                              int i) const {
         clear(dots);
-        uint4 w[K];
-        words(w, plane, 0, p.tokens, i);
         if (S::key_planes == 2 && (S::key_base == 2 || 32 * i < p.fine_keys)) {
-            uint4 f[K];
-            const int behind = p.tokens * S::key_row;
-            const int fine_plane = plane + (S::key_refine && !p.plane_in_base ? aligned(behind) : behind);
-            words(f, fine_plane, 0, p.key_split, i);
-            if (S::key_refine && S::near && p.key_split < p.fine_keys) {
-                uint4 low[K];
-                words(low, fine_plane + p.k1_bytes, p.key_split, p.tokens, i);
 #pragma unroll
-                for (int k = 0; k < K; k++) {
-                    f[k].x |= low[k].x;
-                    f[k].y |= low[k].y;
-                    f[k].z |= low[k].z;
-                    f[k].w |= low[k].w;
+            for (int from = 0; from < K; from += C) {
+                uint4 w[C], f[C];
+                words(w, plane, 0, p.tokens, i, from);
+                const int behind = p.tokens * S::key_row;
+                const int fine_plane = plane + (S::key_refine && !p.plane_in_base ? aligned(behind) : behind);
+                words(f, fine_plane, 0, p.key_split, i, from);
+                if (S::key_refine && S::near && p.key_split < p.fine_keys) {
+                    uint4 low[C];
+                    words(low, fine_plane + p.k1_bytes, p.key_split, p.tokens, i, from);
+#pragma unroll
+                    for (int k = 0; k < C; k++) {
+                        f[k].x |= low[k].x;
+                        f[k].y |= low[k].y;
+                        f[k].z |= low[k].z;
+                        f[k].w |= low[k].w;
+                    }
+                }
+                products_of_8_bits(dots, q, w, f, from);
+            }
+        } else {
+            uint4 w[C];
+            // Odd channels' sums are 16 fold as they lie, and even ones' are raised to that.
+#pragma unroll
+            for (int part = 0; part < 2; part++) {
+                if (part) raise(dots);
+#pragma unroll
+                for (int from = 0; from < K; from += C) {
+                    if (part == 0 || K > C) words(w, plane, 0, p.tokens, i, from);
+                    products_of_4_bits(dots, q, w, part, from);
                 }
             }
-            products_of_8_bits(dots, q, w, f);
-        } else {
-            products_of_4_bits(dots, q, w);
         }
     }
 
     // Both planes together: even channels of a word are one product's bytes, odd channels another's.
     static __device__ __forceinline__ void products_of_8_bits(int (&dots)[N][2][4], const uint32_t (&q)[N][K][2],
-                                                              const uint4 (&w)[K], const uint4 (&f)[K]) {
+                                                              const uint4 (&w)[C], const uint4 (&f)[C], int from) {
         constexpr uint32_t top = 0xF0F0F0F0;
         auto even = [](uint32_t high, uint32_t low) { return mixed(high << 4, low, top); };
         auto odd = [](uint32_t high, uint32_t low) { return mixed(high, low >> 4, top); };
 #pragma unroll
-        for (int k = 0; k < K; k++) {
+        for (int k = 0; k < C; k++) {
             const uint32_t e0 = even(w[k].x, f[k].x), o0 = odd(w[k].x, f[k].x);
             const uint32_t e1 = even(w[k].y, f[k].y), o1 = odd(w[k].y, f[k].y);
             const uint32_t e2 = even(w[k].z, f[k].z), o2 = odd(w[k].z, f[k].z);
             const uint32_t e3 = even(w[k].w, f[k].w), o3 = odd(w[k].w, f[k].w);
 #pragma unroll
             for (int n = 0; n < N; n++) {
-                mma<true>(dots[n][0], e0, e1, o0, o1, q[n][k][0], q[n][k][1]);
-                mma<true>(dots[n][1], e2, e3, o2, o3, q[n][k][0], q[n][k][1]);
+                mma<true>(dots[n][0], e0, e1, o0, o1, q[n][from + k][0], q[n][from + k][1]);
+                mma<true>(dots[n][1], e2, e3, o2, o3, q[n][from + k][0], q[n][from + k][1]);
             }
         }
     }
 
-    // Even channels of two words at a time; their sum times 16; then odd ones, which are 16 fold as they lie.
+    // Even channels of two words at a time, or odd ones, which are 16 fold as they lie.
     static __device__ __forceinline__ void products_of_4_bits(int (&dots)[N][2][4], const uint32_t (&q)[N][K][2],
-                                                              const uint4 (&w)[K]) {
+                                                              const uint4 (&w)[C], int part, int from) {
+        const uint32_t mask = part ? 0xF0F0F0F0 : 0x0F0F0F0F;
 #pragma unroll
-        for (int part = 0; part < 2; part++) {
-            const uint32_t mask = part ? 0xF0F0F0F0 : 0x0F0F0F0F;
-            if (part) raise(dots);
+        for (int k = 0; k < C; k += 2) {
+            const bool two = k + 1 < C;
+            const uint4 u = w[k], v = two ? w[two ? k + 1 : k] : make_uint4(0, 0, 0, 0);
 #pragma unroll
-            for (int k = 0; k < K; k += 2) {
-                const bool two = k + 1 < K;
-                const uint4 u = w[k], v = two ? w[two ? k + 1 : k] : make_uint4(0, 0, 0, 0);
-#pragma unroll
-                for (int n = 0; n < N; n++) {
-                    const uint32_t b0 = q[n][k][part], b1 = two ? q[n][two ? k + 1 : k][part] : 0;
-                    mma<true>(dots[n][0], u.x & mask, u.y & mask, v.x & mask, v.y & mask, b0, b1);
-                    mma<true>(dots[n][1], u.z & mask, u.w & mask, v.z & mask, v.w & mask, b0, b1);
-                }
+            for (int n = 0; n < N; n++) {
+                const uint32_t b0 = q[n][from + k][part], b1 = two ? q[n][from + (two ? k + 1 : k)][part] : 0;
+                mma<true>(dots[n][0], u.x & mask, u.y & mask, v.x & mask, v.y & mask, b0, b1);
+                mma<true>(dots[n][1], u.z & mask, u.w & mask, v.z & mask, v.w & mask, b0, b1);
             }
         }
     }

@@ -41,16 +41,16 @@ struct BlockRows {
 // Of rows that have nothing to read.
 template <class S>
 __device__ __forceinline__ void write_nothing(const AttendArgs& a, const BlockRows<S>& rows) {
-    for (int at = threadIdx.x; at < rows.count * S::dim; at += 32 * S::warps) {
-        const long long row = rows(at / S::dim);
-        a.out[row * S::dim + at % S::dim] = 0;
-        if (at % S::dim == 0) a.lse[row] = -INFINITY;
+    for (int at = threadIdx.x; at < rows.count * S::value_dim; at += 32 * S::warps) {
+        const long long row = rows(at / S::value_dim);
+        a.out[row * S::value_dim + at % S::value_dim] = 0;
+        if (at % S::value_dim == 0) a.lse[row] = -INFINITY;
     }
 }
 
 template <class S>
 struct Finish {
-    static constexpr int row_bytes = (S::dim + 2) * 4;
+    static constexpr int row_bytes = (S::value_dim + 2) * 4;
     const AttendArgs& a;
     const BlockRows<S>& rows;
     char* const shared;  // a warp's region each
@@ -96,7 +96,7 @@ struct Finish {
     __device__ __forceinline__ void fold(int i) const {
         char *from = folded(i), *to_sums = folded(i + 1);
         each([&](int r, int channel, char* to) {
-            float* out = a.out + rows(r) * S::dim + channel;
+            float* out = a.out + rows(r) * S::value_dim + channel;
             Merged m;
             if (i) m = {lds<float>(from + 8 * r), lds<float>(from + 8 * r + 4), *out};
             m.add(lds<float>(sums + 8 * r), lds<float>(sums + 8 * r + 4), lds<float>(to));
@@ -120,7 +120,7 @@ struct Finish {
     __device__ __forceinline__ bool leave(int split) const {
         each([&](int r, int channel, char* to) {
             const long long at = rows.part(r, split);
-            a.part[at * S::dim + channel] = lds<float>(to);
+            a.part[at * S::value_dim + channel] = lds<float>(to);
             if (channel == 0) {
                 a.state[2 * at] = lds<float>(sums + 8 * r);
                 a.state[2 * at + 1] = lds<float>(sums + 8 * r + 4);
@@ -152,7 +152,7 @@ struct Finish {
             for (int s = 0; s < splits; s++) {
                 const long long at = rows.part(r, s);
                 m.add(load_shared_by_blocks(a.state + 2 * at), load_shared_by_blocks(a.state + 2 * at + 1),
-                      load_shared_by_blocks(a.part + at * S::dim + channel));
+                      load_shared_by_blocks(a.part + at * S::value_dim + channel));
             }
             put(r, channel, to, m);
         });
@@ -172,18 +172,18 @@ struct Finish {
             if (flagged && !lds<int>(flags + 4 * (r / S::group))) continue;
             const float top = lds<float>(from + 8 * r), sum = lds<float>(from + 8 * r + 4);
             const float factor = sum == 0.0f ? 0.0f : a.back / sum;
-            float x[S::key_steps];
+            float x[S::value_steps];
 #pragma unroll
-            for (int k = 0; k < S::key_steps; k++) {
+            for (int k = 0; k < S::value_steps; k++) {
                 const int channel = lane + 32 * k;
-                const bool inside = S::aligned || channel < S::dim;
+                const bool inside = S::value_aligned || channel < S::value_dim;
                 x[k] = inside ? lds<float>(shared + r * row_bytes + 8 + 4 * channel) : 0.0f;
             }
-            rotate_row<S>(x, a.rotation_block, lane);
+            rotate_row<S::value_steps>(x, a.value_rotation_block, lane);
 #pragma unroll
-            for (int k = 0; k < S::key_steps; k++) {
+            for (int k = 0; k < S::value_steps; k++) {
                 const int channel = lane + 32 * k;
-                if (S::aligned || channel < S::dim) a.out[rows(r) * S::dim + channel] = x[k] * factor;
+                if (S::value_aligned || channel < S::value_dim) a.out[rows(r) * S::value_dim + channel] = x[k] * factor;
             }
             if (lane == 0) a.lse[rows(r)] = sum == 0.0f ? -INFINITY : (top + lg2(sum)) * 0.69314718f;
         }
@@ -192,8 +192,8 @@ struct Finish {
     // One thread for one channel of a row: what it writes nobody else has read but itself.
     template <class F>
     __device__ __forceinline__ void each(F f) const {
-        for (int at = threadIdx.x; at < rows.count * S::dim; at += 32 * S::warps) {
-            const int r = at / S::dim, channel = at % S::dim;
+        for (int at = threadIdx.x; at < rows.count * S::value_dim; at += 32 * S::warps) {
+            const int r = at / S::value_dim, channel = at % S::value_dim;
             f(r, channel, shared + r * row_bytes + 8 + 4 * channel);
         }
         __syncthreads();

@@ -28,22 +28,10 @@ __device__ __forceinline__ float number_at(const void* p, long long at, int dtyp
     return number_of(((const uint16_t*)p)[at], dtype);
 }
 
-// A score drawn into (-cap, cap): cap tanh(x / cap) to 4e-7 of it, by a rational function. What is no number stays
-// none.
+// A score drawn into (-cap, cap): cap tanh(x / cap) to 4e-7 of the cap. What is no number stays none.
 __device__ __forceinline__ float capped(float x, float cap) {
-    constexpr float most = 7.90531111f;  // where tanh is 1
-    x *= rcp(cap);
-    const float u = x < -most ? -most : x > most ? most : x, s = u * u;
-    float p = fma_(-2.76076847742355e-16f, s, 2.00018790482477e-13f);
-    p = fma_(p, s, -8.60467152213735e-11f);
-    p = fma_(p, s, 5.12229709037114e-08f);
-    p = fma_(p, s, 1.48572235717979e-05f);
-    p = fma_(p, s, 6.37261928875436e-04f);
-    p = fma_(p, s, 4.89352455891786e-03f);
-    float q = fma_(1.19825839466702e-06f, s, 1.18534705686654e-04f);
-    q = fma_(q, s, 2.26843463243900e-03f);
-    q = fma_(q, s, 4.89352518554385e-03f);
-    return u * (p * rcp(q)) * cap;
+    const float e = ex2(x * (2.88539008f * rcp(cap)));  // e to the power of 2 x / cap
+    return fma_(-2.0f * cap, rcp(e + 1.0f), cap);
 }
 
 // `N` neighbouring numbers, 4 or more, from an address at a multiple of 16 bytes or of their own length.

@@ -15,28 +15,30 @@ constexpr float kColumnOne = 4194304.0f;  // 2^22, COLUMN_SCORE_ONE
 // A number of a raw key or value brought into the range of halves.
 __device__ __forceinline__ float in_range(float x) { return fminf(fmaxf(x, -(float)kHalfMax), (float)kHalfMax); }
 
-template <int DIM, int GROUP, int QUERIES, int PAGE>
+template <int DIM, int GROUP, int QUERIES, int PAGE, int VALUE_DIM = DIM>
 struct OpenShape {
-    static constexpr int dim = DIM, group = GROUP, queries = QUERIES, page = PAGE, threads = 128, warps = 4;
+    static constexpr int dim = DIM, value_dim = VALUE_DIM, group = GROUP, queries = QUERIES, page = PAGE;
+    static constexpr int threads = 128, warps = 4;
     static constexpr int rows = GROUP * QUERIES, padded = (rows + 3) / 4 * 4;
     static constexpr int tokens = (PAGE + threads - 1) / threads;  // of a thread
-    static constexpr int lanes = DIM / 2, parts = threads / lanes;
-    static constexpr int query_bytes = 4 * rows * DIM, part_bytes = 4 * parts * rows * DIM;
+    static constexpr int lanes = VALUE_DIM / 2 < threads ? VALUE_DIM / 2 : threads, parts = threads / lanes;
+    static constexpr int strips = (VALUE_DIM / 2 + lanes - 1) / lanes;  // of two channels a lane
+    static constexpr int query_bytes = 4 * rows * DIM, part_bytes = 4 * parts * rows * VALUE_DIM;
     static constexpr int first_bytes = query_bytes > part_bytes ? query_bytes : part_bytes;
     static constexpr int weight_bytes = 4 * PAGE * padded;
     static constexpr int shared_bytes = first_bytes + weight_bytes + 4 * (warps + 2) * padded;
-    static_assert(rows <= 16 && DIM % 16 == 0 && DIM <= 256 && PAGE <= 256);
+    static_assert(rows <= 16 && DIM % 16 == 0 && VALUE_DIM % 16 == 0 && PAGE <= 256);
     static_assert(shared_bytes <= 49152);
 };
 
 struct OpenArgs {
     const void* q;                // [T, heads * group, dim]
-    const void *key, *value;      // [R, page, heads, dim], strided
+    const void *key, *value;      // [R, page, heads, dim], the same of value_dim, strided
     int* scores;                  // [R, heads * group, page]
     const long long* at;          // [U], the raw page of a tile
     const long long* tiles;       // [U, 5], see plan.py
     const long long* token_tile;  // [T]
-    float* out;                   // [T, heads * group, dim]
+    float* out;                   // [T, heads * group, value_dim]
     float* lse;                   // [T, heads * group]
     long long key_page, value_page;
     int key_token, key_head, value_token, value_head;
@@ -175,50 +177,54 @@ __device__ __forceinline__ void attend_open(const OpenArgs& a) {
     }
 
     // Outputs: tokens part, part + parts, ...; the parts in order.
-    const int part = me / S::lanes, channel = 2 * (me % S::lanes);
-    float out[S::rows][2];
+    const int part = me / S::lanes;
+#pragma unroll 1
+    for (int strip = 0; strip < S::strips; strip++) {
+        const int channel = 2 * (me % S::lanes + strip * S::lanes);
+        float out[S::rows][2];
 #pragma unroll
-    for (int r = 0; r < S::rows; r++) out[r][0] = out[r][1] = 0;
-    if (part < S::parts) {
+        for (int r = 0; r < S::rows; r++) out[r][0] = out[r][1] = 0;
+        if (part < S::parts && channel < S::value_dim) {
 #pragma unroll 4
-        for (int token = part; token <= last; token += S::parts) {
-            const long long from = page * a.value_page + (long long)token * a.value_token + raw_head * a.value_head;
-            float v[2];
-            if (a.raw_dtype == kFloat32) {
-                const uint2 w = ldg((const uint2*)((const float*)a.value + from + channel));
-                v[0] = bits_float(w.x), v[1] = bits_float(w.y);
-            } else {
-                const uint32_t w = ldg((const uint32_t*)((const uint16_t*)a.value + from + channel));
-                v[0] = number_of(w & 0xFFFF, a.raw_dtype), v[1] = number_of(w >> 16, a.raw_dtype);
+            for (int token = part; token <= last; token += S::parts) {
+                const long long from = page * a.value_page + (long long)token * a.value_token + raw_head * a.value_head;
+                float v[2];
+                if (a.raw_dtype == kFloat32) {
+                    const uint2 w = ldg((const uint2*)((const float*)a.value + from + channel));
+                    v[0] = bits_float(w.x), v[1] = bits_float(w.y);
+                } else {
+                    const uint32_t w = ldg((const uint32_t*)((const uint16_t*)a.value + from + channel));
+                    v[0] = number_of(w & 0xFFFF, a.raw_dtype), v[1] = number_of(w >> 16, a.raw_dtype);
+                }
+                const float none = fma_(v[0], 0.0f, v[1] * 0.0f);
+                v[0] = in_range(v[0]), v[1] = in_range(v[1]);
+#pragma unroll
+                for (int r = 0; r < S::rows; r++) {
+                    const float weight = lds<float>(weights + 4 * (token * S::padded + r));
+                    out[r][0] = fma_(weight, v[0], out[r][0]);
+                    out[r][1] = fma_(weight, v[1], out[r][1]);
+                }
+                // What is not finite is for those alone that read it; the weights of others are 0.
+                if (none != none)
+#pragma unroll
+                    for (int r = 0; r < S::rows; r++)
+                        if (token <= first + r / S::group) out[r][0] = out[r][1] = none;
             }
-            const float none = fma_(v[0], 0.0f, v[1] * 0.0f);
-            v[0] = in_range(v[0]), v[1] = in_range(v[1]);
 #pragma unroll
             for (int r = 0; r < S::rows; r++) {
-                const float weight = lds<float>(weights + 4 * (token * S::padded + r));
-                out[r][0] = fma_(weight, v[0], out[r][0]);
-                out[r][1] = fma_(weight, v[1], out[r][1]);
+                sts<float>(shared + 4 * ((part * S::rows + r) * S::value_dim + channel), out[r][0]);
+                sts<float>(shared + 4 * ((part * S::rows + r) * S::value_dim + channel + 1), out[r][1]);
             }
-            // What is not finite is for those alone that read it; the weights of others are 0.
-            if (none != none)
-#pragma unroll
-                for (int r = 0; r < S::rows; r++)
-                    if (token <= first + r / S::group) out[r][0] = out[r][1] = none;
-        }
-#pragma unroll
-        for (int r = 0; r < S::rows; r++) {
-            sts<float>(shared + 4 * ((part * S::rows + r) * S::dim + channel), out[r][0]);
-            sts<float>(shared + 4 * ((part * S::rows + r) * S::dim + channel + 1), out[r][1]);
         }
     }
     __syncthreads();
-    for (int i = me; i < rows * S::dim; i += S::threads) {
-        const int r = i / S::dim, c = i % S::dim;
+    for (int i = me; i < rows * S::value_dim; i += S::threads) {
+        const int r = i / S::value_dim, c = i % S::value_dim;
         float sum = 0;
 #pragma unroll
-        for (int p = 0; p < S::parts; p++) sum += lds<float>(shared + 4 * ((p * S::rows + r) * S::dim + c));
+        for (int p = 0; p < S::parts; p++) sum += lds<float>(shared + 4 * ((p * S::rows + r) * S::value_dim + c));
         const float whole = lds<float>(sums + 8 * r + 4);
-        a.out[row_at(r) * S::dim + c] = sum / whole;
+        a.out[row_at(r) * S::value_dim + c] = sum / whole;
         if (c == 0) a.lse[row_at(r)] = (lds<float>(sums + 8 * r) + lg2(whole)) * 0.69314718f;
     }
 }

@@ -13,23 +13,23 @@ struct QueryMemory {
 };
 
 // Hadamard butterflies over one row, channel lane + 32 k in x[k]; unnormalized.
-template <class S>
-__device__ __forceinline__ void rotate_row(float (&x)[S::key_steps], int block, int lane) {
+template <int K>
+__device__ __forceinline__ void rotate_row(float (&x)[K], int block, int lane) {
 #pragma unroll
     for (int span = 1; span < 32; span *= 2) {
         if (span >= block) break;
 #pragma unroll
-        for (int k = 0; k < S::key_steps; k++) {
+        for (int k = 0; k < K; k++) {
             const float other = shfl_xor(x[k], span);
             x[k] = lane & span ? other - x[k] : x[k] + other;
         }
     }
 #pragma unroll
-    for (int span = 1; span < S::key_steps; span *= 2) {
+    for (int span = 1; span < K; span *= 2) {
         if (32 * span >= block) break;
 #pragma unroll
-        for (int k = 0; k < S::key_steps; k++)
-            if (!(k & span) && k + span < S::key_steps) {
+        for (int k = 0; k < K; k++)
+            if (!(k & span) && k + span < K) {
                 const float low = x[k], high = x[k + span];
                 x[k] = low + high;
                 x[k + span] = low - high;
@@ -42,7 +42,9 @@ template <class S, class F>
 __device__ __forceinline__ void prepare_queries(const AttendArgs& a, F rows_at, int rows, const QueryMemory& to,
                                                 int lane, int warp) {
     constexpr int K = S::key_steps;
-    constexpr float largest = 32512.0f;  // its upper byte, of a number less its signed lower byte, is below 128
+    // Its upper byte, of a number less its signed lower byte, is below 128. 512 products with codes of 8 bits fit 32
+    // bits with half of it.
+    constexpr float largest = S::dim > 256 && S::key_planes > 1 ? 16256.0f : 32512.0f;
     for (int r = warp; r < S::rows; r += S::warps) {
         float x[K];
 #pragma unroll
@@ -51,7 +53,7 @@ __device__ __forceinline__ void prepare_queries(const AttendArgs& a, F rows_at, 
             const bool inside = r < rows && (S::aligned || channel < S::dim);
             x[k] = inside ? number_at(a.q, rows_at(r) * S::dim + channel, a.q_dtype) : 0.0f;
         }
-        rotate_row<S>(x, a.rotation_block, lane);
+        rotate_row<K>(x, a.rotation_block, lane);
         float top = 0, none = 0;
 #pragma unroll
         for (int k = 0; k < K; k++) {

@@ -25,7 +25,7 @@ struct Pass {
 // Bytes of a value plane of tokens `first` to `stop`; see Span.value_byte in kernels/layout/places.py.
 template <class S>
 __device__ __forceinline__ int value_plane_bytes(int first, int stop) {
-    return stop > first ? ((stop + kValueQuad - 1) / kValueQuad - first / kValueQuad) * S::dim : 0;
+    return stop > first ? ((stop + kValueQuad - 1) / kValueQuad - first / kValueQuad) * S::value_dim : 0;
 }
 
 template <class S>

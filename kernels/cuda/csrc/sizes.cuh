@@ -26,13 +26,13 @@ struct HeadSizes {
     int low_values, pruned_scales, pruned_keys, pruned_values, near;  // of the near part
 
     __device__ __forceinline__ HeadSizes(const RecordShape& s, const Counts& counts) {
-        const int page = (int)s.page_size, dim = (int)s.head_dim;
+        const int page = (int)s.page_size, dim = (int)s.head_dim, value_dim = (int)s.v_head_dim;
         const int key_base = (int)s.key_base_bits, key_refine = (int)s.key_refine_bits;
         const int value_base = (int)s.value_base_bits, value_refine = (int)s.value_refine_bits;
         auto keys = [&](int bits, int n) { return aligned(bits * n * dim / 8); };
         auto values = [&](int bits, int first, int stop) {
             const int quads = (stop + kValueQuad - 1) / kValueQuad - first / kValueQuad;
-            return stop > first ? bits / kValuePlaneBits * quads * dim : 0;
+            return stop > first ? bits / kValuePlaneBits * quads * value_dim : 0;
         };
         far = counts.far();
         fine_keys = counts.high + counts.mid * (int)s.mid_keys_fine;
@@ -60,9 +60,9 @@ struct RecordUsage {
 
     __device__ __forceinline__ RecordUsage(const RecordShape& s, long long high, long long mid, long long low,
                                            int level, long long blocks) {
-        const long long base = kScaleBytes + (s.key_base_bits + s.value_base_bits) * s.head_dim / 8;
+        const long long base = kScaleBytes + (s.key_base_bits * s.head_dim + s.value_base_bits * s.v_head_dim) / 8;
         const long long fine_key = s.key_refine_bits * s.head_dim / 8;
-        const long long fine_value = s.value_refine_bits * s.head_dim / 8, refine = fine_key + fine_value;
+        const long long fine_value = s.value_refine_bits * s.v_head_dim / 8, refine = fine_key + fine_value;
         const long long fine_mid = fine_key * s.mid_keys_fine + fine_value * s.mid_values_fine;
         const long long pruned = s.heads * s.page_size - high - mid - low, far = level >= kLevelFar;
         parts[0] = s.header_bytes;

@@ -24,19 +24,20 @@ struct WriteArgs {
     const long long* at;          // [U]: which of the R
     const long long *tile, *pos;  // [T]
     long long key_token, value_token, tokens;
-    int bytes, page;  // of a token, a multiple of 16; tokens of a page
+    int key_bytes, value_bytes, page;  // of a token, multiples of 16; tokens of a page
 };
 
-// Grid: as many blocks as cover two times 16 bytes of all tokens.
+// Grid: as many blocks as cover all tokens, 16 bytes of a key or a value a thread.
 template <class S>
 __device__ __forceinline__ void write_tokens(const WriteArgs& a) {
-    const int parts = a.bytes / 16;
-    const long long i = (long long)blockIdx.x * S::threads + threadIdx.x, token = i / 2 / parts;
+    const int parts = (a.key_bytes + a.value_bytes) / 16;
+    const long long i = (long long)blockIdx.x * S::threads + threadIdx.x, token = i / parts;
     if (token >= a.tokens) return;
-    const bool second = i / parts & 1;
-    const long long to = (ldg(a.at + ldg(a.tile + token)) * a.page + ldg(a.pos + token)) * a.bytes + i % parts * 16;
-    const char* from = second ? a.value + token * a.value_token : a.key + token * a.key_token;
-    *(uint4*)((second ? a.raw_value : a.raw_key) + to) = ldg((const uint4*)(from + i % parts * 16));
+    const int at = (int)(i % parts) * 16, place = at < a.key_bytes ? at : at - a.key_bytes;
+    const long long to = ldg(a.at + ldg(a.tile + token)) * a.page + ldg(a.pos + token);
+    const char* from = at < a.key_bytes ? a.key + token * a.key_token : a.value + token * a.value_token;
+    char* raw = at < a.key_bytes ? a.raw_key + to * a.key_bytes : a.raw_value + to * a.value_bytes;
+    *(uint4*)(raw + place) = ldg((const uint4*)(from + place));
 }
 
 // Grid: as many blocks as cover rows * dim.

@@ -9,7 +9,7 @@ namespace leankv::cuda {
 enum Score : int { kAttention = 0, kNone = 1, kPredictor = 2 };  // SCORES in tier_rule.py
 
 struct TierArgs {
-    const void *key, *value;      // [layers, rows, page, heads, dim]
+    const void *key, *value;      // [layers, rows, page, heads, dim], the same of value_dim
     const int* scores;            // [layers, rows, heads * group, page]
     const long long* at;          // [n]: which of the rows
     const long long* page_index;  // [n]
@@ -30,15 +30,16 @@ __device__ __forceinline__ double predicted_cost(const TierArgs& a, long long ro
     auto part = [&](double x, int feature) { return rounded(times(x, a.feature_steps)) * ldg(weights + feature); };
     long long total = 0;
     double of_value = 0.0, of_key = 0.0;
-    for (int c = lane; c < S::dim; c += 32) {
-        const double x = number_at(a.value, row + c, a.dtype);
+    for (int c = lane; c < S::value_dim; c += 32) {
+        const double x = number_at(a.value, row * S::value_dim + c, a.dtype);
         total += part(x, c);
         of_value = add(of_value, times(x, x));
     }
     for (int c = lane; c < half; c += 32) {
-        const double x = number_at(a.key, row + c, a.dtype), y = number_at(a.key, row + half + c, a.dtype);
+        const double x = number_at(a.key, row * S::dim + c, a.dtype);
+        const double y = number_at(a.key, row * S::dim + half + c, a.dtype);
         const double energy = add(times(x, x), times(y, y));
-        total += part(natural_log(energy > a.least_energy ? energy : a.least_energy), S::dim + c);
+        total += part(natural_log(energy > a.least_energy ? energy : a.least_energy), S::value_dim + c);
         of_key = add(of_key, energy);
     }
     for (int m = 1; m < 32; m *= 2) {
@@ -46,7 +47,7 @@ __device__ __forceinline__ double predicted_cost(const TierArgs& a, long long ro
         of_value = add(of_value, shfl_xor(of_value, m));
         of_key = add(of_key, shfl_xor(of_key, m));
     }
-    constexpr int rest = S::dim + half;
+    constexpr int rest = S::value_dim + half;
     total += part(natural_log(attention > a.least_attention ? attention : a.least_attention), rest);
     total += part(natural_log(of_value > a.least_energy ? of_value : a.least_energy), rest + 1);
     total += part(natural_log(of_key > a.least_energy ? of_key : a.least_energy), rest + 2);
@@ -65,7 +66,7 @@ __device__ __forceinline__ void tier_pages(const TierArgs& a) {
     const double high = ldg(alphas), mid = ldg(alphas + a.heads), low = ldg(alphas + 2 * a.heads);
     const int kept = index < a.keep_first && (high < a.never || mid < a.never || low < a.never) ? a.least : kPruned;
     const int* scores = a.scores + (raw * a.heads + head) * a.group * S::page;
-    const long long* weights = a.weights + ((long long)blockIdx.z * a.heads + head) * (S::dim + S::dim / 2 + 4);
+    const long long* weights = a.weights + ((long long)blockIdx.z * a.heads + head) * (S::value_dim + S::dim / 2 + 4);
     for (int t = warp; t < S::page; t += S::warps) {
         double significance = 0.0;
         if (a.score != kNone) {
@@ -80,7 +81,7 @@ __device__ __forceinline__ void tier_pages(const TierArgs& a) {
             }
         }
         if (a.score == kPredictor) {
-            const long long row = ((raw * S::page + t) * a.heads + head) * S::dim;
+            const long long row = (raw * S::page + t) * a.heads + head;
             significance = predicted_cost<S>(a, row, significance, weights, lane);
         }
         int tier = significance > high ? kHigh : significance > mid ? kMid : significance >= low ? kLow : kPruned;

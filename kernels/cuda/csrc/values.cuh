@@ -91,19 +91,19 @@ struct Values {
             const int quad = 32 * half + 8 * i + quad_of(i, (row >> 1) + 4 * (matrix >> 1));
             const int quads = (p.tokens + kValueQuad - 1) / kValueQuad, split = p.value_split;
             const bool inside = quad < quads;
-            at = (inside ? quad : 0) * S::dim;
-            stride = quads * S::dim;
+            at = (inside ? quad : 0) * S::value_dim;
+            stride = quads * S::value_dim;
             fine_at = at + S::value_base * stride;
             fine_stride = stride;
             low_at = low_stride = 0;
             fine_inside = true;
             pieces = low_inside = false;
             if (S::value_refine && !p.plane_in_base) {
-                fine_at = p.v0_bytes + quad * S::dim;
-                fine_stride = (split + kValueQuad - 1) / kValueQuad * S::dim;
+                fine_at = p.v0_bytes + quad * S::value_dim;
+                fine_stride = (split + kValueQuad - 1) / kValueQuad * S::value_dim;
                 fine_inside = kValueQuad * quad < split;
-                low_at = p.v0_bytes + p.v1_bytes + (quad - split / kValueQuad) * S::dim;
-                low_stride = (quads - split / kValueQuad) * S::dim;
+                low_at = p.v0_bytes + p.v1_bytes + (quad - split / kValueQuad) * S::value_dim;
+                low_stride = (quads - split / kValueQuad) * S::value_dim;
                 low_inside = inside && kValueQuad * (quad + 1) > split;
                 pieces = S::near && split < p.fine_values;
             }

@@ -59,19 +59,22 @@ struct Weights {
     }
 
   private:
-    // Caps whole scores, which then hold the centre's share; they stay in steps of their rows.
+    // Caps scores, cap * tanh(score / cap), to 4e-7 of the cap. They then hold the centre's share, and stay in steps of
+    // their rows.
     static __device__ __forceinline__ void cap(float (&x)[N][T][4], float (&centre)[N], const float (&row_step)[N],
                                                float most) {
 #pragma unroll
         for (int n = 0; n < N; n++) {
-            const float back = rcp(row_step[n]);
+            const float twice = 2.88539008f * rcp(most) * row_step[n], in_steps = most * rcp(row_step[n]);
+            const float before = centre[n] * twice;
+            centre[n] = 0;
 #pragma unroll
             for (int i = 0; i < T; i++)
 #pragma unroll
-                for (int e = 0; e < 4; e++)
-                    if (x[n][i][e] != -INFINITY)
-                        x[n][i][e] = capped((x[n][i][e] + centre[n]) * row_step[n], most) * back;
-            centre[n] = 0;
+                for (int e = 0; e < 4; e++) {
+                    const float share = rcp(ex2(fma_(x[n][i][e], twice, before)) + 1.0f);
+                    x[n][i][e] = x[n][i][e] == -INFINITY ? x[n][i][e] : fma_(-2.0f * in_steps, share, in_steps);
+                }
         }
     }
 

@@ -6,15 +6,16 @@
 
 namespace leankv::cuda {
 
-template <int DIM, int PAGE>
+template <int DIM, int PAGE, int VALUE_DIM = DIM>
 struct CommitShape {
-    static constexpr int dim = DIM, page = PAGE, threads = 256, warps = 8, K = (DIM + 31) / 32;
+    static constexpr int dim = DIM, value_dim = VALUE_DIM, page = PAGE, threads = 256, warps = 8;
+    static constexpr int widest = DIM > VALUE_DIM ? DIM : VALUE_DIM, K = (DIM + 31) / 32;
     // One after the other keys' and values' codes, in the order of the record; scales; the keys' centre; places and
     // tiers of the tokens.
-    static constexpr int code_bytes = PAGE * DIM, scale_bytes = PAGE * kScaleBytes, centre_bytes = 8 * DIM;
+    static constexpr int code_bytes = PAGE * widest, scale_bytes = PAGE * kScaleBytes, centre_bytes = 8 * DIM;
     static constexpr int place_bytes = 2 * PAGE, tier_bytes = PAGE;
     static constexpr int shared_bytes = code_bytes + scale_bytes + centre_bytes + place_bytes + tier_bytes;
-    static_assert(PAGE <= threads && DIM <= threads, "a thread a token, or a channel");
+    static_assert(PAGE <= threads && widest <= scale_bytes, "a thread a token; a flag a channel where scales will be");
 };
 
 struct CommitArgs {
@@ -24,14 +25,14 @@ struct CommitArgs {
     const int* ring;
     long long *ring_head, *ring_free, *usage;
     const long long *pages, *at;  // [n]: logical ids; which raw pages
-    const void *key, *value;      // [layers, rows, page, heads, dim]
+    const void *key, *value;      // [layers, rows, page, heads, dim], the same of value_dim
     const uint8_t* tiers;         // [layers, n, heads, page]
     int* heads;                   // [layers, n, heads, 4]: the words of a KV head in the header
     int* records;                 // [layers, n, 3]: where its blocks begin in the ring, how many they are, its bytes
     int* arrivals;                // zero before and after
-    double norm;                  // 1 / sqrt(rotation block)
+    double norm, value_norm;      // 1 / sqrt(rotation block)
     long long num_blocks, n, layers, rows, table_stride;
-    int layer, dtype, rotation_block;
+    int layer, dtype, rotation_block, value_rotation_block;
 };
 
 // A record being written, through blocks that lie one behind the other in the ring.
@@ -90,15 +91,16 @@ struct Codes {
 
     __device__ __forceinline__ int value_plane(int at, int skip, int begin, int first, int stop) const {
         const int shift = kMasterBits - kValuePlaneBits - skip, quad = first / kValueQuad;
-        const int bytes = stop > first ? ((stop + kValueQuad - 1) / kValueQuad - quad) * S::dim : 0;
+        const int bytes = stop > first ? ((stop + kValueQuad - 1) / kValueQuad - quad) * S::value_dim : 0;
         put(at, bytes, [&](int w) {
-            const int of = 4 * w / S::dim + quad, channel = 4 * w % S::dim;
+            const int of = 4 * w / S::value_dim + quad, channel = 4 * w % S::value_dim;
             uint32_t word = 0;
 #pragma unroll
             for (int j = 0; j < kValueQuad; j++) {
                 const int token = kValueQuad * of + j;
                 if (token < first || token >= stop) continue;
-                word |= (lds<uint32_t>(codes + (begin + token) * S::dim + channel) >> shift & 0x03030303) << 2 * j;
+                word |= (lds<uint32_t>(codes + (begin + token) * S::value_dim + channel) >> shift & 0x03030303)
+                        << 2 * j;
             }
             return word;
         });
