@@ -26,7 +26,7 @@ from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.deferred import FilledPages
 from leankv_sglang.kvcache.heap import Heap
-from leankv_sglang.kvcache.hybrid.pools import compressed_pool
+from leankv_sglang.kvcache.hybrid import compressed_pool
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.pool import LeanKVPool
 from leankv_sglang.kvcache.sizing import most_tokens

@@ -11,6 +11,7 @@ from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from torch import Tensor
 
 from leankv_sglang.kvcache.free_list import FreeList
+from leankv_sglang.kvcache.hybrid import compressed_pool
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.pool import LeanKVPool
 from leankv_sglang.kvcache.prefill_budget import LedgerBudget
@@ -32,6 +33,17 @@ class LeanKVAllocator(PagedTokenToKVPoolAllocator):
     """Units that the prefill pass under way has promised to those it admitted."""
     _audited = -1
     _released: list[Pages]
+
+    def __init__(
+        self, size: int, page_size: int, dtype: torch.dtype, device: str, kvcache: Any, need_sort: bool
+    ) -> None:
+        # Of a model with recurrent layers, what SGLang calls its pool holds their states beside ours.
+        self._given = kvcache
+        super().__init__(size, page_size, dtype, device, compressed_pool(kvcache), need_sort)
+
+    def get_kvcache(self) -> Any:
+        """The pool as SGLang knows it."""
+        return self._given
 
     @property
     def ledger(self) -> Any:

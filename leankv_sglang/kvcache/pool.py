@@ -256,9 +256,9 @@ class LeanKVPool(MHATokenToKVPool):
             problems.append(f"{bad} pages cost another number of units than their blocks say")
         return problems
 
-    def get_kv_size_bytes(self) -> int:
-        """Physical bytes of the store."""
-        return self.store.nbytes()
+    def get_kv_size_bytes(self) -> tuple[int, int]:
+        """Physical bytes of the store, where SGLang counts keys; values lie in the same blocks."""
+        return self.store.nbytes(), 0
 
     def _clear_buffers(self) -> None:
         del self.store

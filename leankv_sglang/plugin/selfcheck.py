@@ -59,7 +59,7 @@ def check_process(pool: Any, allocator: Any) -> None:
         LeanKVError: one sentence naming every seam that failed.
     """
     from leankv_sglang.kvcache.allocator import LeanKVAllocator
-    from leankv_sglang.kvcache.hybrid.pools import compressed_pool
+    from leankv_sglang.kvcache.hybrid import compressed_pool
     from leankv_sglang.kvcache.pool import LeanKVPool
 
     check_version()

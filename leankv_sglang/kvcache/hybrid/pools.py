@@ -35,8 +35,3 @@ class WindowPools(SWAKVPool):
     def get_v_head_dim(self) -> int:
         """Of the windows, which are all that SGLang's backends read here."""
         return int(self.swa_kv_pool.get_value_buffer(self.swa_kv_pool.start_layer).shape[-1])
-
-
-def compressed_pool(pool: Any) -> Any:
-    """The pool of compressed pages in what SGLang takes for its KV pool."""
-    return pool if isinstance(pool, LeanKVPool) else getattr(pool, "full_kv_pool", pool)

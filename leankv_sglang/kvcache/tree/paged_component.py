@@ -21,6 +21,7 @@ from sglang.srt.mem_cache.unified_cache.components.base import EvictLayer
 
 from leankv_kernels.layout import LEVEL_BASE, LEVEL_NEAR
 from leankv_sglang.config import required_config
+from leankv_sglang.kvcache.hybrid import compressed_pool
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.tree.shrink import Shrinker
 from leankv_sglang.kvcache.tree.trim import legal_end
@@ -39,7 +40,7 @@ class PagedComponent(FullComponent):
         allocator = params.token_to_kv_pool_allocator
         # Of a model with sliding windows, the half that holds pages.
         self.allocator = getattr(allocator, "full_attn_allocator", allocator)
-        self.pool = self.allocator.get_kvcache()
+        self.pool = compressed_pool(self.allocator.get_kvcache())
         self.ledger = self.pool.ledger
         self.page_size: int = self.pool.page_size
         self.near_pages = config.near_pages

@@ -55,12 +55,16 @@ class LeanKVRadixCache(UnifiedRadixCache):
             return super()._match_tree(params)
         key = params.key
         length = self.paged.legal_length(key)
-        result = first = super()._match_tree(replace(params, key=key[:length]))
+        # A request is given the recurrent state of the last node found, so it is not given one before that is certain.
+        asked = replace(params, cow_mamba=False)
+        result = first = super()._match_tree(replace(asked, key=key[:length]))
         # Other kinds of layers may have ended the hit earlier, where ours cannot end.
         while (ends := result.device_prefix_len + result.host_hit_length) < length:
             if (length := self.paged.legal_length(key[:ends])) == ends:
                 break
-            result = super()._match_tree(replace(params, key=key[:length]))
+            result = super()._match_tree(replace(asked, key=key[:length]))
+        if params.cow_mamba:
+            result = super()._match_tree(replace(params, key=key[:ends]))
         # What says where a window, or a state, is worth restoring: as far as our pages reach.
         return result._replace(
             full_kv_hit_length=first.full_kv_hit_length,

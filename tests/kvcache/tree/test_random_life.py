@@ -9,11 +9,12 @@ import pytest
 from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
 from leankv_sglang.kvcache.tree.regret import Regret
 from tests.kvcache.late import LateCopies
+from tests.kvcache.tree.state_world import StateWorld
 from tests.kvcache.tree.window_world import WindowWorld
 from tests.kvcache.tree.world import CONTEXT, PAGE, World
 
 LATE = "counts come late"
-QUICK = ("default", LATE, "windows")
+QUICK = ("default", LATE, "windows", "states")
 CASES = {
     "default": (LeanKVConfig(), "lru", (0.5, 0.0)),
     "pruning": (LeanKVConfig(alpha_low=0.1), "lru", (0.3, 0.4)),
@@ -22,6 +23,8 @@ CASES = {
     "one tier": (LeanKVConfig(high="k4v2", low="k4v2"), "lru", (0.0, 0.0)),
     LATE: (LeanKVConfig(), "lru", (0.5, 0.0)),
     "demoting, strict": (LeanKVConfig(demote=True), "lru", (0.3, 0.0)),
+    "states": (LeanKVConfig(), "lru", (0.5, 0.0)),
+    "states, pruning, two pages near": (LeanKVConfig(alpha_low=0.1, near_pages=2), "lru", (0.3, 0.4)),
     "windows": (LeanKVConfig(), "lru", (0.5, 0.0)),
     "windows, pruning, two pages near": (LeanKVConfig(alpha_low=0.1, near_pages=2), "lru", (0.3, 0.4)),
 }
@@ -39,8 +42,8 @@ def prompt(world: World) -> list[int]:
     return tokens + [99] * chance.randrange(1, PAGE)
 
 
-WINDOWS = "windows"
-"""Of the cases, the one whose model has sliding windows."""
+KINDS = {"windows": WindowWorld, "states": StateWorld}
+"""What is in the name of cases whose model has other layers too."""
 
 
 def step(world: World) -> None:
@@ -64,6 +67,8 @@ def step(world: World) -> None:
         world.evict(chance.randrange(1, 8 * PAGE))
         if isinstance(world, WindowWorld):
             world.evict_windows(chance.randrange(1, 8 * PAGE))
+        if isinstance(world, StateWorld):
+            world.evict_states(chance.randrange(1, 6))
     elif dice < 0.995:
         world.cache.relieve()
     else:
@@ -80,7 +85,7 @@ def test_invariants_hold_after_every_step(name: str, monkeypatch: pytest.MonkeyP
     if config.demote:
         monkeypatch.setattr(Regret, "prefers_dropping", lambda _self: False)
     late = LateCopies() if name == LATE else None
-    kind = WindowWorld if WINDOWS in name else World
+    kind = next((kind for word, kind in KINDS.items() if word in name), World)
     world = kind(pages=40, policy=policy, tiers=tiers, seed=len(name), late=late)
     for _ in range(STEPS):
         step(world)

@@ -45,10 +45,10 @@ class World:
         tree: type[LeanKVRadixCache] = LeanKVRadixCache,
     ) -> None:
         self.late = late
+        self.rows = self.make_rows()
         self.pool, self.allocator = self.make_pools(pages * PAGE)
         if late is not None:
             self.pool.commits = CommitLog(self.pool.store, self.pool.ledger, self.pool.ops, late)
-        self.rows = ReqToTokenPool(size=ROWS, max_context_len=CONTEXT, device="cpu", enable_memory_saver=False)
         self.cache = tree(
             CacheInitParams(
                 disable=False,
@@ -73,9 +73,19 @@ class World:
         pool = LeanKVPool(units, PAGE, torch.bfloat16, HEADS, DIM, LAYERS, "cpu", False)
         return pool, LeanKVAllocator(units, PAGE, torch.bfloat16, "cpu", pool, need_sort=False)
 
+    def make_rows(self) -> ReqToTokenPool:
+        """SGLang's table of request rows."""
+        return ReqToTokenPool(size=ROWS, max_context_len=CONTEXT, device="cpu", enable_memory_saver=False)
+
     def tree_params(self) -> dict[str, Any]:
         """What the tree is told of layers."""
         return {"tree_components": (ComponentType.FULL,)}
+
+    def begun(self, req: Any, tokens: list[int]) -> None:
+        """A request has a row, and a hit of these tokens."""
+
+    def dropped(self, req: Any) -> None:
+        """A request gives up what it has beside pages."""
 
     def written(self, req: Any, tokens: list[int], start: int) -> None:
         """A forward over ``tokens[start:]`` has slots for them."""
@@ -141,7 +151,7 @@ class World:
         req = Req(str(self.rid), "", array("q", tokens), SamplingParams(temperature=0, max_new_tokens=64))
         self.rid += 1
         key = RadixKey(req.origin_input_ids[: len(tokens) - 1], None)
-        match = self.cache.match_prefix(MatchPrefixParams(key=key, req=req))
+        match = self.cache.match_prefix(MatchPrefixParams(key=key, req=req, cow_mamba=self.cache.supports_mamba()))
         req.prefix_len, req.last_node = match.device_prefix_len, match.last_device_node
         req.lock = self.cache.lock(req.last_node)
         req.kv.cache_protected_len = req.prefix_len
@@ -156,6 +166,7 @@ class World:
         assert len(prefix) == hit
         self.page_rows.forget(self.rows.alloc([req]))
         self.page_rows.begin([req])
+        self.begun(req, tokens[:hit])
         self.rows.write((req.kv.req_pool_idx, slice(0, hit)), prefix.int())
         req.kv.kv_allocated_len = req.kv.kv_committed_len = hit
         self.running.append(req)
@@ -234,6 +245,7 @@ class World:
             self.cache.linker.release_request(req.rid)
         self.cache.free_kv_row(req.kv, [(req.kv.cache_protected_len, req.kv.kv_allocated_len)])
         self.cache.unlock(req.lock)
+        self.dropped(req)
         self.rows.free(req)
         self.running.remove(req)
 
