@@ -75,6 +75,7 @@ def step(world: World) -> None:
         for req in list(world.running):
             world.drop(req)
         world.cache.reset()
+        world.rows.clear()
         world.allocator.clear()
 
 
