@@ -22,7 +22,7 @@ from bench.cuda_faults.faults import FAULTS, Fault, plant
 
 TESTS = tuple(
     f"tests/kernels/test_{name}.py"
-    for name in ("cuda_emulated", "cuda_layers", "cuda_work", "out_of_range", "shrink", "packing")
+    for name in ("cuda_emulated", "cuda_layers", "cuda_work", "capped", "out_of_range", "shrink", "packing")
 )
 
 

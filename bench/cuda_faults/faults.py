@@ -12,6 +12,7 @@ READ = "any_pages_read and not slow or ugly or bits"
 TOGETHER = "no_bit_shows"
 OPEN = "sequences and 64"
 MERGE = "states_merge"
+CAPPED = "caps_as and emulated"
 COMMIT = "committed_to and 64-64"
 TIERS = "tiers_are_those"
 SHRINK = "same_as_the_reference and cuda"
@@ -113,10 +114,15 @@ FAULTS = (
     Fault(
         "values as keys",
         "states.cuh",
-        "second ? a.value + token * a.value_token",
-        "second ? a.key + token * a.key_token",
+        "a.value + token * a.value_token",
+        "a.key + token * a.key_token",
         "tokens_are_written",
     ),
+    Fault("sinks left out", "states.cuh", "a.sinks ? ldg(a.sinks + row % a.heads) : -INFINITY", "-INFINITY", MERGE),
+    Fault("one sink for all heads", "states.cuh", "row % a.heads", "0", MERGE),
+    Fault("scores of records not capped", "weights.cuh", "keys.a.cap != 0.0f", "false", READ),
+    Fault("capped without the centre", "weights.cuh", "centre[n] * twice", "0.0f", READ),
+    Fault("scores of open pages not capped", "open.cuh", "a.cap != 0.0f", "false", CAPPED),
     Fault("outputs cut off", "numbers.cuh", "0x7FFF + (bits >> 16 & 1)", "0", "rounded_as_torch"),
     Fault("an empty state counts", "states.cuh", "peak == -INFINITY ? 0.0f : peak", "peak", MERGE),
     Fault(
@@ -125,7 +131,7 @@ FAULTS = (
     Fault(
         "thresholds of the first page", "tiers.cuh", "a.of_pages ? record : (long long)blockIdx.z", "blockIdx.z", TIERS
     ),
-    Fault("energies of neighbours", "tiers.cuh", "row + half + c", "row + c + 1", TIERS),
+    Fault("energies of neighbours", "tiers.cuh", "row * S::dim + half + c", "row * S::dim + c + 1", TIERS),
     Fault("the group's first query head alone", "tiers.cuh", "g < a.group", "g < 1", TIERS),
     Fault("low from above its threshold on", "tiers.cuh", "significance >= low", "significance > low", TIERS),
     Fault(
@@ -170,9 +176,7 @@ FAULTS = (
         COMMIT,
     ),
     Fault("pages that are not finite read", "commit.cuh", "if (!readable) return", "if (false) return", RANGE),
-    Fault(
-        "values that are not finite not seen", "commit.cuh", "&& is_finite(number_at(a.value, at, a.dtype))", "", RANGE
-    ),
+    Fault("values that are not finite not seen", "commit.cuh", "&& is_finite(y)", "", RANGE),
     Fault("queries that are not finite read", "query.cuh", "step + none", "step", RANGE),
     Fault("values of later tokens read", "open.cuh", "if (token <= first + r / S::group) out", "out", RANGE),
     Fault("keys that are not finite read", "open.cuh", "x[i][r] += none;", "x[i][r] += 0;", RANGE),

@@ -171,7 +171,12 @@ def attend_window(
 
 def _sinks(sinks: Tensor | None, heads: int) -> Tensor:
     """What ops with sinks take: none at all are -inf."""
-    return torch.full((heads,), -torch.inf) if sinks is None else sinks.to(torch.float32).contiguous()
+    return _no_sinks(heads) if sinks is None else sinks.to(torch.float32).contiguous()
+
+
+@lru_cache(maxsize=64)
+def _no_sinks(heads: int) -> Tensor:
+    return torch.full((heads,), -torch.inf)
 
 
 def commit_pages(store: RecordStore, layer: int, pages: Tensor, raw: RawPages, tiers: Tensor, rotation: str) -> None:

@@ -214,12 +214,13 @@ static void merge_states(const MergeArgs& a) {
     const int threads = a.rows * a.head_dim < (1 << 17) ? 1 : a.threads;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t i = 0; i < a.rows; i++) {
-        const float sink = a.sinks[i % a.heads], higher = a.lse_a[i] > a.lse_b[i] ? a.lse_a[i] : a.lse_b[i];
+        const float sink = a.sinks[uint32_t(i) % uint32_t(a.heads)],
+                    higher = a.lse_a[i] > a.lse_b[i] ? a.lse_a[i] : a.lse_b[i];
         const float peak = higher > sink ? higher : sink;
         const bool empty = peak == -__builtin_inff();
         const float weight_a = empty ? 0.0f : exp2_one((a.lse_a[i] - peak) * kLog2E);
         const float weight_b = empty ? 0.0f : exp2_one((a.lse_b[i] - peak) * kLog2E);
-        const float of_sink = empty ? 0.0f : exp2_one((sink - peak) * kLog2E);
+        const float of_sink = sink == -__builtin_inff() ? 0.0f : exp2_one((sink - peak) * kLog2E);
         const float total = weight_a + weight_b + of_sink, inverse = empty ? 0.0f : 1.0f / total;
         const float share_a = weight_a * inverse, share_b = weight_b * inverse;
         const size_t row = size_t(i) * size_t(a.head_dim);
