@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
-from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.runtime_context import get_parallel
 from torch import Tensor
 
 from leankv_kernels import StaticPlan, build_plan
 from leankv_sglang.attention.host_pages import Rows, pages_filled, pages_near, pages_read
+from leankv_sglang.attention.layers import by_heads, by_rows, check_layer
 from leankv_sglang.attention.read_rule import Compressor
 from leankv_sglang.attention.row_thresholds import RowThresholds, keep_rows
 from leankv_sglang.attention.windows import create_windows
@@ -38,30 +39,6 @@ if TYPE_CHECKING:
     from leankv_kernels import Plan
 
 
-def check_layer(layer: RadixAttention, context: int, windowed: bool = False) -> None:
-    """Raise :class:`LeanKVError` for an attention layer that is not covered.
-
-    Args:
-        layer: of the model as it was built.
-        context: tokens of a sequence at most; a window of as many does not slide.
-        windowed: whether its keys are in the pool of sliding windows.
-    """
-    reason, window = None, layer.sliding_window_size
-    slides = window is not None and -1 < window < context - 1
-    if layer.is_cross_attention or layer.attn_type not in (AttentionType.DECODER, None):
-        reason = "it has attention that is not causal self-attention"
-    elif slides and not windowed:
-        reason = f"its layer {layer.layer_id} has a sliding window, which SGLang's configuration of it does not say"
-    elif windowed and not slides:
-        reason = f"its layer {layer.layer_id} has no sliding window, though SGLang's configuration of it says so"
-    elif layer.logit_cap and layer.logit_capping_method not in (None, "tanh"):
-        reason = f"its attention logits are capped by {layer.logit_capping_method}"
-    elif layer.qk_head_dim != layer.v_head_dim and not windowed:
-        reason = "its values have another head_dim than its keys"
-    if reason:
-        raise LeanKVError(f"LeanKV cannot serve this model: {reason}.")
-
-
 class LeanKVBackend(AttentionBackend):
     """Own page raw, near and far views of the pages before, merged. A prefill commits full pages in its layers, since
     its later queries read them; a decode step leaves them to the next forward."""
@@ -75,6 +52,7 @@ class LeanKVBackend(AttentionBackend):
         assert isinstance(pool, LeanKVPool)
         self.windows = create_windows(runner)
         self.context = runner.model_config.context_len
+        self.kept: int | None = getattr(runner, "sliding_window_size", None)
         self.checked: set[RadixAttention] = set()
         # SGLang's transformers backend keeps its attention layers apart.
         apart = getattr(runner.model, "attention_instances", None) or {}
@@ -111,7 +89,8 @@ class LeanKVBackend(AttentionBackend):
         self.thresholds: Tensor | None = None
 
     def _check_layer(self, layer: RadixAttention) -> None:
-        check_layer(layer, self.context, self.windows is not None and layer.layer_id in self.windows.layers)
+        windowed = self.windows is not None and layer.layer_id in self.windows.layers
+        check_layer(layer, self.context, windowed, self.kept)
         self.checked.add(layer)
 
     def _reset_rows(self, rows: list[int]) -> None:
@@ -271,19 +250,12 @@ class LeanKVBackend(AttentionBackend):
         sinks: Tensor | None = None,
         **extra: Any,
     ) -> Tensor:
-        if k is None or v is None or not save:
-            raise LeanKVError("LeanKV cannot serve this model: a layer attends without writing its own KV.")
-        if any(value is not None for value in extra.values()):
-            raise LeanKVError(f"LeanKV cannot serve this model: its attention takes {', '.join(extra)}.")
         if layer not in self.checked:
             self._check_layer(layer)
         plan, pool = self.forward_metadata, self.pool
         assert plan is not None
         index = self.index[layer.layer_id]
-        n = plan.num_tokens
-        queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)[:n]
-        keys = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)[:n]
-        values = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)[:n]
+        queries, keys, values = by_heads(q, k, v, layer, plan.num_tokens, save, extra)
         raw = pool.open_pages.raw(index, plan, keys, values)
         commits = len(self.filled) > 0
         chosen = self.thresholds, commits, q.dtype, layer.logit_cap or 0.0, sinks
@@ -291,9 +263,7 @@ class LeanKVBackend(AttentionBackend):
         pool.open_pages.keep(index, plan, raw)
         if commits and index == pool.layer_num - 1:
             pool.note_commits(plan, self.filled)
-        out = merged.flatten(1)
-        padded = q.numel() // (layer.tp_q_head_num * layer.qk_head_dim)
-        return out if padded == n else torch.cat([out, out.new_zeros(padded - n, out.shape[1])])
+        return by_rows(merged, q, layer)
 
     def support_triton(self) -> bool:
         """False: sglang's Triton helpers for slots do not apply."""

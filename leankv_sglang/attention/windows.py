@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from leankv_kernels import Ops
+from leankv_sglang.attention.layers import by_heads, by_rows
 from leankv_sglang.attention.stock_windows import StockWindows
-from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.hybrid.pools import WindowPools
 
 if TYPE_CHECKING:
@@ -102,17 +102,12 @@ class RawWindows:
         sinks: Tensor | None = None,
         **extra: Any,
     ) -> Tensor:
-        if k is None or v is None or not save:
-            raise LeanKVError("LeanKV cannot serve this model: a layer attends without writing its own KV.")
-        if any(value is not None for value in extra.values()):
-            raise LeanKVError(f"LeanKV cannot serve this model: its attention takes {', '.join(extra)}.")
         pool, index = self.pools.swa_kv_pool, self.pools.layers_mapping[layer.layer_id][0]
         slots, queries, keys, starts = self._slots(layer.sliding_window_size)
-        n, heads = queries[-1], layer.tp_k_head_num
-        written = k.reshape(-1, heads, layer.qk_head_dim)[:n], v.reshape(-1, heads, layer.v_head_dim)[:n]
+        asked, *written = by_heads(q, k, v, layer, queries[-1], save, extra)
         pool.set_kv_buffer(None, self._written, *written, 1.0, 1.0, layer_id_override=index)
         out = self._ops.attend_window(
-            q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)[:n],
+            asked,
             pool.get_key_buffer(index),
             pool.get_value_buffer(index),
             slots,
@@ -123,8 +118,7 @@ class RawWindows:
             layer.scaling,
             layer.logit_cap or 0.0,
             sinks,
-        ).flatten(1)
-        padded = q.numel() // (layer.tp_q_head_num * layer.qk_head_dim)
-        return out if padded == n else torch.cat([out, out.new_zeros(padded - n, out.shape[1])])
+        )
+        return by_rows(out, q, layer)
 
     forward_extend = forward_decode = _forward

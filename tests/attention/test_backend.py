@@ -14,8 +14,8 @@ import torch
 
 from leankv_kernels import HIGH, LOW, MID, PRUNED, cascade
 from leankv_kernels.layout import LEVEL_FAR
-from leankv_sglang.attention import backend as backend_module
 from leankv_sglang.attention import host_pages
+from leankv_sglang.attention.layers import check_layer
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
 from tests.attention.backendutil import make_batch, make_layer, make_runner
@@ -274,23 +274,26 @@ def test_raw_buffers_are_refused(configure) -> None:  # type: ignore[no-untyped-
 )
 def test_layers_outside_the_read_rule_are_refused(field: str, value: Any, why: str) -> None:
     layer = make_layer(HEADS, KV_HEADS, DIM)
-    backend_module.check_layer(layer, CONTEXT)
+    check_layer(layer, CONTEXT)
     setattr(layer, field, value)
     with pytest.raises(LeanKVError, match=why):
-        backend_module.check_layer(layer, CONTEXT)
+        check_layer(layer, CONTEXT)
 
 
 def test_a_layer_is_what_the_configuration_says_it_is() -> None:
     """In either direction, for a window kept as a full layer would read nothing that has left the window pool."""
     layer = make_layer(HEADS, KV_HEADS, DIM)
     with pytest.raises(LeanKVError, match="layer 0 has no sliding window, though"):
-        backend_module.check_layer(layer, CONTEXT, windowed=True)
+        check_layer(layer, CONTEXT, windowed=True)
     layer.sliding_window_size = CONTEXT - 1  # does not slide
-    backend_module.check_layer(layer, CONTEXT)
+    check_layer(layer, CONTEXT)
     layer.sliding_window_size = CONTEXT - 2
-    backend_module.check_layer(layer, CONTEXT, windowed=True)
+    check_layer(layer, CONTEXT, windowed=True)
     layer.logit_cap, layer.logit_capping_method = 30.0, "tanh"
-    backend_module.check_layer(layer, CONTEXT, windowed=True)
+    check_layer(layer, CONTEXT, windowed=True)
+    check_layer(layer, CONTEXT, windowed=True, kept=CONTEXT - 2)
+    with pytest.raises(LeanKVError, match=f"looks {CONTEXT - 2} tokens back, and SGLang keeps 5"):
+        check_layer(layer, CONTEXT, windowed=True, kept=5)
     layer.logit_capping_method = "another"
     with pytest.raises(LeanKVError, match="logits are capped by another"):
-        backend_module.check_layer(layer, CONTEXT, windowed=True)
+        check_layer(layer, CONTEXT, windowed=True)
