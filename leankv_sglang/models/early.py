@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from .shape import architectures, text_part
+
 EMBEDS = re.compile(
     r"(ForSequenceClassification|ForTokenClassification|ForRewardModel|RewardModel|EmbeddingModel|ForMaskedLM"
     r"|(Bert|Roberta|Mistral|CLIP|Contriever|Encoder)Model)$"
@@ -31,12 +33,11 @@ WANT_GPU = frozenset(
 
 def early_model(config: Mapping[str, Any]) -> SimpleNamespace:
     """A model as far as its configuration describes it, with the names that sglang's ModelConfig has."""
-    whole, text = SimpleNamespace(**config), config.get("text_config")
-    part = SimpleNamespace(**text) if isinstance(text, dict) else whole
+    part = SimpleNamespace(**text_part(config))
     head_dim = _number(part, "head_dim")
     names = architectures(config)
     return SimpleNamespace(
-        hf_config=whole,
+        hf_config=SimpleNamespace(**config),
         hf_text_config=part,
         is_generation=not any(EMBEDS.search(name) for name in names),
         is_encoder_decoder=config.get("is_encoder_decoder") is True,
@@ -44,12 +45,6 @@ def early_model(config: Mapping[str, Any]) -> SimpleNamespace:
         head_dim=head_dim,
         v_head_dim=_number(part, "v_head_dim") or head_dim,
     )
-
-
-def architectures(config: Mapping[str, Any]) -> list[str]:
-    """Names of the classes that a configuration gives."""
-    names = config.get("architectures")
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def wants_gpu(config: Mapping[str, Any]) -> str | None:

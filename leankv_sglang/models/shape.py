@@ -59,11 +59,19 @@ class WindowShape(NamedTuple):
 def windows_of(config: Mapping[str, Any]) -> WindowShape | None:
     """The sliding windows of the model of a Hugging Face configuration, where SGLang's class of it has any."""
     text = text_part(config)
-    kinds, window, names = text.get("layer_types"), text.get("sliding_window"), config.get("architectures") or ()
-    if not isinstance(kinds, list) or type(window) is not int or not SLIDING.intersection(names):
+    kinds, window, count = (text.get(name) for name in ("layer_types", "sliding_window", "num_hidden_layers"))
+    if not isinstance(kinds, list) or type(window) is not int or type(count) is not int:
         return None
-    layers = kinds[: text.get("num_hidden_layers")].count("sliding_attention")
+    if not SLIDING.intersection(architectures(config)):
+        return None
+    layers = kinds[:count].count("sliding_attention")
     return WindowShape(layers, window) if layers else None
+
+
+def architectures(config: Mapping[str, Any]) -> list[str]:
+    """Names of the classes that a configuration gives."""
+    names = config.get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:

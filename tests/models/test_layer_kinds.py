@@ -79,6 +79,8 @@ def test_a_shape_is_of_what_grows() -> None:
     assert windows_of(CONFIG) == WindowShape(4, 512)
     assert shape_of({"architectures": CONFIG["architectures"], "text_config": CONFIG}) == ModelShape(2, 4, 2, 64)
     assert windows_of(CONFIG | {"architectures": ["MistralForCausalLM"]}) is None
+    for odd in ({"architectures": 7}, {"num_hidden_layers": "6"}, {"layer_types": 7}):
+        assert windows_of(CONFIG | odd) is None
     with pytest.raises(ValueError, match="layers without a sliding window"):
         shape_of(CONFIG | {"layer_types": [SLIDING] * 6})
 
