@@ -200,6 +200,17 @@ class RecordStore:
             total[layer] = self.layout.head_bytes(header.counts, header.level).sum(0)
         return total
 
+    def count_heads(self, pages: Tensor) -> Tensor:
+        """What ``pages`` int64 ``[n]`` take and hold by layer and KV head, int64 ``[layers, H, 5]``: bytes as
+        :meth:`usage_by_head` has them, then tokens that are high, mid, low and pruned. Does not ask the device."""
+        heads = self.page_table[:, pages].long().flatten()
+        header = self._headers(heads)
+        tiers = torch.stack([count.long() for count in header.counts], -1)
+        nbytes = self.layout.head_bytes(header.counts, header.level).long()
+        pruned = self.layout.page_size - tiers.sum(-1)
+        found = torch.cat([nbytes[..., None], tiers, pruned[..., None]], -1) * (heads > 0)[:, None, None]
+        return found.view(self.num_layers, len(pages), *found.shape[1:]).sum(1)
+
     def nbytes(self) -> int:
         """Bytes of everything the store allocated: blocks, page table, ring."""
         return self.blocks.numel() + 4 * self.page_table.numel() + self.ring.nbytes()

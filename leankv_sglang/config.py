@@ -70,6 +70,7 @@ class LeanKVConfig:
         store: where pages are kept that outlive the server, ``file:FOLDER`` or ``mooncake://MASTER:PORT``, or nowhere.
         store_size: bytes that all pages in the folder may take; of this machine's memory, for Mooncake.
         load: whether prefixes come from there: ``always``, ``auto`` where that is quicker than computing, or ``never``.
+        show_text: whether the live page may show the beginnings of prompts.
 
     Raises:
         LeanKVError: one sentence naming the flag that is wrong and what it takes.
@@ -96,6 +97,7 @@ class LeanKVConfig:
     store: str | None = None
     store_size: int = DEFAULT_STORE_SIZE
     load: str = "auto"
+    show_text: bool = False
 
     def __post_init__(self) -> None:
         check_tiers(self.high, self.mid, self.low)

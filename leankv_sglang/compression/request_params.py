@@ -114,6 +114,13 @@ def accuracy_of(salt: str | None, config: LeanKVConfig) -> Accuracy:
     return _from_spec(spec, config)
 
 
+def user_salt(salt: str | None) -> str | None:
+    """The salt that :func:`salted` put an accuracy into; None where there was none."""
+    if salt and salt.startswith(_MARK):
+        salt = salt[len(_MARK) :].partition(";")[2]
+    return salt or None
+
+
 @lru_cache(maxsize=256)
 def _from_spec(spec: str, config: LeanKVConfig) -> Accuracy:
     own = _accuracy(config.alphas, config)

@@ -46,6 +46,7 @@ class PageCounts:
     trimmed: int = 0
     demoted: int = 0
     healed: int = 0
+    evicted: int = 0
 
 
 class LeanKVPool(MHATokenToKVPool):

@@ -22,7 +22,26 @@ def pool_figures(pool: LeanKVPool, usage: Usage | None = None) -> dict[str, Any]
     ``ratio_once_trimmed`` are without near parts, which go first when memory is short. ``offload`` is there where pages
     are kept beyond the device.
     """
-    usage, layout, layers = usage or pool.usage(), pool.layout, pool.layer_num
+    usage = usage or pool.usage()
+    trimmed = pool.bytes_of_pages(np.flatnonzero(pool.ledger.price), trimmed=True)
+    figures = usage_figures(pool, usage)
+    raw, total = figures["bytes_raw"], figures["bytes_total"]
+    return {
+        **figures,
+        "bytes_once_trimmed": trimmed,
+        "ratio_once_trimmed": raw / trimmed if trimmed else 0.0,
+        "ratio_with_open_pages": raw / (total + pool.open_pages.nbytes()) if total else 0.0,
+        "saturated_rows": usage.saturated,
+        "nonfinite_rows": usage.not_finite,
+        "device_reads": pool.slot_reader.reads,
+        **({"offload": beyond} if (beyond := offload_figures()) else {}),
+    }
+
+
+def usage_figures(pool: LeanKVPool, usage: Usage) -> dict[str, Any]:
+    """What of :func:`pool_figures` takes the same time however many pages the pool holds; ``bytes_raw`` is what its
+    tokens would take in the model's dtype."""
+    layout, layers = pool.layout, pool.layer_num
     parts = {
         "high": usage.high,
         "mid": usage.mid,
@@ -35,7 +54,6 @@ def pool_figures(pool: LeanKVPool, usage: Usage | None = None) -> dict[str, Any]
     total = sum(parts.values())
     tokens = usage.records * layout.page_size // layers
     raw = tokens * model_dtype_bytes_per_token(layout, layers, pool.model_dtype.itemsize)
-    trimmed = pool.bytes_of_pages(np.flatnonzero(pool.ledger.price), trimmed=True)
     token_heads = max(usage.high_tokens + usage.mid_tokens + usage.low_tokens + usage.pruned_tokens, 1)
     return {
         "config": pool.config.describe(),
@@ -43,11 +61,9 @@ def pool_figures(pool: LeanKVPool, usage: Usage | None = None) -> dict[str, Any]
         "bytes_total": total,
         "bytes_open_pages": pool.open_pages.nbytes(),
         "bytes_allocated": pool.store.nbytes() + pool.open_pages.nbytes() + pool.open_pages.spare_nbytes(),
+        "bytes_raw": raw,
         "tokens_held": tokens,
         "ratio": raw / total if total else 0.0,
-        "bytes_once_trimmed": trimmed,
-        "ratio_once_trimmed": raw / trimmed if trimmed else 0.0,
-        "ratio_with_open_pages": raw / (total + pool.open_pages.nbytes()) if total else 0.0,
         "share_high": usage.high_tokens / token_heads,
         "share_mid": usage.mid_tokens / token_heads,
         "share_low": usage.low_tokens / token_heads,
@@ -56,16 +72,13 @@ def pool_figures(pool: LeanKVPool, usage: Usage | None = None) -> dict[str, Any]
         "pages_trimmed": pool.counts.trimmed,
         "pages_demoted": pool.counts.demoted,
         "pages_healed": pool.counts.healed,
+        "pages_evicted": pool.counts.evicted,
         "units_total": pool.ledger.units,
         "units_free": int(pool.ledger.free_units),
         "blocks_free": pool.store.num_blocks - usage.blocks,
         "blocks_total": pool.store.num_blocks,
         "block_bytes": layout.block_bytes,
         "page_size": layout.page_size,
-        "saturated_rows": usage.saturated,
-        "nonfinite_rows": usage.not_finite,
-        "device_reads": pool.slot_reader.reads,
-        **({"offload": beyond} if (beyond := offload_figures()) else {}),
     }
 
 

@@ -14,6 +14,7 @@ from leankv_sglang.compression.request_params import FIELD, accuracy_of
 from leankv_sglang.kvcache.page_rows import PageRows
 from leankv_sglang.kvcache.pool import LeanKVPool, current_pool
 from leankv_sglang.kvcache.sizing import model_dtype_bytes_per_token
+from leankv_sglang.observability.live.scheduler.requests_seen import seen
 
 _noted: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 """Figures of finished requests whose last output is not sent yet."""
@@ -24,7 +25,8 @@ def note_release(req: Any, tree_cache: Any) -> None:
     pool = current_pool()
     if pool is not None and req.finished() and req.kv.holds_kv:
         rows = pool.mirror_rows(tree_cache.req_to_token_pool)
-        _noted[req] = _figures(pool, req, rows)
+        _noted[req] = figures = _figures(pool, req, rows)
+        seen.note(req, figures)
 
 
 def _figures(pool: LeanKVPool, req: Any, rows: PageRows) -> dict[str, Any]:

@@ -103,6 +103,23 @@ class LeanKVLinker(UnifiedCacheLinker):
         self.stack.fetch(wanted)
         return ends
 
+    def would_load(self, keys: Sequence[str]) -> tuple[int, int]:
+        """How many of a prefix's pages :meth:`lookup` would have loaded from host memory, and from the store; by this
+        rank alone, and nothing is fetched."""
+        ends = self._ends(keys, self.stack)
+        if not ends:
+            return 0, 0
+        in_host = self.has_in_host(keys[: ends[-1]])
+        if missing := in_host.count(False):
+            if self._is_worth_fetching(missing):
+                return ends[-1] - missing, missing
+            ends = self._ends(keys, self.stack.host)
+        return (ends[-1] if ends else 0), 0
+
+    def has_in_host(self, keys: Sequence[str]) -> list[bool]:
+        """Of which pages host memory has all but the near parts, where none ends a hit."""
+        return self.stack.host.has(_names(keys, Part.FAR))
+
     def _ends(self, keys: Sequence[str], place: StoreStack | HostStore) -> list[int]:
         """Pages after which a hit may end by what a place has."""
         far = place.has(_names(keys, Part.FAR))

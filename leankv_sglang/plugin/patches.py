@@ -9,6 +9,7 @@ from typing import Any
 def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
     """Every patch that a scheduler process needs, with what its ``install`` takes."""
     from leankv_patches import (
+        between_steps,
         cell_size,
         control_failure,
         greedy_rows,
@@ -35,6 +36,8 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
     from leankv_sglang.attention.row_thresholds import assign_rows
     from leankv_sglang.kvcache.sizing import bytes_per_token, memory_for_pages
     from leankv_sglang.models.layer_kinds import window_split
+    from leankv_sglang.observability.live.messages import LeanKVAsk
+    from leankv_sglang.observability.live.scheduler.observer import observe
     from leankv_sglang.observability.pool_stats import server_info
     from leankv_sglang.observability.request_stats import note_release, reporting_streamer
     from leankv_sglang.plugin.faults import report
@@ -46,6 +49,7 @@ def scheduler_patches() -> list[tuple[ModuleType, tuple[Any, ...]]]:
         (window_layers, (window_split,)),
         (hybrid_pools, (hybrid_classes, bytes_per_token)),
         (internal_state, (server_info,)),
+        (between_steps, (LeanKVAsk, observe)),
         (nccl_choice, ()),
         (single_row, ()),
         (invariant_ops, ()),

@@ -37,8 +37,11 @@ def register() -> None:
         register_radix_cache_backend(NAME, _create_cache)
     register_resolution_hook("handle_attention_backend_compatibility")(_resolve)
     register_resolution_hook("handle_hicache")(_link)
+    from leankv_patches import between_steps
+    from leankv_sglang.observability.live.messages import MESSAGES
     from leankv_sglang.plugin.patches import scheduler_patches
 
+    between_steps.carry(MESSAGES)
     for patch, arguments in scheduler_patches():
         patch.install(*arguments)
 

@@ -140,6 +140,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         f"{DEFAULT_DRAIN_SECONDS:g})",
     )
     group.add_argument(
+        "--leankv-show-text",
+        action="store_true",
+        help="let the live page (/leankv) show how cached prompts begin; without it nobody sees any of their text "
+        "(default: off)",
+    )
+    group.add_argument(
         "--leankv-kernels", metavar="NAME", help="backend of the compression kernels (default: auto, by device)"
     )
 
@@ -166,6 +172,7 @@ def config_from_args(
     cache = {
         "demote": args.leankv_demote,
         "match": "strict" if args.leankv_match is None else args.leankv_match,
+        "show_text": args.leankv_show_text,
         **offload_fields(args),
     }
     if given and args.leankv_profile not in (None, NO_PROFILE):

@@ -53,7 +53,8 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
         lines.append(("open pages", f"{bytes_open / 2**20:,.0f} MiB for {rows - 1} running requests"))
     else:
         lines.append(("KV cache", "sized from the free device memory (--mem-fraction-static)"))
-    lines.append(("address", f"http://{cfg.host}:{cfg.port}"))
+    address = f"http://{cfg.host}:{cfg.port}"
+    lines += [("address", address), ("live page", f"{address}/leankv")]
     return lines
 
 

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from leankv_patches import (
+    between_steps,
     choice_seeds,
     control_waits,
     conversion,
@@ -39,7 +40,11 @@ def install_tokenizer() -> None:
     """
     from sglang.srt.plugins.hook_registry import HookRegistry
 
+    from leankv_sglang.observability.live.messages import LeanKVPart
+    from leankv_sglang.observability.live.page.routes import take
+
     if not hook.is_hooked(meta_info.TARGET):
+        between_steps.install_tokenizer(LeanKVPart, take)
         meta_info.install(FIELD)
         choice_seeds.install()
         request_fields.install()
@@ -50,7 +55,8 @@ def install_tokenizer() -> None:
         drain.install(_drain_seconds())
         HookRegistry.apply_hooks()
     patches = (meta_info, choice_seeds, request_fields, control_waits, logging_fields, long_texts, sessions, drain)
-    stop_if([problem for patch in patches if (problem := patch.problem())])
+    problems = [patch.problem() for patch in patches] + [between_steps.tokenizer_problem()]
+    stop_if([problem for problem in problems if problem])
 
 
 def install_launcher() -> None:
@@ -78,6 +84,9 @@ def install_http(app: Any) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
     from starlette.middleware import Middleware
 
+    from leankv_sglang.observability.live.page.browser_key import install_browser_key
+    from leankv_sglang.observability.live.page.routes import PATH, install_routes
+
     install_tokenizer()
     if not any(m.cls is RequestFieldMiddleware for m in app.user_middleware):
         openai_metadata.install(FIELD)
@@ -87,6 +96,8 @@ def install_http(app: Any) -> None:
         # Innermost: behind authentication, decompression and CORS, which add themselves at the other end.
         app.user_middleware.append(Middleware(RequestFieldMiddleware))
         install_refusals(app)
+        install_routes(app)
+        install_browser_key(app, PATH)
     stop_if(_problems(app))
 
 

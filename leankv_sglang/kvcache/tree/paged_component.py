@@ -23,6 +23,7 @@ from leankv_kernels.layout import LEVEL_BASE, LEVEL_NEAR
 from leankv_sglang.config import required_config
 from leankv_sglang.kvcache.hybrid import compressed_pool
 from leankv_sglang.kvcache.ledger import Pages
+from leankv_sglang.kvcache.tree.lookup import Lookup, Step, pages_of, path_of, valid_end
 from leankv_sglang.kvcache.tree.shrink import Shrinker
 from leankv_sglang.kvcache.tree.trim import legal_end
 
@@ -164,6 +165,7 @@ class PagedComponent(FullComponent):
         freed = super().evict_component(node, slots, host_frees, cache_actions, target)
         if slots[FULL]:
             device_frees[FULL].append(self.pages(node))
+            self.pool.counts.evicted += len(self.pages(node))
         if EvictLayer.DEVICE in target:
             for page in self.pages(node).tolist():
                 self._node_of.pop(page, None)
@@ -240,21 +242,31 @@ class PagedComponent(FullComponent):
     def legal_length(self, key: Any) -> int:
         """Tokens of ``key`` at whose end a hit may stop: the pages that its next token reads near are held in full,
         and, in strict mode, none before it was demoted."""
-        key = key.page_aligned(self.page_size)
-        node, offset, path = self.tree_core.root_node, 0, []
-        while offset < len(key):
-            child = node.children.get(key.child_key_at(offset, self.page_size))
-            if child is None:
-                break
-            length = child.key.match_at(key, offset, page_size=self.page_size)
-            path.append(self.pages(child)[: length // self.page_size])
-            offset += length
-            node = child
-            if length < len(child.key):
-                break
-        if not path:
-            return 0
-        level = self.ledger.level[np.concatenate(path)]
+        return self.legal_end_of(self._steps(key))
+
+    def _steps(self, key: Any) -> list[Step]:
+        return path_of(self.tree_core, key.page_aligned(self.page_size), self.page_size)
+
+    def legal_end_of(self, steps: list[Step], limit: int | None = None) -> int:
+        """The same of a path, of its first ``limit`` tokens."""
+        pages = pages_of(steps, self.pages, self.page_size)
+        level = self.ledger.level[pages if limit is None else pages[: limit // self.page_size]]
         if self.strict and (demoted := np.flatnonzero(level == LEVEL_BASE)).size:
             level = level[: demoted[0]]
         return legal_end(level == LEVEL_NEAR, self.near_pages) * self.page_size
+
+    def look_up(self, key: Any) -> Lookup:
+        """What a request with this key would be given, without touching anything; see :mod:`lookup`."""
+        steps = self._steps(key)
+        legal = length = self.legal_end_of(steps)
+        components = self.cache._components_tuple
+        # As radix_cache.LeanKVRadixCache._match_tree does.
+        while (hit := valid_end(components, steps, length)) < length:
+            if (length := self.legal_end_of(steps, hit)) == hit:
+                break
+        at, last = 0, None
+        for node, tokens in steps:
+            if at >= hit:
+                break
+            at, last = at + tokens, node
+        return Lookup(hit, legal, pages_of(steps, self.pages, self.page_size), last)

@@ -151,7 +151,9 @@ class World:
         req = Req(str(self.rid), "", array("q", tokens), SamplingParams(temperature=0, max_new_tokens=64))
         self.rid += 1
         key = RadixKey(req.origin_input_ids[: len(tokens) - 1], None)
+        looked_up = self.cache.paged.look_up(key)
         match = self.cache.match_prefix(MatchPrefixParams(key=key, req=req, cow_mamba=self.cache.supports_mamba()))
+        assert looked_up.hit == match.device_prefix_len
         req.prefix_len, req.last_node = match.device_prefix_len, match.last_device_node
         req.lock = self.cache.lock(req.last_node)
         req.kv.cache_protected_len = req.prefix_len

@@ -1,0 +1,1 @@
+"""In the HTTP process: the page, its pictures, and the questions that they take."""

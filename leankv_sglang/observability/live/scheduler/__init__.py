@@ -1,0 +1,1 @@
+"""In the scheduler's process: what the page and the probe ask for, read a little at a time between steps."""
