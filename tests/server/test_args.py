@@ -51,6 +51,7 @@ FLAGS: list[tuple[list[str], dict[str, Any]]] = [
     (["--leankv-window", "0"], {"near_pages": 0}),
     (["--leankv-window=4"], {"near_pages": 4}),
     (["--leankv-keep-first", "2"], {"keep_first": 2}),
+    (["--leankv-show-text"], {"show_text": True}),
     (["--leankv-kernels", "reference"], {"kernels": "reference"}),
     (["--leankv-kernels", "auto"], {"kernels": "auto"}),
     (["--leankv-host-memory", "8GiB"], {"host_memory": 8 << 30}),
@@ -216,13 +217,8 @@ def test_a_profile_decides_everything_but_the_backend(profile_file: str) -> None
     )
 
 
-METHOD_FLAGS = [
-    argv
-    for argv, _ in FLAGS
-    if not argv[0].startswith(
-        ("--leankv-kernels", "--leankv-demote", "--leankv-match", "--leankv-host-memory", "--leankv-store")
-    )
-]
+BESIDE_A_PROFILE = tuple(f"--leankv-{of}" for of in ("kernels", "demote", "match", "host-memory", "store", "show-text"))
+METHOD_FLAGS = [argv for argv, _ in FLAGS if not argv[0].startswith(BESIDE_A_PROFILE)]
 
 
 @pytest.mark.parametrize(

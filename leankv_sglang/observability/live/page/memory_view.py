@@ -43,7 +43,7 @@ def memory_view(view: RankView) -> dict[str, Any]:
     """The bar of what the device holds, a line a part."""
     figures = view.body.get("figures")
     if not figures:
-        return {"parts": []}
+        return {"parts": [], "total": "-"}
     parts = _parts(figures["bytes"])
     parts["open"] = view.body["open_rows"]
     # Whole blocks: their list and padding are headers' and padding's already.
