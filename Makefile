@@ -15,7 +15,7 @@ export GOMP_SPINCOUNT ?= 0
 CPU_SOURCES := kernels/cpu/CMakeLists.txt kernels/layout/record_format.h $(wildcard kernels/cpu/csrc/*)
 CUDA_SOURCES := $(wildcard kernels/cuda/csrc/*.cuh kernels/cuda/csrc/emulator/*)
 
-.PHONY: setup model data serve demo test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads bench-offload rivals bench-rivals kernels-cuda check-kernels-cuda fuzz-cuda wheels check-wheel clean
+.PHONY: setup model data serve demo test test-fast lint sanitize bench-quality bench-hit-miss bench-stress bench-chat bench-throughput bench-kernels bench-serving bench-capacity bench-overhead bench-heads bench-offload picture rivals bench-rivals kernels-cuda check-kernels-cuda fuzz-cuda wheels check-wheel clean
 
 setup: $(VENV)/.installed model
 
@@ -56,6 +56,12 @@ demo: setup
 
 test: setup
 	$(PY) -m pytest $(PARALLEL) $(ARGS)
+
+# docs/cache-page.png: the live page of a loaded server, in Debian's chromium (apt-get install chromium chromium-driver).
+picture: setup
+	LEANKV_PICTURES=$(CURDIR)/build/pictures && mkdir -p $$LEANKV_PICTURES && export LEANKV_PICTURES && \
+	  $(PY) -m pytest tests/e2e/test_live_page.py -k browser_sees && \
+	  cp $$LEANKV_PICTURES/cache-page.png docs/cache-page.png
 
 # For the loop of edit and try: no servers, nothing that takes long, few examples.
 test-fast: setup

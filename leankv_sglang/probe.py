@@ -47,8 +47,8 @@ def ask(url: str, body: dict[str, Any], api_key: str | None = None) -> dict[str,
     except ValueError:
         raise LeanKVError(f"The server at {url} answers {answer.status_code} without JSON.") from None
     if not answer.ok:
-        error = found.get("error")
-        said = error.get("message") if isinstance(error, dict) else error
+        told = found.get("error")
+        said = told.get("message") if isinstance(told, dict) else told
         raise LeanKVError(str(said or f"The server at {url} answers {answer.status_code}."))
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 import time
@@ -15,12 +16,14 @@ import pytest
 import requests
 from fastapi import FastAPI
 
-from bench.common.server import Server
+from bench.common.server import Server, serve
 from leankv_sglang.observability.live.page.routes import PATH, install_routes
 from leankv_sglang.probe import main as probe_command
 from tests.e2e.browser import browser
 from tests.e2e.forked import Zygote
 
+PICTURES = os.environ.get("LEANKV_PICTURES")
+"""A folder for pictures of the page, which is then looked at over the real model (`make picture`)."""
 WIDTHS = (1280, 390)
 SCHEMES = ("light", "dark")
 
@@ -151,18 +154,31 @@ def test_every_route_is_behind_the_key(tiny: Path, zygote: Zygote) -> None:
             tab.wait(lambda: "Live" in tab.text("#live"), "that it is live")
 
 
+def chats(source: random.Random, text: str) -> Iterator[str]:
+    """Prompts of conversations, each a turn longer than the one before, over a few system prompts."""
+    while True:
+        said = text[(stem := source.randrange(4) * 1500) : stem + 1800]
+        for _ in range(source.randrange(2, 8)):
+            begin = source.randrange(len(text) - 900)
+            said += text[begin : begin + source.randrange(300, 900)]
+            yield said
+
+
 @contextmanager
 def load(server: Server) -> Iterator[None]:
-    """Requests of two users who share beginnings, as long as the block lasts."""
-    done = threading.Event()
+    """Requests of three users who share beginnings, at two accuracies, as long as the block lasts."""
+    done, text = threading.Event(), (Path(__file__).parents[1] / "tokenizer_text.md").read_text()
 
     def user(seed: int) -> None:
-        source = random.Random(seed)
-        stems = [[random.Random(i).randrange(5, 500) for _ in range(1000)] for i in range(3)]
-        while not done.is_set():
-            server.generate(drawn(source, stems), source.randrange(8, 60))
+        source, name = random.Random(seed), ("ada", "bob", "cleo")[seed]
+        for turn, prompt in enumerate(chats(source, text)):
+            if done.is_set():
+                return
+            accuracy = source.choice(["near-lossless", "near-lossless", "balanced"])
+            fields = {"leankv": {"profile": accuracy}, "rid": f"{name}-{turn}"}
+            server.generate(prompt, source.randrange(8, 60), fields=fields)
 
-    users = [threading.Thread(target=user, args=(seed,)) for seed in range(2)]
+    users = [threading.Thread(target=user, args=(seed,)) for seed in range(3)]
     for one in users:
         one.start()
     try:
@@ -173,9 +189,22 @@ def load(server: Server) -> Iterator[None]:
             one.join()
 
 
-def test_a_browser_sees_the_cache_move(watched: Server, tmp_path: Path) -> None:
+@pytest.fixture
+def looked_at(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """What the browser looks at: for the documents' pictures the real model, after a while."""
+    if PICTURES is None:
+        yield request.getfixturevalue("watched")
+        return
+    with serve("--max-total-tokens", "9216", "--leankv-demote", "--enable-metrics") as running:
+        yield running
+
+
+def test_a_browser_sees_the_cache_move(looked_at: Server, tmp_path: Path) -> None:
+    watched, folder = looked_at, Path(PICTURES or tmp_path)
     with browser() as tab:
         with load(watched):
+            if PICTURES:
+                time.sleep(150)
             tab.open(watched.url + PATH)
             tab.wait(lambda: "Live" in tab.text("#live"), "that it is live")
             pictures = "return [...document.querySelectorAll('svg[role=img]')].map(s => s.children.length)"
@@ -186,7 +215,11 @@ def test_a_browser_sees_the_cache_move(watched: Server, tmp_path: Path) -> None:
                 for scheme in SCHEMES:
                     tab.look(width, scheme)
                     assert tab.run("return document.documentElement.scrollWidth") <= width, "nothing is cut off"
-                    tab.save(tmp_path / f"{width}-{scheme}.png")
+                    time.sleep(1.2 if PICTURES else 0)
+                    tab.save(folder / f"cache-page-{width}-{scheme}.png")
+            tab.look(1280, "light", 1130)
+            time.sleep(1.2 if PICTURES else 0)
+            tab.save(folder / "cache-page.png")
         figures = watched.info()["leankv"]
         held = f"{figures['tokens_held']:,}"
         tab.wait(lambda: held in tab.text("#now"), f"{held} tokens held")

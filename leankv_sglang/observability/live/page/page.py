@@ -7,6 +7,7 @@ import time
 from collections import deque
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -36,7 +37,8 @@ Chosen = tuple[int, int, int]
 
 @lru_cache(maxsize=1)
 def _templates() -> jinja2.Environment:
-    loader = jinja2.PackageLoader("leankv_sglang.observability.live.page")
+    # Beside this file, which is the source's in an editable installation.
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
 
 
@@ -99,6 +101,7 @@ class Page:
                 "said_bytes": say_bytes(tree["bytes"]),
                 "said_age": say_seconds(tree["read"]),
                 "said_took": say_seconds(tree["took"]),
+                "said_longest": f"{1000 * view.body.get('longest_slice', 0.0):.2f} ms",
             }
         heads = heads_view(view, layer, head, now)
         has_tree = bool(view.body.get("tree", True))

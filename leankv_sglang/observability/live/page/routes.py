@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -133,7 +132,7 @@ async def probe(request: Request) -> Response:
 
 
 def _file(name: str, kind: str) -> Callable[[], Any]:
-    text = files("leankv_sglang.observability.live.page").joinpath("static", name).read_text()
+    text = (Path(__file__).parent / "static" / name).read_text()
 
     async def send() -> Response:
         return Response(text, media_type=kind, headers={**_HEADERS, "Cache-Control": "max-age=3600"})

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leankv_sglang.observability.live.page.icicle import GIVEN_UP, Box, lay_out
+from leankv_sglang.observability.live.page.icicle import GIVEN_UP, Box
 from leankv_sglang.observability.live.page.watch import RankView, Tree
 from leankv_sglang.observability.live.page.words import say_bytes, say_count, say_ratio, say_seconds
 
@@ -38,7 +38,7 @@ def tree_view(view: RankView, decode: Decode | None, now: float) -> dict[str, An
     tree = view.tree
     if tree is None:
         return {"boxes": [], "height": ROW_PIXELS, "table": [], "nodes": 0, "tokens": 0, "shown": 0, "read": None}
-    drawn = lay_out(tree.rows)
+    drawn = tree.icicle
     raw = _raw_bytes(view)
     clock = _Clock(view.samples)
     boxes = [_draw(box, tree, raw, clock, decode, now) for box in drawn.boxes]

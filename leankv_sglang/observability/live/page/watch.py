@@ -12,12 +12,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leankv_sglang.observability.live.messages import END, FIGURES, HEADS, TREE, LeanKVAsk, LeanKVPart
+from leankv_sglang.observability.live.page.icicle import Icicle, lay_out
 from leankv_sglang.observability.live.tree_rows import NODE_ROW
 
 EVERY = {FIGURES: 1.0, TREE: 1.0, HEADS: 5.0}
@@ -36,6 +38,11 @@ class Tree:
     text: dict[str, list[int]]
     read_at: float
     seconds: float
+
+    @cached_property
+    def icicle(self) -> Icicle:
+        """As it is drawn; worked out when it is first looked at, for all viewers."""
+        return lay_out(self.rows)
 
 
 @dataclass

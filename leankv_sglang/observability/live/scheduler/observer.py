@@ -144,6 +144,7 @@ class Observer:
             "prefill_rate": seen.prefill_rate,
             "tree": isinstance(scheduler.tree_cache, LeanKVRadixCache),
             "open_rows": pool.open_pages.nbytes(),
+            "longest_slice": self.slices.longest,
         }
         running = running_requests(scheduler)[:KEPT]
         for at in range(0, len(running), ROWS_A_PIECE):

@@ -27,6 +27,8 @@ class Slices:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock, self._tasks = clock, deque[Task]()
         self._credit, self._last = 0.0, clock()
+        self.longest = 0.0
+        """Seconds that any step of a busy server was longer by."""
 
     def __bool__(self) -> bool:
         return bool(self._tasks)
@@ -46,6 +48,7 @@ class Slices:
             self._piece()
             left = self._credit - (self._clock() - begun)
         self._credit = left
+        self.longest = max(self.longest, self._clock() - begun)
 
     def while_idle(self, wanted: Callable[[], bool]) -> None:
         """Work until all is done, or somebody is wanted elsewhere, which is asked after every piece."""
