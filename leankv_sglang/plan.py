@@ -84,7 +84,7 @@ def plan_rows(shape: ModelShape, memory: int, page_size: int, requests: int, nea
     for form in FORMS:
         high, mid, low = parse_tiers(form.tiers)
         config = LeanKVConfig(high=high, mid=mid, low=low, near_pages=near_pages)
-        layout = make_layout(config, page_size, shape.kv_heads, shape.head_dim)
+        layout = make_layout(config, page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
         cost = lasting_units(layout, form, near_pages, shape.layers)
         rows.append(_row(form.name, form.flags, layout, cost, shape, memory, requests))
     raw = shape.token_bytes
@@ -110,7 +110,7 @@ def profile_rows(profile: Path, shape: ModelShape, memory: int, page_size: int, 
     loaded = load_profile(str(profile))
     if loaded.page_size != page_size:
         return []
-    layout = make_layout(loaded.config, page_size, shape.kv_heads, shape.head_dim)
+    layout = make_layout(loaded.config, page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
     rows = []
     for name, ratio in measured_ratios(profile).items():
         cost = calibrated_cost(ratio, layout, shape.layers, shape.query_heads, loaded.config.near_pages)
@@ -227,8 +227,7 @@ def run(args: argparse.Namespace) -> None:
     rows = plan_rows(shape, memory, args.page_size, requests, args.near_pages)
     if folder and (shipped := shipped_profile(folder)):
         rows[1:1] = profile_rows(shipped, shape, memory, args.page_size, requests)
-    layers, query_heads, kv_heads, head_dim = shape
-    title = f"{layers} layers, {query_heads} query heads on {kv_heads} KV heads of {head_dim}; {memory:,} bytes in all"
+    title = f"{shape.describe()}; {memory:,} bytes in all"
     print_table([{name: _say(name, value) for name, value in row.items()} for row in rows], title)
     print(LEGEND)
     if windows is not None:

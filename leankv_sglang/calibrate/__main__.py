@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     folder = resolve_model_path(args.model)
     check_model_folder(folder, "--model")
     shape = read_shape(folder)
-    make_layout(config, args.page_size, shape.kv_heads, shape.head_dim)
+    make_layout(config, args.page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
     setting = Setting(config, args.page_size, not args.keep_all, args.seed)
     profile = begin(folder, shape, setting)
     if args.add:

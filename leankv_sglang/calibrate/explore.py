@@ -93,7 +93,7 @@ def explore(model: Callable[[], Any], folder: str, windows: Sequence[Tensor], se
         kept: folder of finished explorations.
     """
     shape = read_shape(folder)
-    layout = make_layout(setting.config, setting.page_size, shape.kv_heads, shape.head_dim)
+    layout = make_layout(setting.config, setting.page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
     digest = _digest(folder, windows, setting)
     file = kept / f"{digest}.pt"
     if digest and file.exists():
@@ -145,7 +145,7 @@ def _digest(folder: str, windows: Sequence[Tensor], setting: Setting) -> str:
         name: config[name] for name in ("high", "mid", "low", "rotation", "significance", "near_pages")
     }
     what |= {"page_size": setting.page_size, "seed": setting.seed, "choices": setting.choices}
-    what |= {"model": mark, "shape": read_shape(folder)}
+    what |= {"model": mark, "shape": dataclasses.astuple(read_shape(folder))}
     digest = hashlib.sha256(json.dumps(what).encode())
     for ids in windows:
         digest.update(ids.to(torch.int64).numpy().tobytes())

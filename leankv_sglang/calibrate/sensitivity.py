@@ -48,7 +48,7 @@ def layer_costs(
         tiers[:, :SINK_TOKENS] = HIGH
         tiers = torch.nn.functional.pad(tiers, (0, tokens - whole), value=PRUNED)
         # One matrix of values for each precision of keys: [T, options, D + 1], a column of ones for the denominator.
-        size = (tokens, len(options), layout.head_dim + 1)
+        size = (tokens, len(options), layout.v_head_dim + 1)
         sides = {bits: torch.zeros(size, device=seen.k.device) for bits in keys}
         for tier, form in ((HIGH, high), (MID, mid), (LOW, low)):
             member = (tiers == tier).T[..., None]
@@ -72,7 +72,7 @@ def _head_cost(
 ) -> Tensor:
     group = seen.q.shape[0] // seen.k.shape[0]
     rows = slice(head * group, (head + 1) * group)
-    tokens, dim = seen.k.shape[1:]
+    tokens, dim = seen.v.shape[1:]
     position = torch.arange(tokens, device=seen.k.device)
     cost = torch.zeros(options, dtype=torch.float64, device=seen.k.device)
     for start in range(skip // page * page, tokens, QUERY_BLOCK):

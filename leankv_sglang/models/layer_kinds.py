@@ -33,6 +33,8 @@ SLIDING = WINDOWED | {
     "MellumForCausalLM",
 }
 """With those whose windows SGLang gives a pool itself, by ``layer_types`` too."""
+PATTERNED = frozenset({"MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM"})
+"""Those to which it gives one by ``hybrid_layer_pattern``; layers with a window have heads of their own."""
 
 
 def text_config(model: Any) -> Any:

@@ -57,7 +57,7 @@ class LeanCache(Cache[LeanState]):
         device: torch.device | str = "cpu",
     ) -> None:
         self.shape, self.page_size, self.near_pages, self.device = shape, page_size, config.near_pages, device
-        self.layout: RecordLayout = make_layout(config, page_size, shape.kv_heads, shape.head_dim)
+        self.layout: RecordLayout = make_layout(config, page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
         pages = -(-tokens // page_size) + rows
         self.ops = get_ops(device, config.kernels, self.layout, shape.query_heads // shape.kv_heads)
         self.store = RecordStore(self.layout, shape.layers, pages, device)
@@ -67,7 +67,8 @@ class LeanCache(Cache[LeanState]):
         how = (config.rotation, strategy, alphas.to(device), config.keep_first)
         self.compressor = Compressor(self.ops, self.store, *how)
         heads = (shape.kv_heads, shape.head_dim, shape.query_heads)
-        self.open_pages = OpenPages(shape.layers, rows, page_size, *heads, dtype, device, self.ops.write_tokens)
+        where = (dtype, device, self.ops.write_tokens)
+        self.open_pages = OpenPages(shape.layers, rows, page_size, *heads, *where, v_head_dim=shape.v_head_dim)
         self.table = torch.zeros(rows, 0, dtype=torch.int32, device=device)
         self.rows = list(range(rows))
         self.holders = [0] * (pages + 1)

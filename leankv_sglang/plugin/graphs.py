@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from leankv_sglang.compression.build import kernel_name, make_layout
+from leankv_sglang.compression.build import kernel_name, layout_of
 from leankv_sglang.config import NAME, required_config
 from leankv_sglang.errors import LeanKVError
 
@@ -45,5 +45,5 @@ def settle_graphs(server_args: Any, cfg: Any, model: Any) -> None:
 
 def _kernels(cfg: Any, model: Any) -> str:
     config = required_config()
-    layout = make_layout(config, cfg.page_size, model.get_num_kv_heads(cfg.tp_size), model.head_dim)
+    layout = layout_of(config, cfg.page_size, model, cfg.tp_size)
     return kernel_name(cfg.device, config, layout, model.get_num_attention_heads(cfg.tp_size) // layout.num_kv_heads)

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from leankv_sglang.compression.build import make_layout
+from leankv_sglang.compression.build import layout_of
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.sizing import tokens_for
@@ -71,7 +71,7 @@ def check_memory(model: Any, cfg: Any) -> None:
     if cfg.device != "cpu" or cfg.max_total_tokens is None:
         return
     ranks = (cfg.tp_size or 1) * (cfg.dp_size or 1)
-    layout = make_layout(required_config(), cfg.page_size, model.get_num_kv_heads(cfg.tp_size), model.head_dim)
+    layout = layout_of(required_config(), cfg.page_size, model, cfg.tp_size)
     heads, layers = model.get_num_attention_heads(cfg.tp_size), compressed_layers(model)
     memory, requests = machine_memory(), cfg.max_running_requests or 1
     fit = tokens_for(memory // ranks, layout, layers, heads, -(-requests // (cfg.dp_size or 1)))
