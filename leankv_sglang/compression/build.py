@@ -14,6 +14,7 @@ from leankv_sglang.compression.profile_file import read_predictor
 from leankv_sglang.compression.significance import STRATEGIES, Predictor, Significance
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.models.ranks import kv_heads_on
 
 
 def make_layout(
@@ -38,7 +39,7 @@ def layout_of(config: LeanKVConfig, page_size: int, model: Any, ranks: int) -> R
     Raises:
         LeanKVError: as :func:`make_layout`.
     """
-    return make_layout(config, page_size, model.get_num_kv_heads(ranks), model.head_dim, model.v_head_dim)
+    return make_layout(config, page_size, kv_heads_on(model, ranks), model.head_dim, model.v_head_dim)
 
 
 def kernels_for(device: str, config: LeanKVConfig, layout: RecordLayout, group: int | None = None) -> Ops:

@@ -95,7 +95,7 @@ class LeanKVPool(MHATokenToKVPool):
 
     def of_rank(self, table: Tensor) -> Tensor:
         """The columns of a table ``[layers, all KV heads, ...]`` that this rank holds."""
-        return rank_heads(table, self.head_num)
+        return rank_heads(table, self.head_num, filled_up=torch.device(self.device).type == "cpu")
 
     def thresholds(self, alphas: Alphas) -> Tensor:
         """Thresholds of every layer and KV head of this rank, float64 ``[layers, 3, H]``, on the device.

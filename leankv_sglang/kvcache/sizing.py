@@ -13,6 +13,7 @@ from leankv_sglang.kvcache.ledger import LOGICAL_FACTOR
 from leankv_sglang.kvcache.open_pages import OpenPages
 from leankv_sglang.kvcache.places import spare_pages
 from leankv_sglang.models.layer_kinds import compressed_layers, window_token_bytes
+from leankv_sglang.models.ranks import query_heads_on
 
 DEFAULT_CPU_BYTES = 2 << 30
 """KV budget on a machine without an accelerator, unless an eighth of its memory is less."""
@@ -52,7 +53,7 @@ def memory_for_pages(kvc: Any, budget: int) -> int:
 
     model, page_size, ranks = kvc.model_config, get_schedule().page_size, get_parallel().attn_tp_size
     layout = layout_of(required_config(), page_size, model, ranks)
-    full, query_heads = getattr(kvc.layer_info, "full_attention_layer_ids", None), model.get_num_attention_heads(ranks)
+    full, query_heads = getattr(kvc.layer_info, "full_attention_layer_ids", None), query_heads_on(model, ranks)
     layers = kvc.layer_info.num_effective_layers if full is None else len(full)
     row = open_page_bytes(layout, layers, query_heads, model.dtype.itemsize)
     requests = get_schedule().max_running_requests

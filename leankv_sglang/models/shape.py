@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +63,10 @@ class ModelShape:
         """Bytes of a token's 16-bit keys and values over all layers."""
         return 2 * self.layers * self.kv_heads * (self.head_dim + self.v_head_dim)
 
+    def on_rank(self, ranks: int) -> ModelShape:
+        """What one of so many tensor-parallel ranks has of it: at least one KV head."""
+        return replace(self, query_heads=-(-self.query_heads // ranks), kv_heads=-(-self.kv_heads // ranks))
+
     def describe(self) -> str:
         """For people."""
         dims = say_dims(self.head_dim, self.v_head_dim)
@@ -79,36 +83,42 @@ class WindowShape(NamedTuple):
 
     layers: int
     tokens: int
+    kv_heads: int = 0
+    """Of each of these layers; 0 for heads like those of the others."""
     channels: int = 0
-    """Numbers of a token in one of these layers, keys and values of all KV heads; 0 for as many as the others have."""
+    """Of a KV head, keys and values."""
+
+    def on_rank(self, ranks: int) -> WindowShape:
+        """What one of so many tensor-parallel ranks has of it."""
+        return self._replace(kv_heads=-(-self.kv_heads // ranks))
 
     def token_bytes(self, shape: ModelShape) -> int:
         """Bytes of a token's 16-bit keys and values in these layers; the model's other layers have a shape."""
-        return self.layers * (2 * self.channels or shape.token_bytes // shape.layers)
+        return self.layers * (2 * self.kv_heads * self.channels or shape.token_bytes // shape.layers)
 
 
 def windows_of(config: Mapping[str, Any]) -> WindowShape | None:
     """The sliding windows of the model of a Hugging Face configuration, where SGLang's class of it has any."""
     text, names = text_part(config), set(architectures(config))
     if PATTERNED & names:
-        kinds, window, own = text.get("hybrid_layer_pattern"), text.get("sliding_window_size"), _window_channels(text)
+        kinds, window, own = text.get("hybrid_layer_pattern"), text.get("sliding_window_size"), _window_heads(text)
     else:
-        kinds, window, own = text.get("layer_types"), text.get("sliding_window"), 0
+        kinds, window, own = text.get("layer_types"), text.get("sliding_window"), (0, 0)
     count = text.get("num_hidden_layers")
     if not isinstance(kinds, list) or type(window) is not int or type(count) is not int:
         return None
     if not (SLIDING | PATTERNED) & names:
         return None
     layers = sum(kind in ("sliding_attention", 1) for kind in kinds[:count])
-    return WindowShape(layers, window, own) if layers else None
+    return WindowShape(layers, window, *own) if layers else None
 
 
-def _window_channels(text: Mapping[str, Any]) -> int:
+def _window_heads(text: Mapping[str, Any]) -> tuple[int, int]:
     names = ("swa_num_key_value_heads", "swa_head_dim", "swa_v_head_dim")
     heads, keys, values = (text.get(name) for name in names)
     if type(heads) is not int or type(keys) is not int:
-        return 0
-    return heads * (keys + (values if type(values) is int else keys))
+        return 0, 0
+    return heads, keys + (values if type(values) is int else keys)
 
 
 def architectures(config: Mapping[str, Any]) -> list[str]:

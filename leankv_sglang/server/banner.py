@@ -12,6 +12,7 @@ from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.kvcache.lasting import calibrated_cost
 from leankv_sglang.kvcache.sizing import model_dtype_bytes_per_token, open_page_bytes, page_bytes
 from leankv_sglang.models.layer_kinds import compressed_layers, window_token_bytes
+from leankv_sglang.models.ranks import query_heads_on
 from leankv_sglang.models.shape import say_dims
 
 
@@ -21,7 +22,7 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
 
     cfg, model = resolved_view(server_args), model_config_of(server_args)
     layout = layout_of(config, cfg.page_size, model, cfg.tp_size)
-    group = model.get_num_attention_heads(cfg.tp_size) // layout.num_kv_heads
+    group = query_heads_on(model, cfg.tp_size) // layout.num_kv_heads
     layers, page = compressed_layers(model), cfg.page_size
     per_token = page_bytes(layout, layers) / page
     raw = model_dtype_bytes_per_token(layout, layers)

@@ -38,7 +38,7 @@ def kvc(
     monkeypatch.setattr(context, "get_parallel", lambda: SimpleNamespace(attn_tp_size=1))
     monkeypatch.setattr(sizing, "required_config", LeanKVConfig)
     model = SimpleNamespace(
-        get_num_kv_heads=lambda ranks: KV_HEADS,
+        get_total_num_kv_heads=lambda: KV_HEADS,
         get_num_attention_heads=lambda ranks: HEADS,
         head_dim=DIM,
         v_head_dim=DIM,
