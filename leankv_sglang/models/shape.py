@@ -99,18 +99,35 @@ class WindowShape(NamedTuple):
 
 def windows_of(config: Mapping[str, Any]) -> WindowShape | None:
     """The sliding windows of the model of a Hugging Face configuration, where SGLang's class of it has any."""
+    found = _windowed(config)
+    if found is None:
+        return None
+    layers, window = found
+    own = _window_heads(text_part(config)) if PATTERNED.intersection(architectures(config)) else (0, 0)
+    return WindowShape(len(layers), window, *own)
+
+
+def full_layers(config: Mapping[str, Any]) -> list[int]:
+    """Ids of the layers without such a window; raises KeyError where the configuration has no number of layers."""
+    found = _windowed(config)
+    windowed = set() if found is None else set(found[0])
+    return [layer for layer in range(text_part(config)["num_hidden_layers"]) if layer not in windowed]
+
+
+def _windowed(config: Mapping[str, Any]) -> tuple[list[int], int] | None:
+    """Ids of the layers with a window, and its tokens."""
     text, names = text_part(config), set(architectures(config))
+    kinds, window = text.get("layer_types"), text.get("sliding_window")
     if PATTERNED & names:
-        kinds, window, own = text.get("hybrid_layer_pattern"), text.get("sliding_window_size"), _window_heads(text)
-    else:
-        kinds, window, own = text.get("layer_types"), text.get("sliding_window"), (0, 0)
+        # Transformers' own class of MiMo-V2 has the fields of others.
+        kinds, window = text.get("hybrid_layer_pattern", kinds), text.get("sliding_window_size", window)
     count = text.get("num_hidden_layers")
     if not isinstance(kinds, list) or type(window) is not int or type(count) is not int:
         return None
     if not (SLIDING | PATTERNED) & names:
         return None
-    layers = sum(kind in ("sliding_attention", 1) for kind in kinds[:count])
-    return WindowShape(layers, window, *own) if layers else None
+    layers = [i for i, kind in enumerate(kinds[:count]) if kind in ("sliding_attention", 1)]
+    return (layers, window) if layers else None
 
 
 def _window_heads(text: Mapping[str, Any]) -> tuple[int, int]:
