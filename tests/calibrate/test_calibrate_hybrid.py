@@ -10,14 +10,19 @@ import pytest
 import torch
 
 from leankv_sglang.calibrate import __main__ as command
+from leankv_sglang.calibrate import explore
 from leankv_sglang.calibrate.capture import Layer, capture
 from leankv_sglang.calibrate.sensitivity import full_pages
+from leankv_sglang.compression.build import make_layout
 from leankv_sglang.compression.profile_file import load_profile
+from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models.shape import full_layers, read_shape
 from tests.calibrate.conftest import SMALL
 from tests.e2e.forked import Zygote
 from tests.models_served import MODELS
-from tests.tiny_models import PAGE, tokens
+from tests.sentences import is_one_sentence
+from tests.tiny_models import PAGE, tiny_folder, tokens
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -88,6 +93,25 @@ def test_scores_of_a_page_are_those_of_the_model(seen: list[Layer]) -> None:
         pages.column_scores[0, 0] / 2**22, weights.sum(0), atol=1e-4, rtol=1e-3, check_dtype=False
     )
     assert group * pages.num_kv_heads == pages.column_scores.shape[1]
+
+
+def test_what_no_server_takes_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_folder(tmp_path / "model", 2)
+    config = json.loads((folder / "config.json").read_text())
+    capsys.readouterr()
+    for field, why in ({"kv_lora_rank": 64}, "latent attention"), ({"mamba_d_state": 16}, "recurrent"):
+        (folder / "config.json").write_text(json.dumps(config | field))
+        assert command.main(["--model", str(folder), "--out", str(tmp_path / "mine.json")]) == 2
+        said = capsys.readouterr().err
+        assert why in said
+        assert is_one_sentence(said.removeprefix("error: ").strip())
+
+
+def test_layers_that_attend_in_another_way_are_missed(seen: list[Layer], monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = make_layout(LeanKVConfig(), PAGE, 2, 32)
+    monkeypatch.setattr(explore, "capture", lambda *_: seen)
+    with pytest.raises(LeanKVError, match=f"attention of {len(seen)} layers, and {len(seen) + 1} have no sliding"):
+        explore._explore(None, [torch.empty(0)], explore.Setting(LeanKVConfig(), PAGE), layout, len(seen) + 1)
 
 
 @pytest.mark.e2e
