@@ -145,7 +145,8 @@ def main() -> None:
         pool = ("--max-total-tokens", str(args.units), "--max-running-requests", "2")
         with serve("--model-path", model, *pool, *flags, *rest) as server:
             readings[name] = fill(server, count, args.tokens, name)
-    raw = 4 * read_shape(model).head_dim
+    shape = read_shape(model)
+    raw = 2 * (shape.head_dim + shape.v_head_dim)
     rows = [summary(name, reading, raw) for name, reading in readings.items()]
     print_table(rows, f"{args.model or 'SmolLM2'}: bytes per token and KV head")
     for name, reading in readings.items():

@@ -81,7 +81,7 @@ def pools(profile: str, folder: str, shape: ModelShape, memory: int, requests: i
         LeanKVError: where the memory does not hold a page, or there is no such profile.
     """
     chosen = find_profile(profile, folder)
-    layout = make_layout(chosen.config, chosen.page_size, shape.kv_heads, shape.head_dim)
+    layout = make_layout(chosen.config, chosen.page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
     units = tokens_for(memory, layout, shape.layers, shape.query_heads, requests)
     if not units:
         raise LeanKVError(f"--memory {memory:,} does not hold a page of LeanKV beside its open pages; give more.")

@@ -41,7 +41,7 @@ def engine(model_path: str | None = None, leankv: LeanKVConfig | str | None = No
         weights=server_args.get("load_format") in (None, "auto", "safetensors"),
         tokenizer=not server_args.get("skip_tokenizer_init") and server_args.get("tokenizer_path") is None,
     )
-    check_served(folder)
+    check_served(folder, server_args.get("tp_size") or 1)
     profile, config = None, leankv
     if not isinstance(config, LeanKVConfig):
         profile = chosen_profile(config, folder, server_args.get("page_size"))

@@ -26,7 +26,8 @@ from leankv_sglang.kvcache.lasting import calibrated_cost, lasting_cost
 from leankv_sglang.kvcache.ledger import Ledger
 from leankv_sglang.kvcache.sizing import open_page_bytes, page_bytes, tokens_for
 from leankv_sglang.models.known_shapes import KNOWN_SHAPES, known_shape
-from leankv_sglang.models.shape import ModelShape, WindowShape, read_shapes, shape_of
+from leankv_sglang.models.ranks import uneven
+from leankv_sglang.models.shape import MOST, ModelShape, WindowShape, read_shapes, shape_of
 from leankv_sglang.table import print_table
 
 SHAPE_FLAGS = ("--layers", "--query-heads", "--kv-heads", "--head-dim")
@@ -84,7 +85,7 @@ def plan_rows(shape: ModelShape, memory: int, page_size: int, requests: int, nea
     for form in FORMS:
         high, mid, low = parse_tiers(form.tiers)
         config = LeanKVConfig(high=high, mid=mid, low=low, near_pages=near_pages)
-        layout = make_layout(config, page_size, shape.kv_heads, shape.head_dim)
+        layout = make_layout(config, page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
         cost = lasting_units(layout, form, near_pages, shape.layers)
         rows.append(_row(form.name, form.flags, layout, cost, shape, memory, requests))
     raw = shape.token_bytes
@@ -110,7 +111,7 @@ def profile_rows(profile: Path, shape: ModelShape, memory: int, page_size: int, 
     loaded = load_profile(str(profile))
     if loaded.page_size != page_size:
         return []
-    layout = make_layout(loaded.config, page_size, shape.kv_heads, shape.head_dim)
+    layout = make_layout(loaded.config, page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
     rows = []
     for name, ratio in measured_ratios(profile).items():
         cost = calibrated_cost(ratio, layout, shape.layers, shape.query_heads, loaded.config.near_pages)
@@ -177,7 +178,10 @@ def parser() -> argparse.ArgumentParser:
     shape = out.add_argument_group("another model's shape, instead of --model")
     for name in SHAPE_FLAGS:
         shape.add_argument(name, type=int, metavar="N")
-    out.add_argument("--memory", default="2GiB", help="bytes for the KV cache in all (default: 2GiB)")
+    out.add_argument("--memory", default="2GiB", help="bytes for the KV cache of a rank in all (default: 2GiB)")
+    out.add_argument(
+        "--tp-size", type=int, default=1, help="ranks that share the heads; figures are of one (default: 1)"
+    )
     out.add_argument("--page-size", type=int, default=128, choices=PAGE_SIZES)
     out.add_argument("--max-running-requests", type=int, default=32, help="each has a raw open page (default: 32)")
     out.add_argument("--near-pages", "--window", type=int, default=1, help="--leankv-near-pages (default: 1)")
@@ -214,6 +218,8 @@ def run(args: argparse.Namespace) -> None:
     if not 1 <= requests <= MOST_REQUESTS:
         raise LeanKVError(f"--max-running-requests is a number from 1 to {MOST_REQUESTS:,}, not {requests}.")
     LeanKVConfig(near_pages=args.near_pages)
+    if not 1 <= args.tp_size <= MOST:
+        raise LeanKVError(f"--tp-size is a number from 1 to {MOST:,}, not {args.tp_size}.")
     folder = windows = None
     shape = stated_shape(args) or (known_shape(args.model) if args.model else None)
     if shape is None:
@@ -224,13 +230,17 @@ def run(args: argparse.Namespace) -> None:
                 f"give {', '.join(SHAPE_FLAGS)} instead."
             )
         shape, windows = read_shapes(folder)
+    why = uneven(shape.query_heads, shape.kv_heads, args.tp_size)
+    shape, windows = shape.on_rank(args.tp_size), windows and windows.on_rank(args.tp_size)
     rows = plan_rows(shape, memory, args.page_size, requests, args.near_pages)
     if folder and (shipped := shipped_profile(folder)):
         rows[1:1] = profile_rows(shipped, shape, memory, args.page_size, requests)
-    layers, query_heads, kv_heads, head_dim = shape
-    title = f"{layers} layers, {query_heads} query heads on {kv_heads} KV heads of {head_dim}; {memory:,} bytes in all"
+    ranks = f" on each of {args.tp_size} ranks" if args.tp_size > 1 else ""
+    title = f"{shape.describe()}{ranks}; {memory:,} bytes in all"
     print_table([{name: _say(name, value) for name, value in row.items()} for row in rows], title)
     print(LEGEND)
+    if why is not None:
+        print(f"{why}: SGLang refuses that on GPUs, and fills up with heads of zeros on a CPU.\n")
     if windows is not None:
         cost = next(row for row in rows if row["form"] == TYPICAL)["B/token held"]
         title = f"One request: {windows.layers} layers more have a window of {windows.tokens:,} tokens; {TYPICAL}"

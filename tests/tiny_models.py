@@ -47,17 +47,17 @@ def tiny_packed(vocabulary: int = VOCABULARY, gain: float = 0.2, device: str = "
     return PackedModel(tiny_llama(vocabulary, 3, 6, gain).to(device, torch.bfloat16), "tiny")
 
 
-def tiny_folder(folder: Path, layers: int = 4) -> Path:
-    """A folder of a model whose heads divide by two, with a tokenizer of its own; 4 query heads of 64."""
+def tiny_folder(folder: Path, layers: int = 4, kv_heads: int = 2, query_heads: int = 4) -> Path:
+    """A folder of a model with a tokenizer of its own; heads of 64, by default such that two ranks can share them."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=256,
+        hidden_size=64 * query_heads,
         intermediate_size=512,
         num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=query_heads,
+        num_key_value_heads=kv_heads,
         head_dim=64,
         max_position_embeddings=8192,
         initializer_range=0.1,

@@ -64,7 +64,8 @@ class CapacityWorld:
         from leankv_sglang.kvcache.tree.radix_cache import LeanKVRadixCache
 
         set_global_server_args_for_scheduler(ServerArgs(model_path="dummy", page_size=PAGE))
-        layers, query_heads, kv_heads, head_dim = self.shape
+        shape = self.shape
+        layers, query_heads, kv_heads, head_dim = shape.layers, shape.query_heads, shape.kv_heads, shape.head_dim
         layout = make_layout(self.config, PAGE, kv_heads, head_dim)
         units = tokens_for(self.memory, layout, layers, query_heads, self.requests)
         self.pool = LeanKVPool(units, PAGE, torch.bfloat16, kv_heads, head_dim, layers, "cpu", False)

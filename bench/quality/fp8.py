@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leankv_sglang.offline.caches import State
 from leankv_sglang.offline.packed import PackedModel
-from leankv_sglang.offline.raw_cache import RawCache, RawState
+from leankv_sglang.offline.raw_cache import RawCache
+from leankv_sglang.offline.raw_rows import Rule
 
 DTYPES = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 """By their names in SGLang."""
@@ -27,11 +29,11 @@ class Fp8Cache(RawCache):
         super().__init__(model.shape, rows, model.cache_dtype, model.device)
         self.stored = dtype
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         """See :meth:`Cache.attend`. Queries read their own token as it is stored, too."""
-        return super().attend(layer, q, self._rounded(k), self._rounded(v), scale)
+        return super().attend(layer, q, self._rounded(k), self._rounded(v), rule)
 
-    def context_bytes(self, state: RawState) -> int:
+    def context_bytes(self, state: State) -> int:
         """See :meth:`Cache.context_bytes`."""
         return super().context_bytes(state) // 2
 

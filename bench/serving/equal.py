@@ -22,5 +22,5 @@ def units_for(memory: int, folder: str, flags: Sequence[str], requests: int) -> 
     """
     shape = read_shape(folder)
     config, _ = config_from_args(split_args(flags)[0], folder)
-    layout = make_layout(config, DEFAULT_PAGE_SIZE, shape.kv_heads, shape.head_dim)
+    layout = make_layout(config, DEFAULT_PAGE_SIZE, shape.kv_heads, shape.head_dim, shape.v_head_dim)
     return tokens_for(memory, layout, shape.layers, shape.query_heads, requests)

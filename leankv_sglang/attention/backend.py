@@ -50,6 +50,7 @@ class LeanKVBackend(AttentionBackend):
         """What SGLang's models look for."""
         pool = compressed_pool(runner.token_to_kv_pool)
         assert isinstance(pool, LeanKVPool)
+        self.pool = pool
         self.windows = create_windows(runner)
         self.context = runner.model_config.context_len
         self.kept: int | None = getattr(runner, "sliding_window_size", None)
@@ -59,7 +60,6 @@ class LeanKVBackend(AttentionBackend):
         for module in (*runner.model.modules(), *apart.values()):
             if isinstance(module, RadixAttention):
                 self._check_layer(module)
-        self.pool = pool
         self.index = {layer: index for index, layer in enumerate(pool.model_layer_ids)}
         self.heap = Heap() if torch.device(pool.device).type == "cpu" else None
         self.near_pages = config.near_pages
@@ -90,7 +90,7 @@ class LeanKVBackend(AttentionBackend):
 
     def _check_layer(self, layer: RadixAttention) -> None:
         windowed = self.windows is not None and layer.layer_id in self.windows.layers
-        check_layer(layer, self.context, windowed, self.kept)
+        check_layer(layer, self.context, windowed, self.kept, (self.pool.head_dim, self.pool.v_head_dim))
         self.checked.add(layer)
 
     def _reset_rows(self, rows: list[int]) -> None:

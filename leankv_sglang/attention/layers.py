@@ -11,7 +11,13 @@ from torch import Tensor
 from leankv_sglang.errors import LeanKVError
 
 
-def check_layer(layer: RadixAttention, context: int, windowed: bool = False, kept: int | None = None) -> None:
+def check_layer(
+    layer: RadixAttention,
+    context: int,
+    windowed: bool = False,
+    kept: int | None = None,
+    dims: tuple[int, int] | None = None,
+) -> None:
     """Raise :class:`LeanKVError` for an attention layer that is not covered.
 
     Args:
@@ -19,6 +25,7 @@ def check_layer(layer: RadixAttention, context: int, windowed: bool = False, kep
         context: tokens of a sequence at most; a window of as many does not slide.
         windowed: whether its keys are in the pool of sliding windows.
         kept: tokens before the last one that SGLang keeps there; None where it does not say.
+        dims: channels of the keys and values that pages hold, to compare with those of a layer without a window.
     """
     reason, window = None, layer.sliding_window_size
     slides = window is not None and -1 < window < context - 1
@@ -32,8 +39,11 @@ def check_layer(layer: RadixAttention, context: int, windowed: bool = False, kep
         reason = f"its layer {layer.layer_id} looks {window} tokens back, and SGLang keeps {kept} of its windows"
     elif layer.logit_cap and layer.logit_capping_method not in (None, "tanh"):
         reason = f"its attention logits are capped by {layer.logit_capping_method}"
-    elif layer.qk_head_dim != layer.v_head_dim and not windowed:
-        reason = "its values have another head_dim than its keys"
+    elif dims not in (None, found := (layer.qk_head_dim, layer.v_head_dim)) and not windowed:
+        reason = (
+            f"its layer {layer.layer_id} has keys and values of {found[0]} and {found[1]} channels, and SGLang's "
+            f"configuration of it says {dims[0]} and {dims[1]}"
+        )
     if reason:
         raise LeanKVError(f"LeanKV cannot serve this model: {reason}.")
 

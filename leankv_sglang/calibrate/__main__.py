@@ -68,7 +68,14 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
     from transformers import AutoTokenizer
 
-    from leankv_sglang.calibrate.check import check_folder, check_numbers, check_writable, read_text, targets_of
+    from leankv_sglang.calibrate.check import (
+        check_folder,
+        check_kind,
+        check_numbers,
+        check_writable,
+        read_text,
+        targets_of,
+    )
     from leankv_sglang.calibrate.document import add, begin, go_on, write
     from leankv_sglang.calibrate.explore import Setting
     from leankv_sglang.calibrate.run import calibrate
@@ -87,8 +94,9 @@ def run(args: argparse.Namespace) -> None:
     config = LeanKVConfig(high=high, mid=mid, low=low, significance=args.significance, predictor=args.out, **pages)
     folder = resolve_model_path(args.model)
     check_model_folder(folder, "--model")
+    check_kind(folder)
     shape = read_shape(folder)
-    make_layout(config, args.page_size, shape.kv_heads, shape.head_dim)
+    make_layout(config, args.page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
     setting = Setting(config, args.page_size, not args.keep_all, args.seed)
     profile = begin(folder, shape, setting)
     if args.add:

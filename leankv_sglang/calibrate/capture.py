@@ -10,6 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from leankv_sglang.models.shape import full_layers
+from leankv_sglang.offline.hf import FinalLogits, rule_of
+from leankv_sglang.offline.raw_rows import Rule
 
 SLICE = 256
 """Tokens whose logits are held at a time."""
@@ -17,23 +22,31 @@ _NAME = "leankv_calibration"
 
 
 class Layer(NamedTuple):
-    """One layer's attention over one window, float32, kept in main memory until its turn comes."""
+    """One layer's attention over one window of text, float32, kept in main memory until its turn comes."""
 
     q: Tensor  # [Hq, T, D]
     k: Tensor  # [H, T, D], after RoPE
-    v: Tensor  # [H, T, D]
-    out: Tensor  # [Hq, T, D]
-    grads: Tensor  # [S, Hq, T, D], one for each draw
+    v: Tensor  # [H, T, Dv]
+    out: Tensor  # [Hq, T, Dv]
+    grads: Tensor  # [S, Hq, T, Dv], one for each draw
     scale: float
+    cap: float = 0.0
+    sinks: Tensor | None = None  # [Hq]
 
     def to(self, device: torch.device) -> Layer:
         """The same on a device."""
-        q, k, v, out, grads, scale = self
-        return Layer(q.to(device), k.to(device), v.to(device), out.to(device), grads.to(device), scale)
+        q, k, v, out, grads = (x.to(device) for x in (self.q, self.k, self.v, self.out, self.grads))
+        sinks = None if self.sinks is None else self.sinks.to(device)
+        return Layer(q, k, v, out, grads, self.scale, self.cap, sinks)
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Scaled and capped scores ``[..., n, T]`` of queries ``[..., n, D]`` and keys ``[..., T, D]``."""
+        return Rule(self.scale, self.cap).capped((q * self.scale) @ k.transpose(-2, -1))
 
 
 def capture(model: Any, ids: Tensor, draws: int, skip: int, seed: int) -> list[Layer]:
-    """Run a window forward once and backward ``draws`` times.
+    """Run a window of text forward once and backward ``draws`` times; layers with a sliding window stay as they are,
+    and are not among those returned.
 
     Args:
         model: a Hugging Face causal model in float32; its attention implementation is left as it was.
@@ -44,16 +57,18 @@ def capture(model: Any, ids: Tensor, draws: int, skip: int, seed: int) -> list[L
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    seen: list[tuple[Tensor, Tensor, Tensor, Tensor, float]] = []
+    seen: list[tuple[Tensor, Tensor, Tensor, Tensor, Rule]] = []
+    full = set(full_layers(config := model.config.to_dict()))
 
     def attend(
-        _module: Any, q: Tensor, k: Tensor, v: Tensor, _mask: Any, scaling: float, **_kwargs: Any
+        module: Any, q: Tensor, k: Tensor, v: Tensor, _mask: Any, scaling: float, **more: Any
     ) -> tuple[Tensor, None]:
-        out = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        rule = rule_of(scaling, more)
+        if module.layer_idx not in full:
+            return _attend(q, k, v, rule).transpose(1, 2), None
+        out = _attend(q, k, v, rule := rule._replace(window=None))
         out.retain_grad()
-        seen.append((q[0].detach(), k[0].detach(), v[0].detach(), out, scaling))
+        seen.append((q[0].detach(), k[0].detach(), v[0].detach(), out, rule))
         return out.transpose(1, 2), None
 
     before = model.config._attn_implementation
@@ -65,7 +80,7 @@ def capture(model: Any, ids: Tensor, draws: int, skip: int, seed: int) -> list[L
         hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
     finally:
         model.set_attn_implementation(before)
-    slopes = _slopes(model.lm_head.weight, hidden.detach()[0, skip:-1], draws, seed)
+    slopes = _slopes(model.lm_head.weight, hidden.detach()[0, skip:-1], draws, seed, FinalLogits.of(config))
     grads: list[list[Tensor]] = [[] for _ in seen]
     for i, slope in enumerate(slopes):
         upstream = torch.zeros_like(hidden)
@@ -77,19 +92,40 @@ def capture(model: Any, ids: Tensor, draws: int, skip: int, seed: int) -> list[L
             assert layer[3].grad is not None
             kept.append(layer[3].grad[0].to("cpu", copy=True))
     return [
-        Layer(q.cpu(), k.cpu(), v.cpu(), out.detach()[0].cpu(), torch.stack(kept), scale)
-        for (q, k, v, out, scale), kept in zip(seen, grads, strict=True)
+        Layer(q, k, v, out.detach()[0], torch.stack(kept), rule.scale, rule.cap, rule.sinks).to(torch.device("cpu"))
+        for (q, k, v, out, rule), kept in zip(seen, grads, strict=True)
     ]
 
 
-def _slopes(head: Tensor, hidden: Tensor, draws: int, seed: int) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    """Causal attention ``[1, Hq, T, Dv]``."""
+    if rule.window is None and not rule.cap and rule.sinks is None:
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=rule.scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    # Weights of all heads are made anew for every backward pass: kept, they would take more than all else.
+    out: Tensor = checkpoint(_weigh, q, k, v, rule, use_reentrant=False)
+    return out
+
+
+def _weigh(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    group, position = q.shape[1] // k.shape[1], torch.arange(q.shape[2], device=q.device)
+    back = position[:, None] - position
+    unseen = back < 0 if rule.window is None else (back < 0) | (back >= rule.window)
+    keys, values = (x.repeat_interleave(group, 1) for x in (k, v))
+    scores = rule.capped((q * rule.scale) @ keys.transpose(2, 3)).masked_fill(unseen, float("-inf"))
+    return rule.weights(scores) @ values
+
+
+def _slopes(head: Tensor, hidden: Tensor, draws: int, seed: int, final: FinalLogits) -> Tensor:
     """Gradients ``[S, n, C]`` of the log-probability of drawn tokens by outputs ``[n, C]``."""
     generator = torch.Generator(hidden.device).manual_seed(seed)
     out = hidden.new_empty(draws, *hidden.shape)
     for start in range(0, len(hidden), SLICE):
         span = slice(start, start + SLICE)
-        probability = (hidden[span] @ head.T).softmax(-1)
-        mean = probability @ head
+        logits = final(hidden[span] @ head.T)
+        probability, steep = logits.softmax(-1), final.slope(logits)
+        mean = (probability * steep) @ head
         drawn = torch.multinomial(probability, draws, replacement=True, generator=generator)
-        out[:, span] = head[drawn.T] - mean
+        out[:, span] = head[drawn.T] * steep.gather(1, drawn).T[..., None] - mean
     return out

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from leankv_sglang.calibrate.search import Target
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.json_file import read_json
+from leankv_sglang.models.early import early_model
+from leankv_sglang.plugin.compatibility import check_model
 
 MOST_WINDOWS, MOST_SEED = 1024, 2**32 - 1
 # Below the bars that the profiles are named for: another text may cost a little more.
@@ -69,6 +72,12 @@ def check_folder(folder: Path) -> None:
             f"{folder}, where a calibration keeps what it finds, cannot be written ({error.strerror or error}); name "
             "another in LEANKV_HOME."
         ) from error
+
+
+def check_kind(folder: str) -> None:
+    """Raise :class:`LeanKVError` for a model of a kind that no server would take a profile of."""
+    path = Path(folder) / "config.json"
+    check_model(early_model(read_json(path, lambda why: LeanKVError(f"{path} {why}."))))
 
 
 def read_text(path: str) -> str:

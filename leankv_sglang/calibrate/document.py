@@ -32,6 +32,7 @@ def begin(folder: str, shape: ModelShape, setting: Setting) -> Document:
             "num_layers": shape.layers,
             "num_kv_heads": shape.kv_heads,
             "head_dim": shape.head_dim,
+            **({} if shape.v_head_dim == shape.head_dim else {"v_head_dim": shape.v_head_dim}),
             "fingerprint": fingerprint(folder),
         },
         "page_size": setting.page_size,

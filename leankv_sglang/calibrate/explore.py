@@ -24,6 +24,7 @@ from leankv_sglang.compression.build import make_layout
 from leankv_sglang.compression.fingerprint import fingerprint
 from leankv_sglang.compression.significance import STRATEGIES, Predictor, Significance
 from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models.shape import read_shape
 
 DRAWS = 3
@@ -93,14 +94,14 @@ def explore(model: Callable[[], Any], folder: str, windows: Sequence[Tensor], se
         kept: folder of finished explorations.
     """
     shape = read_shape(folder)
-    layout = make_layout(setting.config, setting.page_size, shape.kv_heads, shape.head_dim)
+    layout = make_layout(setting.config, setting.page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
     digest = _digest(folder, windows, setting)
     file = kept / f"{digest}.pt"
     if digest and file.exists():
         tqdm.write(f"gradients and options: as kept in {file}")
         cost, significance, predictor = torch.load(file, weights_only=True)
     else:
-        cost, significance, predictor = _explore(model(), windows, setting, layout)
+        cost, significance, predictor = _explore(model(), windows, setting, layout, shape.layers)
         if digest:
             kept.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(".part")
@@ -110,13 +111,18 @@ def explore(model: Callable[[], Any], folder: str, windows: Sequence[Tensor], se
 
 
 def _explore(
-    model: Any, windows: Sequence[Tensor], setting: Setting, layout: RecordLayout
+    model: Any, windows: Sequence[Tensor], setting: Setting, layout: RecordLayout, layers: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     page, config, choices = setting.page_size, setting.config, setting.choices
     seen = [
         capture(model, ids, DRAWS, SKIP, setting.seed + i)
         for i, ids in enumerate(tqdm(windows, desc="gradients", unit="window"))
     ]
+    if len(seen[0]) != layers:
+        raise LeanKVError(
+            f"This model cannot be calibrated: transformers' class of it hands over the attention of {len(seen[0])} "
+            f"layers, and {layers} have no sliding window."
+        )
     costs, found, weights = [], [], []
     count = sum(len(ids) - SKIP - 1 for ids in windows)
     for layer in tqdm(range(len(seen[0])), desc="options", unit="layer"):
@@ -145,7 +151,7 @@ def _digest(folder: str, windows: Sequence[Tensor], setting: Setting) -> str:
         name: config[name] for name in ("high", "mid", "low", "rotation", "significance", "near_pages")
     }
     what |= {"page_size": setting.page_size, "seed": setting.seed, "choices": setting.choices}
-    what |= {"model": mark, "shape": read_shape(folder)}
+    what |= {"model": mark, "shape": dataclasses.astuple(read_shape(folder))}
     digest = hashlib.sha256(json.dumps(what).encode())
     for ids in windows:
         digest.update(ids.to(torch.int64).numpy().tobytes())

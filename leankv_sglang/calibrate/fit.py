@@ -11,6 +11,7 @@ from leankv_kernels import FullPages
 from leankv_kernels.reference.tiers import features
 from leankv_sglang.calibrate.capture import Layer
 from leankv_sglang.calibrate.sensitivity import QUERY_BLOCK
+from leankv_sglang.offline.raw_rows import Rule
 
 RIDGE = 0.002
 """Weight of the squared coefficients of standardized features, per token."""
@@ -34,8 +35,9 @@ def harm(seen: Layer, near_pages: int, page: int) -> Tensor:
         away = (keys // page < t // page - near_pages)[None]
         for head in range(heads):
             rows = slice(head * group, (head + 1) * group)
-            scores = (seen.q[rows, start:stop] @ seen.k[head, :stop].T) * seen.scale
-            weight = scores.masked_fill(keys > t, float("-inf")).softmax(-1)
+            scores = seen.scores(seen.q[rows, start:stop], seen.k[head, :stop]).masked_fill(keys > t, float("-inf"))
+            sinks = None if seen.sinks is None else seen.sinks[rows]
+            weight = Rule(seen.scale, sinks=sinks).weights(scores)
             moved = (weight / (1 - weight.clamp(max=_MOST_WEIGHT))).masked_fill_(~away, 0.0)
             for grad in seen.grads:
                 slope = grad[rows, start:stop]

@@ -93,7 +93,7 @@ class Space:
         """The price at which the estimates come to about a target."""
         if target.kl is not None:
             return self._price(ADDS_UP * target.kl, self.estimated)
-        raw = 4 * self.layout.head_dim
+        raw = 2 * (self.layout.head_dim + self.layout.v_head_dim)
         wanted = max(raw / (target.ratio or 1.0) - FIXED * raw, 1.0)
         return self._price(-wanted, lambda choice: -self.bytes_of(choice))
 

@@ -48,7 +48,7 @@ def layer_costs(
         tiers[:, :SINK_TOKENS] = HIGH
         tiers = torch.nn.functional.pad(tiers, (0, tokens - whole), value=PRUNED)
         # One matrix of values for each precision of keys: [T, options, D + 1], a column of ones for the denominator.
-        size = (tokens, len(options), layout.head_dim + 1)
+        size = (tokens, len(options), layout.v_head_dim + 1)
         sides = {bits: torch.zeros(size, device=seen.k.device) for bits in keys}
         for tier, form in ((HIGH, high), (MID, mid), (LOW, low)):
             member = (tiers == tier).T[..., None]
@@ -72,28 +72,33 @@ def _head_cost(
 ) -> Tensor:
     group = seen.q.shape[0] // seen.k.shape[0]
     rows = slice(head * group, (head + 1) * group)
-    tokens, dim = seen.k.shape[1:]
+    tokens, dim = seen.v.shape[1:]
     position = torch.arange(tokens, device=seen.k.device)
     cost = torch.zeros(options, dtype=torch.float64, device=seen.k.device)
     for start in range(skip // page * page, tokens, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, tokens)
-        q = seen.q[rows, start:stop] * seen.scale  # [g, B, D]
+        q = seen.q[rows, start:stop]  # [g, B, D]
         t, own = position[start:stop, None], position[start:stop, None] // page
         first = max(start // page - near_pages, 0) * page
         here, last_far = position[None, first:stop], max((stop - 1) // page - near_pages, 0) * page
-        raw = (q @ seen.k[head, first:stop].T).masked_fill(~((here // page == own) & (here <= t)), float("-inf"))
+        inside = (here // page == own) & (here <= t)
+        raw = seen.scores(q, seen.k[head, first:stop]).masked_fill(~inside, float("-inf"))
         close = (here // page < own) & (here // page >= own - near_pages)
-        nears = (q @ near[0][first:stop].T).masked_fill(~close, float("-inf"))
+        nears = seen.scores(q, near[0][first:stop]).masked_fill(~close, float("-inf"))
         # Any common offset will do; that of all exact scores keeps every weight in range.
-        top = (q @ seen.k[head, :stop].T).masked_fill(position[None, :stop] > t, float("-inf")).amax(-1, keepdim=True)
+        causal = seen.scores(q, seen.k[head, :stop]).masked_fill(position[None, :stop] > t, float("-inf"))
+        top = causal.amax(-1, keepdim=True)
         weights = (raw - top).exp(), (nears - top).exp()
         values = seen.v[head, first:stop], near[1][first:stop]
         parts = [torch.cat([w @ v, w.sum(-1, keepdim=True)], -1) for w, v in zip(weights, values, strict=True)]
-        total = (parts[0] + parts[1])[:, :, None].expand(-1, -1, options, -1)
+        both = parts[0] + parts[1]
+        if seen.sinks is not None:
+            both[..., dim:] += (seen.sinks[rows, None, None] - top).exp()
+        total = both[:, :, None].expand(-1, -1, options, -1)
         if last_far:
             away = position[None, :last_far] // page < own - near_pages
             for key, side in far:
-                w = ((q @ key[:last_far].T) - top).masked_fill_(~away, float("-inf")).exp_()
+                w = (seen.scores(q, key[:last_far]) - top).masked_fill_(~away, float("-inf")).exp_()
                 total = total + (w @ side[:last_far]).unflatten(-1, (options, dim + 1))
         moved = total[..., :dim] / total[..., dim:] - seen.out[rows, start:stop, None]
         slope = torch.einsum("sgtd,gtod->sto", seen.grads[:, rows, start:stop], moved)
@@ -108,7 +113,7 @@ def full_pages(seen: Layer, page: int) -> FullPages:
     q = seen.q[:, :whole].unflatten(1, (-1, page))
     k = seen.k[:, :whole].unflatten(1, (-1, page)).repeat_interleave(group, 0)
     future = torch.ones(page, page, dtype=torch.bool, device=q.device).triu_(1)
-    weights = (q @ k.transpose(2, 3) * seen.scale).masked_fill_(future, float("-inf")).softmax(-1)
+    weights = seen.scores(q, k).masked_fill_(future, float("-inf")).softmax(-1)
     columns = (weights.double() * COLUMN_SCORE_ONE).round().sum(2).to(torch.int32).transpose(0, 1)
     by_page = (x[:, :whole].unflatten(1, (-1, page)).permute(1, 2, 0, 3) for x in (seen.k, seen.v))
     return FullPages(columns, *by_page)

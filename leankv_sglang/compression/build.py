@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,20 +14,32 @@ from leankv_sglang.compression.profile_file import read_predictor
 from leankv_sglang.compression.significance import STRATEGIES, Predictor, Significance
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.models.ranks import kv_heads_on
 
 
-def make_layout(config: LeanKVConfig, page_size: int, num_kv_heads: int, head_dim: int) -> RecordLayout:
-    """The record layout for a model's shape.
+def make_layout(
+    config: LeanKVConfig, page_size: int, num_kv_heads: int, head_dim: int, v_head_dim: int = 0
+) -> RecordLayout:
+    """The record layout for a model's shape; values are as wide as keys where no ``v_head_dim`` is given.
 
     Raises:
         LeanKVError: when the layout cannot hold that shape.
     """
     try:
         return RecordLayout(
-            page_size, num_kv_heads, head_dim, *config.formats, config.near_pages > 0, config.mid_format
+            page_size, num_kv_heads, head_dim, *config.formats, config.near_pages > 0, config.mid_format, v_head_dim
         )
     except ValueError as error:
         raise LeanKVError(f"LeanKV cannot serve this model: {error}.") from error
+
+
+def layout_of(config: LeanKVConfig, page_size: int, model: Any, ranks: int) -> RecordLayout:
+    """The record layout on one of so many ranks that share a model's heads; ``model`` is sglang's ModelConfig.
+
+    Raises:
+        LeanKVError: as :func:`make_layout`.
+    """
+    return make_layout(config, page_size, kv_heads_on(model, ranks), model.head_dim, model.v_head_dim)
 
 
 def kernels_for(device: str, config: LeanKVConfig, layout: RecordLayout, group: int | None = None) -> Ops:

@@ -28,7 +28,7 @@ DEFAULT_POINT = "balanced"
 _KEYS = {"leankv_profile", "model", "page_size", "tiers", "rotation", "significance", "near_pages", "points"}
 _OPTIONAL = {"calibration", "predictor", "keep_first"}
 _FORMER_FIELDS, _FORMER_POINTS = {"window": "near_pages"}, {"lossless": "near-lossless"}
-_MODEL_KEYS = ("num_layers", "num_kv_heads", "head_dim")
+_MODEL_KEYS, _VALUES = ("num_layers", "num_kv_heads", "head_dim"), "v_head_dim"
 _ALPHAS = tuple(f"alpha_{tier}" for tier in Alphas._fields)
 
 
@@ -94,7 +94,9 @@ def load_profile(path: str, point: str | None = None, kernels: str = "auto") -> 
     model = data["model"]
     if not isinstance(model, dict) or any(not _is_size(model.get(k)) for k in _MODEL_KEYS):
         raise broken(f'"model" must give {", ".join(_MODEL_KEYS)} as positive whole numbers of at most {MOST:,}')
-    shape = CacheShape(*(model[k] for k in _MODEL_KEYS))
+    if not _is_size(model.get(_VALUES, 1)):
+        raise broken(f'"{_VALUES}" of "model" must be a positive whole number of at most {MOST:,}')
+    shape = _shape(model)
     # They are printed and compared.
     for name, text in (("name", model.get("name")), ("fingerprint", mark := model.get("fingerprint"))):
         if text is not None and not (isinstance(text, str) and text.isprintable()):
@@ -173,7 +175,7 @@ def read_predictor(path: str, digest: str | None = None) -> Tensor:
         raise broken("has been changed since the server started; start it again")
     data = parse_json(raw, broken)
     try:
-        shape = CacheShape(*(data["model"][k] for k in _MODEL_KEYS))
+        shape = _shape(data["model"])
     except (KeyError, TypeError) as error:
         raise broken(f"cannot be read ({error})") from error
     return _predictor(data, shape, broken)
@@ -184,12 +186,17 @@ def pack_predictor(weights: Tensor) -> str:
     return base64.b64encode(weights.to(torch.float16).numpy().tobytes()).decode()
 
 
+def _shape(model: dict[str, Any]) -> CacheShape:
+    layers, heads, head_dim = (model[k] for k in _MODEL_KEYS)
+    return CacheShape(layers, heads, head_dim, model.get(_VALUES, 0))
+
+
 def _complaint(path: str) -> Broken:
     return lambda why: LeanKVError(f"--leankv-profile {path}: {why}.")
 
 
 def _predictor(data: dict[str, Any], shape: CacheShape, broken: Broken) -> Tensor:
-    size = (shape.layers, shape.kv_heads, num_features(shape.head_dim))
+    size = (shape.layers, shape.kv_heads, num_features(shape.head_dim, shape.v_head_dim))
     try:
         raw = bytearray(base64.b64decode(data["predictor"], validate=True))
     except (ValueError, TypeError, KeyError) as error:

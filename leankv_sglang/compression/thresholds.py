@@ -36,13 +36,20 @@ def threshold_table(
     return out
 
 
-def rank_heads(table: Tensor, heads: int) -> Tensor:
-    """The columns of a table ``[layers, all KV heads, ...]`` of this tensor-parallel rank, which holds ``heads``."""
+def rank_heads(table: Tensor, heads: int, filled_up: bool = False) -> Tensor:
+    """The columns of a table ``[layers, all KV heads, ...]`` of this tensor-parallel rank, which holds ``heads``.
+
+    Where heads of zeros were filled up for ranks to have as many (see :mod:`leankv_sglang.models.ranks`), these get
+    what the last one has.
+    """
     from sglang.srt.runtime_context import get_parallel
 
     if table.shape[1] == heads:
         return table
     parallel = get_parallel()
+    if filled_up:
+        columns = torch.arange(heads, device=table.device) + parallel.attn_tp_rank * heads
+        return table[:, columns.clamp(max=table.shape[1] - 1)]
     # With fewer heads than ranks, several ranks hold the same one.
     first = parallel.attn_tp_rank * table.shape[1] // parallel.attn_tp_size
     return table[:, first : first + heads]

@@ -21,12 +21,13 @@ class OpenPages:
         layers: of the model.
         rows: request rows.
         page_size: tokens of a page.
-        kv_heads, head_dim: of a layer.
+        kv_heads, head_dim: of a layer; the latter of keys.
         query_heads: of a layer; each has column scores of its own.
         dtype: of raw keys and values.
         device: where they live.
         write: how tokens get there.
         spare: pages of one layer for the other pages of prompts that span several.
+        v_head_dim: of values; that of keys by default.
     """
 
     def __init__(
@@ -41,10 +42,13 @@ class OpenPages:
         device: torch.device | str,
         write: WriteTokens = RawPages.write,
         spare: int = 0,
+        *,
+        v_head_dim: int = 0,
     ) -> None:
         self.page_size, self.spare, self._write = page_size, spare, write
         count = layers * rows + spare
-        key, value = (torch.zeros(count, page_size, kv_heads, head_dim, dtype=dtype, device=device) for _ in "kv")
+        shapes = ((count, page_size, kv_heads, dim) for dim in (head_dim, v_head_dim or head_dim))
+        key, value = (torch.zeros(shape, dtype=dtype, device=device) for shape in shapes)
         scores = torch.zeros(count, query_heads, page_size, dtype=torch.int32, device=device)
         self._all = key, value, scores
         self.key, self.value, self.scores = (x[: layers * rows].unflatten(0, (layers, rows)) for x in self._all)
@@ -62,7 +66,7 @@ class OpenPages:
         return self.key.dtype
 
     def raw(self, layer: int, plan: Plan, key: Tensor, value: Tensor) -> RawPages:
-        """The own pages of a forward's tiles with its tokens ``[T, H, D]`` written.
+        """The own pages of a forward's tiles with its tokens, ``[T, H, D]`` and ``[T, H, Dv]``, written.
 
         Where every tile has a row of its own, as in decode, these are the rows' open pages, in place; otherwise spare
         pages too, or copies where there are too few, which :meth:`keep` takes back.

@@ -64,14 +64,12 @@ class LeanKVPool(MHATokenToKVPool):
     def _create_buffers(self) -> None:
         global _current
         self.config = required_config()
-        if self.v_head_dim != self.head_dim:
-            raise LeanKVError("LeanKV cannot serve this model: its values have another head_dim than its keys.")
         if self.size % self.page_size:
             self.size -= self.size % self.page_size
         self.model_dtype: torch.dtype = self.dtype
         # Some models fuse RoPE with a raw store into the pool when it claims to hold bfloat16.
         self.dtype = torch.uint8
-        self.layout = make_layout(self.config, self.page_size, self.head_num, self.head_dim)
+        self.layout = make_layout(self.config, self.page_size, self.head_num, self.head_dim, self.v_head_dim)
         worst = self.layer_num * self.layout.max_blocks
         self.ledger = Ledger(self.size, self.page_size, worst)
         blocks = self.size // self.page_size * worst
@@ -98,7 +96,7 @@ class LeanKVPool(MHATokenToKVPool):
 
     def of_rank(self, table: Tensor) -> Tensor:
         """The columns of a table ``[layers, all KV heads, ...]`` that this rank holds."""
-        return rank_heads(table, self.head_num)
+        return rank_heads(table, self.head_num, filled_up=torch.device(self.device).type == "cpu")
 
     def thresholds(self, alphas: Alphas) -> Tensor:
         """Thresholds of every layer and KV head of this rank, float64 ``[layers, 3, H]``, on the device.
@@ -117,7 +115,9 @@ class LeanKVPool(MHATokenToKVPool):
         heads = (self.head_num, self.head_dim, num_query_heads)
         how = self.model_dtype, torch.device(self.device), self.ops.write_tokens
         spare = spare_pages(most_tokens, num_rows, self.page_size)
-        self.open_pages = OpenPages(self.layer_num, num_rows, self.page_size, *heads, *how, spare)
+        self.open_pages = OpenPages(
+            self.layer_num, num_rows, self.page_size, *heads, *how, spare, v_head_dim=self.v_head_dim
+        )
         pages = pages_committed(self.layer_num, num_rows, most_tokens, self.page_size)
         most = commit_bytes(self.ops, self.layout, num_query_heads, self.model_dtype.itemsize, pages)
         logger.info(memory_line(self.store, self.open_pages, most))

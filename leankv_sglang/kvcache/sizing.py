@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from leankv_kernels import RecordLayout, RecordStore
-from leankv_sglang.compression.build import kernels_for, make_layout
+from leankv_sglang.compression.build import kernels_for, layout_of
 from leankv_sglang.compression.commit_memory import commit_bytes
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
@@ -13,6 +13,7 @@ from leankv_sglang.kvcache.ledger import LOGICAL_FACTOR
 from leankv_sglang.kvcache.open_pages import OpenPages
 from leankv_sglang.kvcache.places import spare_pages
 from leankv_sglang.models.layer_kinds import compressed_layers, window_token_bytes
+from leankv_sglang.models.ranks import query_heads_on
 
 DEFAULT_CPU_BYTES = 2 << 30
 """KV budget on a machine without an accelerator, unless an eighth of its memory is less."""
@@ -33,8 +34,7 @@ def bytes_per_token(kvc: Any, num_layers: int) -> int:
     from sglang.srt.runtime_context import get_parallel, get_schedule
 
     model, page_size = kvc.model_config, get_schedule().page_size
-    heads = model.get_num_kv_heads(get_parallel().attn_tp_size)
-    layout = make_layout(required_config(), page_size, heads, model.head_dim)
+    layout = layout_of(required_config(), page_size, model, get_parallel().attn_tp_size)
     return -(-page_bytes(layout, num_layers) // page_size)
 
 
@@ -52,8 +52,8 @@ def memory_for_pages(kvc: Any, budget: int) -> int:
     from sglang.srt.runtime_context import get_parallel, get_schedule
 
     model, page_size, ranks = kvc.model_config, get_schedule().page_size, get_parallel().attn_tp_size
-    layout = make_layout(required_config(), page_size, model.get_num_kv_heads(ranks), model.head_dim)
-    full, query_heads = getattr(kvc.layer_info, "full_attention_layer_ids", None), model.get_num_attention_heads(ranks)
+    layout = layout_of(required_config(), page_size, model, ranks)
+    full, query_heads = getattr(kvc.layer_info, "full_attention_layer_ids", None), query_heads_on(model, ranks)
     layers = kvc.layer_info.num_effective_layers if full is None else len(full)
     row = open_page_bytes(layout, layers, query_heads, model.dtype.itemsize)
     requests = get_schedule().max_running_requests
@@ -108,7 +108,7 @@ def default_max_total_tokens(model: Any, page_size: int, tp_size: int, dp_size: 
     """
     import psutil
 
-    layout = make_layout(required_config(), page_size, model.get_num_kv_heads(tp_size), model.head_dim)
+    layout = layout_of(required_config(), page_size, model, tp_size)
     budget = min(DEFAULT_CPU_BYTES, psutil.virtual_memory().total // 8) // (tp_size * dp_size)
     page = page_bytes(layout, compressed_layers(model))
     page += int(window_tokens * page_size * window_token_bytes(model, tp_size))
@@ -133,4 +133,4 @@ def tokens_for(memory: int, layout: RecordLayout, num_layers: int, num_query_hea
 
 def model_dtype_bytes_per_token(layout: RecordLayout, num_layers: int, itemsize: int = 2) -> int:
     """Bytes a token takes in a pool of the model's own dtype."""
-    return 2 * num_layers * layout.num_kv_heads * layout.head_dim * itemsize
+    return num_layers * layout.num_kv_heads * (layout.head_dim + layout.v_head_dim) * itemsize

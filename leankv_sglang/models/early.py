@@ -34,7 +34,6 @@ WANT_GPU = frozenset(
 def early_model(config: Mapping[str, Any]) -> SimpleNamespace:
     """A model as far as its configuration describes it, with the names that sglang's ModelConfig has."""
     part = SimpleNamespace(**text_part(config))
-    head_dim = _number(part, "head_dim")
     names = architectures(config)
     return SimpleNamespace(
         hf_config=SimpleNamespace(**config),
@@ -42,8 +41,6 @@ def early_model(config: Mapping[str, Any]) -> SimpleNamespace:
         is_generation=not any(EMBEDS.search(name) for name in names),
         is_encoder_decoder=config.get("is_encoder_decoder") is True,
         attention_chunk_size=_number(part, "attention_chunk_size"),
-        head_dim=head_dim,
-        v_head_dim=_number(part, "v_head_dim") or head_dim,
     )
 
 

@@ -33,6 +33,8 @@ SLIDING = WINDOWED | {
     "MellumForCausalLM",
 }
 """With those whose windows SGLang gives a pool itself, by ``layer_types`` too."""
+PATTERNED = frozenset({"MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM"})
+"""Those to which it gives one by ``hybrid_layer_pattern``; layers with a window have heads of their own."""
 
 
 def text_config(model: Any) -> Any:
@@ -64,5 +66,5 @@ def window_token_bytes(model: Any, ranks: int) -> int:
     layers = model.num_hidden_layers - compressed_layers(model)
     if not layers:
         return 0
-    heads: int = model.get_swa_num_kv_heads(ranks)
+    heads = -(-int(model.get_swa_num_kv_heads(1)) // ranks)
     return layers * heads * (model.swa_head_dim + model.swa_v_head_dim) * int(model.dtype.itemsize)

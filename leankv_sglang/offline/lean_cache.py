@@ -19,13 +19,13 @@ from leankv_sglang.kvcache.open_pages import OpenPages
 from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY
 from leankv_sglang.models.shape import ModelShape
 from leankv_sglang.offline.caches import Cache, State
+from leankv_sglang.offline.raw_rows import Rule
 
 
 @dataclass(eq=False)
 class LeanState(State):
     """A row of open pages, and the logical ids of all pages, the open one last."""
 
-    row: int = 0
     pages: list[int] = field(default_factory=list)
 
 
@@ -56,8 +56,9 @@ class LeanCache(Cache[LeanState]):
         significance: Significance | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.shape, self.page_size, self.near_pages, self.device = shape, page_size, config.near_pages, device
-        self.layout: RecordLayout = make_layout(config, page_size, shape.kv_heads, shape.head_dim)
+        super().__init__(rows, dtype, device)
+        self.shape, self.page_size, self.near_pages = shape, page_size, config.near_pages
+        self.layout: RecordLayout = make_layout(config, page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
         pages = -(-tokens // page_size) + rows
         self.ops = get_ops(device, config.kernels, self.layout, shape.query_heads // shape.kv_heads)
         self.store = RecordStore(self.layout, shape.layers, pages, device)
@@ -67,7 +68,8 @@ class LeanCache(Cache[LeanState]):
         how = (config.rotation, strategy, alphas.to(device), config.keep_first)
         self.compressor = Compressor(self.ops, self.store, *how)
         heads = (shape.kv_heads, shape.head_dim, shape.query_heads)
-        self.open_pages = OpenPages(shape.layers, rows, page_size, *heads, dtype, device, self.ops.write_tokens)
+        where = (dtype, device, self.ops.write_tokens)
+        self.open_pages = OpenPages(shape.layers, rows, page_size, *heads, *where, v_head_dim=shape.v_head_dim)
         self.table = torch.zeros(rows, 0, dtype=torch.int32, device=device)
         self.rows = list(range(rows))
         self.holders = [0] * (pages + 1)
@@ -76,6 +78,7 @@ class LeanCache(Cache[LeanState]):
 
     def new(self, capacity: int) -> LeanState:
         """See :meth:`Cache.new`."""
+        self.windows.reserve(capacity)
         width = -(-capacity // self.page_size) * self.page_size
         if width > self.table.shape[1]:
             self.table = torch.nn.functional.pad(self.table, (0, width - self.table.shape[1]))
@@ -86,6 +89,7 @@ class LeanCache(Cache[LeanState]):
         other = self.new(capacity)
         other.length = state.length
         self.open_pages.copy(state.row, other.row)
+        self.windows.copy(state.row, other.row, state.length)
         for page in state.pages[: state.length // self.page_size]:
             self.holders[page] += 1
             self._append(other, page)
@@ -114,12 +118,12 @@ class LeanCache(Cache[LeanState]):
         prefix, extend = [state.length for state, _ in batch], [count for _, count in batch]
         self.plan = build_plan(rows, prefix, extend, self.table, self.page_size, self.near_pages)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         """See :meth:`Cache.attend`; pages that become full are committed."""
         plan = self.plan
         assert plan is not None
         raw = self.open_pages.raw(layer, plan, k, v)
-        out = self.compressor.forward(layer, plan, q, raw, scale)
+        out = self.compressor.forward(layer, plan, q, raw, rule.scale, cap=rule.cap, sinks=rule.sinks)
         self.open_pages.keep(layer, plan, raw)
         return out.to(q.dtype)
 

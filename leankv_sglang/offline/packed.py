@@ -13,8 +13,9 @@ from torch import Tensor
 from leankv_sglang.compression.significance import Significance
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.models import resolve_model_path
-from leankv_sglang.models.shape import shape_of
+from leankv_sglang.models.shape import full_layers, shape_of
 from leankv_sglang.offline.caches import Cache, State
+from leankv_sglang.offline.hf import FinalLogits, rule_of
 from leankv_sglang.offline.lean_cache import LeanCache
 from leankv_sglang.offline.raw_cache import RawCache
 
@@ -24,13 +25,14 @@ _NAME = "packed"
 
 
 class PackedModel:
-    """A causal language model whose attention is given to a cache, sequence by sequence.
+    """A causal language model whose attention is given to a cache, sequence by sequence; layers with a sliding window,
+    where SGLang has them, keep the window that transformers gives them.
 
     Everything but attention works token by token, so a forward over ``[1, sum T]`` tokens of any sequences with their
     positions is what each would have alone.
 
     Args:
-        model: a Hugging Face model of Llama's or Qwen2's architecture.
+        model: a Hugging Face model that attends by transformers' interface.
         name: for rows.
         cache_dtype: of raw keys and values; the model's by default.
     """
@@ -41,7 +43,11 @@ class PackedModel:
         self.model, self.name = model.eval(), name
         self.cache_dtype = cache_dtype or model.dtype
         self.device: torch.device = model.device
-        self.shape = shape_of(model.config.to_dict())
+        config = model.config.to_dict()
+        self.shape = shape_of(config)
+        self.layers = {layer: index for index, layer in enumerate(full_layers(config))}
+        """Numbers of the layers without a window among themselves, by the model's own."""
+        self._final = FinalLogits.of(config)
         self.digest = ""
         self._cache: Cache[Any] | None = None
         # One name per model: the registry is the library's, for all models of the process.
@@ -139,17 +145,20 @@ class PackedModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits ``[n, V]`` of outputs ``[n, C]``, computed in the model's dtype as a server does."""
         rows = hidden if len(hidden) > 1 else hidden.expand(2, -1)
-        out: Tensor = self.model.lm_head(rows)[: len(hidden)].float()
-        return out
+        return self._final(self.model.lm_head(rows)[: len(hidden)]).float()
 
     def _attend(
-        self, module: Any, q: Tensor, k: Tensor, v: Tensor, _mask: Any, scaling: float, **_kwargs: Any
+        self, module: Any, q: Tensor, k: Tensor, v: Tensor, _mask: Any, scaling: float, **more: Any
     ) -> tuple[Tensor, None]:
         cache = self._cache
         assert cache is not None
         count, total = cache.tokens, q.shape[2]
         query, key, value = (x[0].transpose(0, 1)[:count] for x in (q, k, v))
-        out = cache.attend(module.layer_idx, query, key, value, scaling)
+        rule = rule_of(scaling, more)
+        if (index := self.layers.get(module.layer_idx)) is not None:
+            out = cache.attend(index, query, key, value, rule._replace(window=None))
+        else:
+            out = cache.attend_window(module.layer_idx, query, key, value, rule)
         if total > count:
             out = torch.cat([out, out.new_zeros(total - count, *out.shape[1:])])
         return out[None], None

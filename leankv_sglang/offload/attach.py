@@ -63,6 +63,7 @@ class ServedLinker(LeanKVLinker):
             "layers": pool.layer_num,
             "kv_heads": pool.head_num,
             "head_dim": pool.head_dim,
+            "v_head_dim": pool.v_head_dim,
             "page_size": pool.page_size,
             "dtype": str(pool.model_dtype),
             "rank": self._rank,

@@ -207,10 +207,6 @@ MODELS: list[tuple[Callable[[Any], bool], str]] = [
         lambda m: bool(getattr(_text_config(m), "num_kv_shared_layers", None)),
         "some of its layers attend to the keys and values of others",
     ),
-    (
-        lambda m: getattr(m, "v_head_dim", m.head_dim) != m.head_dim,
-        "its values have another head_dim than its keys",
-    ),
 ]
 """Models that are refused: what tells, and why."""
 

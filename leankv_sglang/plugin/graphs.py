@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from leankv_sglang.compression.build import kernel_name, make_layout
+from leankv_sglang.compression.build import kernel_name, layout_of
 from leankv_sglang.config import NAME, required_config
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.models.ranks import query_heads_on
 
 logger = logging.getLogger(__name__)
 
@@ -45,5 +46,5 @@ def settle_graphs(server_args: Any, cfg: Any, model: Any) -> None:
 
 def _kernels(cfg: Any, model: Any) -> str:
     config = required_config()
-    layout = make_layout(config, cfg.page_size, model.get_num_kv_heads(cfg.tp_size), model.head_dim)
-    return kernel_name(cfg.device, config, layout, model.get_num_attention_heads(cfg.tp_size) // layout.num_kv_heads)
+    layout = layout_of(config, cfg.page_size, model, cfg.tp_size)
+    return kernel_name(cfg.device, config, layout, query_heads_on(model, cfg.tp_size) // layout.num_kv_heads)

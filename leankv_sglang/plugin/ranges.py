@@ -6,11 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from leankv_sglang.compression.build import make_layout
+from leankv_sglang.compression.build import layout_of
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache.sizing import tokens_for
 from leankv_sglang.models.layer_kinds import compressed_layers
+from leankv_sglang.models.ranks import query_heads_on
 
 LEAST_PAGES = 4
 """Of a pool: a prompt may fill all but two of its pages, and an answer needs one."""
@@ -71,8 +72,8 @@ def check_memory(model: Any, cfg: Any) -> None:
     if cfg.device != "cpu" or cfg.max_total_tokens is None:
         return
     ranks = (cfg.tp_size or 1) * (cfg.dp_size or 1)
-    layout = make_layout(required_config(), cfg.page_size, model.get_num_kv_heads(cfg.tp_size), model.head_dim)
-    heads, layers = model.get_num_attention_heads(cfg.tp_size), compressed_layers(model)
+    layout = layout_of(required_config(), cfg.page_size, model, cfg.tp_size)
+    heads, layers = query_heads_on(model, cfg.tp_size), compressed_layers(model)
     memory, requests = machine_memory(), cfg.max_running_requests or 1
     fit = tokens_for(memory // ranks, layout, layers, heads, -(-requests // (cfg.dp_size or 1)))
     if fit < LEAST_PAGES * cfg.page_size:

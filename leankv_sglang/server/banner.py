@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from leankv_sglang.compression.build import kernels_for, make_layout
+from leankv_sglang.compression.build import kernels_for, layout_of
 from leankv_sglang.compression.profile import shipped_profile
 from leankv_sglang.compression.profile_file import load_profile, measured_ratios
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.kvcache.lasting import calibrated_cost
 from leankv_sglang.kvcache.sizing import model_dtype_bytes_per_token, open_page_bytes, page_bytes
 from leankv_sglang.models.layer_kinds import compressed_layers, window_token_bytes
+from leankv_sglang.models.ranks import query_heads_on
+from leankv_sglang.models.shape import say_dims
 
 
 def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]]:
@@ -19,8 +21,8 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
     from sglang.srt.arg_groups.overrides import model_config_of, resolution_result, resolved_view
 
     cfg, model = resolved_view(server_args), model_config_of(server_args)
-    layout = make_layout(config, cfg.page_size, model.get_num_kv_heads(cfg.tp_size), model.head_dim)
-    group = model.get_num_attention_heads(cfg.tp_size) // layout.num_kv_heads
+    layout = layout_of(config, cfg.page_size, model, cfg.tp_size)
+    group = query_heads_on(model, cfg.tp_size) // layout.num_kv_heads
     layers, page = compressed_layers(model), cfg.page_size
     per_token = page_bytes(layout, layers) / page
     raw = model_dtype_bytes_per_token(layout, layers)
@@ -28,7 +30,8 @@ def banner_lines(server_args: Any, config: LeanKVConfig) -> list[tuple[str, str]
     lines = [
         (
             "model",
-            f"{Path(cfg.model_path).name} ({layers} layers, {layout.num_kv_heads} KV heads of {model.head_dim}{ranks})",
+            f"{Path(cfg.model_path).name} ({layers} layers, {layout.num_kv_heads} KV heads of "
+            f"{say_dims(layout.head_dim, layout.v_head_dim)}{ranks})",
         ),
         *_left_out(config, cfg),
         *_windows(model, cfg, resolution_result(server_args, "swa_full_tokens_ratio")),

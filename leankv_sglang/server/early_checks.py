@@ -11,6 +11,7 @@ from leankv_sglang.errors import LeanKVError
 from leankv_sglang.json_file import read_json
 from leankv_sglang.models.check import check_model_folder, check_tokenizer
 from leankv_sglang.models.early import early_model, wants_gpu
+from leankv_sglang.models.ranks import uneven_model
 from leankv_sglang.plugin import compatibility
 
 
@@ -24,16 +25,21 @@ def check_model(rest: Sequence[str], model: str) -> None:
     parser.add_argument("--tokenizer-path", nargs="?")
     parser.add_argument("--load-format", nargs="?")
     parser.add_argument("--skip-tokenizer-init", action="store_true")
+    parser.add_argument("--tp-size", "--tensor-parallel-size", nargs="?")
     found = parser.parse_known_args(list(rest))[0]
     own_tokenizer = not found.skip_tokenizer_init and found.tokenizer_path is None
     check_model_folder(model, weights=found.load_format in (None, "auto", "safetensors"), tokenizer=own_tokenizer)
     if found.tokenizer_path and not found.skip_tokenizer_init:
         check_tokenizer(found.tokenizer_path)
-    check_served(model)
+    check_served(model, int(found.tp_size) if (found.tp_size or "").isdecimal() else 1)
 
 
-def check_served(model: str) -> None:
+def check_served(model: str, ranks: int = 1) -> None:
     """Check a model by its ``config.json``, before SGLang is imported, which takes its time and may raise first.
+
+    Args:
+        model: its folder.
+        ranks: that share its heads.
 
     Raises:
         LeanKVError: one sentence saying why it cannot be served.
@@ -45,3 +51,5 @@ def check_served(model: str) -> None:
     if (name := wants_gpu(config)) and not has_accelerator():
         raise LeanKVError(f"LeanKV cannot serve this model here: SGLang runs {name} on GPUs alone.")
     compatibility.check_model(early_model(config))
+    if ranks > 1 and has_accelerator() and (why := uneven_model(config, ranks)):
+        raise LeanKVError(f"LeanKV cannot serve this model with --tp-size {ranks}: its {why}.")

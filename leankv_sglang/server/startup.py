@@ -87,6 +87,7 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
     check_memory(model_config_of(server_args), resolved_view(server_args))
     if profile is not None:
         model = model_config_of(server_args)
-        shape = CacheShape(compressed_layers(model), model.get_total_num_kv_heads(), model.head_dim)
+        heads, dims = model.get_total_num_kv_heads(), (model.head_dim, model.v_head_dim)
+        shape = CacheShape(compressed_layers(model), heads, *dims)
         profile.check_model(shape, server_args.model_path)
         profile.check_page_size(server_args.page_size)

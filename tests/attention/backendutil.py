@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
@@ -19,7 +21,15 @@ def create_backend(runner: Any) -> Any:
 
 
 def make_runner(
-    *, heads: int, kv_heads: int, head_dim: int, page_size: int, batch_size: int, max_len: int, dtype: torch.dtype
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    batch_size: int,
+    max_len: int,
+    dtype: torch.dtype,
+    v_head_dim: int | None = None,
 ) -> Any:
     """The kit's runner around our pool and backend, as ``runner.leankv``."""
     case = kit.DenseAttentionCase(
@@ -28,16 +38,17 @@ def make_runner(
     config = kit.TinyModelConfig(
         num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, hidden_size=64, context_len=max_len
     )
-    runner = kit.MockModelRunner(
-        case=case, model_config=config, dtype=dtype, device="cpu", max_context_len=max_len, head_dim=head_dim
-    )
+    with mock.patch.object(kit, "MHATokenToKVPool", partial(kit.MHATokenToKVPool, v_head_dim=v_head_dim)):
+        runner = kit.MockModelRunner(
+            case=case, model_config=config, dtype=dtype, device="cpu", max_context_len=max_len, head_dim=head_dim
+        )
     create_backend(runner)
     return runner
 
 
-def make_layer(heads: int, kv_heads: int, head_dim: int) -> Any:
-    """An attention layer as models have it."""
-    return kit.RadixAttention(heads, head_dim, head_dim**-0.5, kv_heads, layer_id=0)
+def make_layer(heads: int, kv_heads: int, head_dim: int, v_head_dim: int = -1) -> Any:
+    """An attention layer as models have it; values are as wide as keys by default."""
+    return kit.RadixAttention(heads, head_dim, head_dim**-0.5, kv_heads, layer_id=0, v_head_dim=v_head_dim)
 
 
 def make_batch(rows: list[int], prefix: list[int], extend: list[int], decode: bool) -> Any:

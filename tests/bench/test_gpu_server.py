@@ -24,7 +24,7 @@ from bench.gpu.server.setup import SetupError, link_checkout, packed_models, set
 from bench.gpu.server.sizes import GPU, write_shape
 from bench.gpu.server.steps import RESULTS
 from bench.gpu.server.verdict import verdicts
-from leankv_sglang.models.shape import read_shape
+from leankv_sglang.models.shape import ModelShape, read_shape
 from tests.e2e.forked import Zygote
 from tests.tiny_models import tiny_folder
 
@@ -234,5 +234,5 @@ def test_lines_need_all_that_they_name() -> None:
 
 def test_the_model_without_weights_has_the_shape_of_llama(tmp_path: Path) -> None:
     shape = read_shape(write_shape(tmp_path, GPU.llama))
-    assert shape == (32, 32, 8, 128)
+    assert shape == ModelShape(32, 32, 8, 128)
     assert shape.token_bytes == 131072

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from leankv_sglang.calibrate import __main__ as command
-from leankv_sglang.calibrate import explore, run, search
-from leankv_sglang.calibrate import windows as windows_module
+from leankv_sglang.calibrate import explore, run
 from leankv_sglang.compression.fingerprint import fingerprint
 from leankv_sglang.compression.profile_file import load_profile
 from leankv_sglang.offline.packed import PackedModel
+from tests.calibrate.conftest import SMALL, TOKENS
 from tests.sentences import is_one_sentence
 from tests.tiny_models import VOCABULARY, tiny_folder
 
@@ -27,25 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_folder(tmp_path_factory.mktemp("tiny"), layers=2))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A place for what is kept, which these tests share as runs of one user do, and shorter texts, windows
-    and searches.
-    """
-    folder, windows = tmp_path_factory.mktemp("home"), windows_module.calibration_windows
-
-    def shorter(tokenizer: Any, texts: list[str], count: int, length: int, seed: int = 0) -> list[Tensor]:
-        return windows(tokenizer, [text[:50_000] for text in texts], count, min(length, TOKENS), seed)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "home", lambda: folder)
-        patch.setattr(windows_module, "calibration_windows", shorter)
-        patch.setattr(search, "STEPS", STEPS)
-        yield
-
-
-SMALL = ("--windows", "1", "--measured", "1", "--page-size", "64")
-TOKENS, STEPS = 640, 5
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.mark.slow

@@ -275,8 +275,18 @@ def test_thresholds_that_only_look_like_numbers_are_refused(write: Callable[...,
     check_refused(write(with_point(alpha_high=NO_NUMBERS[what])), '"alpha_high"')
 
 
+def test_values_of_another_width_are_part_of_the_model(write: Callable[..., str]) -> None:
+    (profile := load_profile(write(with_model(v_head_dim=32)))).check_model(CacheShape(2, 3, 64, 32))
+    with pytest.raises(LeanKVError, match=r"head_dim 64 \(values 32\), this one has .* head_dim 64;"):
+        profile.check_model(SHAPE)
+    for wrong in (0, "32", None, True, 4097):
+        check_refused(write({"model": VALID["model"] | {"v_head_dim": wrong}}), '"v_head_dim" of "model"')
+
+
 @pytest.mark.parametrize(
-    "shape", [CacheShape(3, 3, 64), CacheShape(2, 4, 64), CacheShape(2, 3, 128)], ids=["layers", "KV heads", "head_dim"]
+    "shape",
+    [CacheShape(3, 3, 64), CacheShape(2, 4, 64), CacheShape(2, 3, 128), CacheShape(2, 3, 64, 32)],
+    ids=CacheShape.describe,
 )
 def test_another_model_is_refused_with_both_shapes(write: Callable[..., str], shape: CacheShape) -> None:
     profile = load_profile(write(with_model(name=None)))

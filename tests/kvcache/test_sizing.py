@@ -15,6 +15,7 @@ from leankv_sglang.compression.commit_memory import COMMIT_BYTES
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.kvcache import sizing
+from leankv_sglang.kvcache.open_pages import OpenPages
 
 LAYERS, PAGE, KV_HEADS, HEADS, DIM, CONTEXT = 4, 128, 2, 6, 64, 1 << 20
 LAYOUT = make_layout(LeanKVConfig(), PAGE, KV_HEADS, DIM)
@@ -37,9 +38,10 @@ def kvc(
     monkeypatch.setattr(context, "get_parallel", lambda: SimpleNamespace(attn_tp_size=1))
     monkeypatch.setattr(sizing, "required_config", LeanKVConfig)
     model = SimpleNamespace(
-        get_num_kv_heads=lambda ranks: KV_HEADS,
+        get_total_num_kv_heads=lambda: KV_HEADS,
         get_num_attention_heads=lambda ranks: HEADS,
         head_dim=DIM,
+        v_head_dim=DIM,
         dtype=torch.float32,
         context_len=CONTEXT,
     )
@@ -87,6 +89,21 @@ def test_without_a_limit_as_many_requests_as_sglang_makes_of_the_tokens(monkeypa
     rows = tokens // 1000 + 1
     pages, spare = min(rows * LAYERS, COMMIT_BYTES // ONE), 512  # for each two tokens of the chunk
     assert sizing.memory_for_pages(some, 1 << 30) == (1 << 30) - rows * ROW - spare * SPARE - pages * ONE
+
+
+def test_values_of_another_width_are_paid_for_as_wide_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a page's blocks, of open pages and spare ones, and of what 16 bits take; open pages take that very much."""
+    some = kvc(monkeypatch, 8, ops=get_ops("cpu", "cuda-emulated"))
+    price, left = sizing.bytes_per_token(some, LAYERS), sizing.memory_for_pages(some, 1 << 30)
+    some.model_config.v_head_dim = DIM // 2
+    narrow = make_layout(LeanKVConfig(), PAGE, KV_HEADS, DIM, DIM // 2)
+    assert sizing.bytes_per_token(some, LAYERS) == -(-sizing.page_bytes(narrow, LAYERS) // PAGE) < price
+    pages = 9 * LAYERS + (1024 - 18) // PAGE + 9
+    assert sizing.memory_for_pages(some, 1 << 30) == left + pages * PAGE * KV_HEADS * DIM // 2 * 4
+    assert sizing.model_dtype_bytes_per_token(narrow, LAYERS) == 2 * LAYERS * KV_HEADS * (DIM + DIM // 2)
+    heads = KV_HEADS, DIM, HEADS
+    rows = OpenPages(LAYERS, 9, PAGE, *heads, torch.float32, "cpu", v_head_dim=DIM // 2)
+    assert rows.row_nbytes() == sizing.open_page_bytes(narrow, LAYERS, HEADS, 4)
 
 
 def test_no_room_for_pages_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

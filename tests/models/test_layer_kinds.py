@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from leankv_sglang.models.layer_kinds import compressed_layers, window_split, window_token_bytes
-from leankv_sglang.models.shape import ModelShape, WindowShape, shape_of, windows_of
+from leankv_sglang.models.shape import CacheShape, ModelShape, WindowShape, shape_of, windows_of
 from leankv_sglang.plan import window_rows
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -83,6 +83,24 @@ def test_a_shape_is_of_what_grows() -> None:
         assert windows_of(CONFIG | odd) is None
     with pytest.raises(ValueError, match="layers without a sliding window"):
         shape_of(CONFIG | {"layer_types": [SLIDING] * 6})
+
+
+def test_a_shape_has_the_widths_of_keys_and_of_values() -> None:
+    """By MiMo-V2, whose windows also have heads of their own."""
+    own = {"hybrid_layer_pattern": [1, 1, 0, 1, 1, 0], "sliding_window_size": 128, "swa_num_key_value_heads": 4}
+    own |= {"swa_head_dim": 64, "swa_v_head_dim": 16, "v_head_dim": 32}
+    mimo = CONFIG | own | {"architectures": ["MiMoV2FlashForCausalLM"]}
+    shape, windows = shape_of(mimo), windows_of(mimo)
+    assert shape == ModelShape(2, 4, 2, 64, 32)
+    assert shape.token_bytes == 2 * 2 * 2 * (64 + 32)
+    assert shape.cache == CacheShape(2, 2, 64, 32) != CacheShape(2, 2, 64)
+    assert "64 (values 32)" in shape.describe()
+    assert windows is not None
+    assert (windows.layers, windows.tokens, windows.token_bytes(shape)) == (4, 128, 2 * 4 * 4 * (64 + 16))
+    assert shape_of(CONFIG | {"v_head_dim": 64}) == shape_of(CONFIG | {"v_head_dim": None}) == ModelShape(2, 4, 2, 64)
+    assert "values" not in shape_of(CONFIG).describe()
+    with pytest.raises(ValueError, match="v_head_dim"):
+        shape_of(CONFIG | {"v_head_dim": "32"})
 
 
 def test_what_a_request_takes_by_its_length() -> None:

@@ -1,4 +1,4 @@
-"""Six architectures on real servers: answers depend on their own tokens alone, as near to the truth as bfloat16 is.
+"""Seven architectures on real servers: answers depend on their own tokens alone, as near to the truth as bfloat16 is.
 
 All of them are in ``python -m bench.architectures``.
 """
@@ -19,7 +19,7 @@ from bench.architectures.truth import Truth, mean_gap
 from tests.e2e.forked import Zygote
 from tests.models_served import MODELS, Folders
 
-NAMES = ("llama-head80", "llama-mqa", "qwen3", "gemma", "gpt-neox", "mixtral")
+NAMES = ("llama-head80", "llama-mqa", "qwen3", "gemma", "gpt-neox", "mixtral", "mimo-v2")
 ALLOWED = 1.5
 """Of one model; the bench holds the average of all to less."""
 FAR_MATTERS = 0.1

@@ -101,13 +101,20 @@ WINDOWS: dict[str, Model] = {
             "hybrid_layer_pattern": [1, 1, 0] * 2,
             "moe_layer_freq": [0, 1, 1, 1, 1, 1],
             "swa_num_attention_heads": 4,
-            "swa_num_key_value_heads": 2,
+            "swa_num_key_value_heads": 4,
             "swa_head_dim": 48,
             "swa_v_head_dim": 32,
-            "sliding_window_size": WINDOW,
+            "add_swa_attention_sink_bias": True,
+            # SGLang takes it for the tokens before the last one.
+            "sliding_window_size": WINDOW - 1,
             "scoring_func": "sigmoid",
             "topk_method": "noaux_tc",
-            "layernorm_epsilon": 1e-6,
+            "layernorm_epsilon": 1e-5,
+            # As released; SGLang cannot read what transformers makes of it, a dictionary by kinds of layers.
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6},
+            "rope_theta": 5e6,
+            "swa_rope_theta": 1e4,
+            "partial_rotary_factor": 0.334,
         },
     ),
 }

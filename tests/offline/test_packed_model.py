@@ -13,6 +13,7 @@ from leankv_kernels.layout import LEVEL_FAR
 from leankv_sglang.offline.lean_cache import LeanCache
 from leankv_sglang.offline.packed import PackedModel
 from leankv_sglang.offline.raw_cache import RawCache
+from leankv_sglang.offline.raw_rows import Rule
 from tests.tiny_models import DEVICES, PAGE, VOCABULARY, tiny_llama, tiny_packed, tokens
 
 SYSTEMS = (None, "balanced", "a_h 1, a_l 0.3 (pruned)", "all k4v2")
@@ -109,7 +110,7 @@ def test_attention_is_bit_equal_in_any_pieces(model: PackedModel, name: str) -> 
         state = cache.new(200)
         for a, b in zip([0, *cuts], [*cuts, 200], strict=True):
             cache.begin([(state, b - a)])
-            outs.append(cache.attend(0, q[a:b], k[a:b], v[a:b], 32**-0.5))
+            outs.append(cache.attend(0, q[a:b], k[a:b], v[a:b], Rule(32**-0.5)))
             cache.end()
         return torch.cat(outs)
 
@@ -143,7 +144,9 @@ def test_rows_that_decode_together_have_what_each_has_alone() -> None:
         assert isinstance(cache, RawCache)
         cache.together = together
         first = cache.new(200)
-        cache.kv.fill_(float("nan"))
+        some = torch.empty(1, 2, 32)
+        for held in (part for layer in range(3) for part in cache.kept.of(layer, some, some)):
+            held.fill_(float("nan"))
         cache.free(first)
         states = [cache.new(len(prompt) + 2) for prompt in prompts]
         model.prefill(cache, list(zip(states, prompts, strict=True)))

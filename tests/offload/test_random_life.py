@@ -16,10 +16,10 @@ from leankv_sglang.offload.store_stack import StoreStack
 from leankv_sglang.offload.tree import OffloadingRadixCache
 from tests.kvcache.late import LateCopies
 from tests.kvcache.tree.test_random_life import STEPS, step
-from tests.kvcache.tree.world import LAYERS, World
+from tests.kvcache.tree.world import DIM, LAYERS, World
 
 IDENTITY = bytes(range(16))
-LATE = "counts come late"
+LATE, NARROW = "counts come late", "values of another width"
 CASES: dict[str, tuple[LeanKVConfig, int, int]] = {
     "host alone": (LeanKVConfig(), 300_000, 0),
     "disk alone": (LeanKVConfig(), 0, 10_000_000),
@@ -28,12 +28,21 @@ CASES: dict[str, tuple[LeanKVConfig, int, int]] = {
     "no near part": (LeanKVConfig(near_pages=0, alpha_low=0.1), 100_000, 600_000),
     "demoting": (LeanKVConfig(demote=True), 300_000, 0),
     LATE: (LeanKVConfig(), 300_000, 600_000),
+    NARROW: (LeanKVConfig(), 250_000, 500_000),
 }
 
 
-def world_with(folder: Path, host: int, disk: int, **options: Any) -> tuple[World, LeanKVLinker]:
+class NarrowValues(World):
+    """Of a model whose values are half as wide as its keys."""
+
+    v_head_dim = DIM // 2
+
+
+def world_with(
+    folder: Path, host: int, disk: int, kind: type[World] = World, **options: Any
+) -> tuple[World, LeanKVLinker]:
     """A scheduler in miniature, with places for pages beyond its pool."""
-    world = World(pages=40, tree=OffloadingRadixCache, **options)
+    world = kind(pages=40, tree=OffloadingRadixCache, **options)
     store = DiskStore(folder, IDENTITY, disk) if disk else None
     stack = StoreStack(HostStore(host or 1 << 20), store, lambda name, data: read_object(name, IDENTITY, LAYERS, data))
     linker = LeanKVLinker(world.pool, stack, IDENTITY, evicted_to_host=bool(host))
@@ -47,8 +56,8 @@ def test_invariants_hold_after_every_step(name: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(CONFIG_ENV, config.to_json())
     # Prompts here are of fewer pages than there usually are between two boundaries that are kept.
     monkeypatch.setattr("leankv_sglang.kvcache.tree.trim.keep_every", lambda near_pages: 2 * near_pages)
-    late = LateCopies() if name == LATE else None
-    world, linker = world_with(tmp_path, host, disk, seed=len(name), late=late)
+    late, kind = LateCopies() if name == LATE else None, NarrowValues if name == NARROW else World
+    world, linker = world_with(tmp_path, host, disk, kind, seed=len(name), late=late)
     for _ in range(STEPS):
         step(world)
         world.check()

@@ -165,11 +165,10 @@ ACCEPTEDMODELS = {
     "mistral, for whose window SGLang has no code": model({"sliding_window": 4096}),
     "windows between full layers": model(is_hybrid_swa=True, full_attention_layer_ids=[1]),
     "capped": model({"attn_logit_softcapping": 50.0}),
+    "values of another width": model(v_head_dim=128),
     "no capping": model({"attn_logit_softcapping": None}),
     "an empty list of layer types": model({"layer_types": None, "layers_block_type": None}),
-    "without a head_dim of its values": SimpleNamespace(
-        hf_config=SimpleNamespace(), hf_text_config=None, head_dim=128, is_generation=True
-    ),
+    "little said of it": SimpleNamespace(hf_config=SimpleNamespace(), hf_text_config=None, is_generation=True),
 }
 
 MLA, RECURRENT = "latent attention (MLA)", "recurrent or linear-attention layers"
@@ -188,7 +187,6 @@ REFUSEDMODELS: dict[str, tuple[SimpleNamespace, str]] = {
     "chunks": (model(attention_chunk_size=8192), CHUNKED),
     "windows alone": (model(is_hybrid_swa=True, full_attention_layer_ids=[]), SLIDING),
     "keys of other layers": (model({"num_kv_shared_layers": 2}), "the keys and values of others"),
-    "values of another width": (model(v_head_dim=128), "another head_dim than its keys"),
 }
 
 

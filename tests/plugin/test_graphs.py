@@ -18,9 +18,10 @@ from leankv_sglang.plugin.graphs import settle_graphs
 def model(query_heads: int = 32) -> Any:
     """Of so many query heads and eight KV heads, on all ranks."""
     return SimpleNamespace(
-        get_num_kv_heads=lambda ranks: 8 // ranks,
+        get_total_num_kv_heads=lambda: 8,
         get_num_attention_heads=lambda ranks: query_heads // ranks,
         head_dim=128,
+        v_head_dim=128,
     )
 
 

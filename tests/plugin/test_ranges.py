@@ -44,9 +44,10 @@ def test_a_pool_larger_than_the_machine_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(CONFIG_ENV, LeanKVConfig().to_json())
     monkeypatch.setattr(ranges, "machine_memory", lambda: 1 << 30)
     model = SimpleNamespace(
-        get_num_kv_heads=lambda ranks: 2 // ranks,
+        get_total_num_kv_heads=lambda: 2,
         get_num_attention_heads=lambda ranks: 4 // ranks,
         head_dim=64,
+        v_head_dim=64,
         num_hidden_layers=4,
     )
     args = SimpleNamespace(

@@ -35,13 +35,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"architectures": ["Gemma3nForConditionalGeneration"], "text_config": {"num_kv_shared_layers": 10}},
         "the keys and values of others",
     ),
-    "values of another width": (
-        {"architectures": ["XForCausalLM"], "head_dim": 192, "v_head_dim": 128},
-        "another head_dim than its keys",
-    ),
 }
 SERVED: dict[str, dict[str, Any]] = {
     "Llama": {"architectures": ["LlamaForCausalLM"], "head_dim": 64},
+    "MiMo-V2, whose values have another width": {
+        "architectures": ["MiMoV2FlashForCausalLM"],
+        "head_dim": 192,
+        "v_head_dim": 128,
+    },
     "nothing is said": {},
     "odd things are said": {"architectures": 7, "text_config": [], "layer_types": None, "head_dim": "64"},
     "Gemma 3": {"architectures": ["Gemma3ForCausalLM"], "layer_types": ["sliding_attention", "full_attention"]},

@@ -35,6 +35,8 @@ class World:
     With ``late`` copies a forward's counts arrive with the next forward, as from a GPU.
     """
 
+    v_head_dim = DIM
+
     def __init__(
         self,
         pages: int,
@@ -70,7 +72,7 @@ class World:
 
     def make_pools(self, units: int) -> tuple[LeanKVPool, Any]:
         """The pool of pages, and SGLang's allocator."""
-        pool = LeanKVPool(units, PAGE, torch.bfloat16, HEADS, DIM, LAYERS, "cpu", False)
+        pool = LeanKVPool(units, PAGE, torch.bfloat16, HEADS, DIM, LAYERS, "cpu", False, v_head_dim=self.v_head_dim)
         return pool, LeanKVAllocator(units, PAGE, torch.bfloat16, "cpu", pool, need_sort=False)
 
     def make_rows(self) -> ReqToTokenPool:
@@ -105,7 +107,8 @@ class World:
 
     def _drawn(self, seed: int) -> tuple[torch.Tensor, ...]:
         source = torch.Generator().manual_seed(seed)
-        key, value = (torch.randn(HEADS, PAGE, DIM, generator=source, dtype=torch.float64) for _ in range(2))
+        dims = DIM, self.v_head_dim
+        key, value = (torch.randn(HEADS, PAGE, dim, generator=source, dtype=torch.float64) for dim in dims)
         chance = torch.rand(HEADS, PAGE, generator=source)
         low, pruned = self.tiers
         tiers = 2 - (chance < low + pruned).long() - (chance < pruned).long()
