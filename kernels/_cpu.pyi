@@ -125,6 +125,18 @@ def count_pages(
     pages: Tensor,
     counts: Tensor,
 ) -> None: ...
+def count_heads(
+    *,
+    shape: RecordShape,
+    blocks: Tensor,
+    page_table: Tensor,
+    ring: Tensor,
+    ring_head: Tensor,
+    ring_free: Tensor,
+    usage: Tensor,
+    pages: Tensor,
+    counts: Tensor,
+) -> None: ...
 def measure_packed(
     *,
     shape: RecordShape,

@@ -16,6 +16,7 @@ from leankv_kernels.protocols import (
     AttendWindow,
     CommitBytes,
     CommitPages,
+    CountHeads,
     CountPages,
     CutPages,
     FreePages,
@@ -54,6 +55,7 @@ class Ops(NamedTuple):
     pack_pages: PackPages = pack_pages
     unpack_pages: UnpackPages = unpack_pages
     attend_window: AttendWindow = attend_window
+    count_heads: CountHeads = RecordStore.count_heads
     variant: str = ""
     """What of the backend is in use, such as an instruction set."""
     takes_bounds: bool = False
@@ -92,6 +94,7 @@ def _cpu(device: torch.device) -> Ops:
         pack_pages=cpu.pack_pages,
         unpack_pages=cpu.unpack_pages,
         attend_window=cpu.attend_window,
+        count_heads=cpu.count_heads,
         variant=cpu.isa(),
         takes_bounds=True,
     )

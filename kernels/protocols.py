@@ -110,6 +110,12 @@ class CountPages(Protocol):
     def __call__(self, store: RecordStore, pages: Tensor, /) -> Tensor: ...
 
 
+class CountHeads(Protocol):
+    """Bytes of pages and tokens of each tier by layer and KV head; see ``RecordStore.count_heads``."""
+
+    def __call__(self, store: RecordStore, pages: Tensor, /) -> Tensor: ...
+
+
 class PackPages(Protocol):
     """Copy pages out of a store; see ``reference.packing.pack_pages``."""
 

@@ -212,6 +212,13 @@ def count_pages(store: RecordStore, pages: Tensor) -> Tensor:
     return counts
 
 
+def count_heads(store: RecordStore, pages: Tensor) -> Tensor:
+    """See ``RecordStore.count_heads``."""
+    counts = torch.zeros(store.num_layers, store.layout.num_kv_heads, 5, dtype=torch.int64)
+    _cpu.count_heads(**_pool(store), pages=pages.contiguous(), counts=counts)
+    return counts
+
+
 def pack_pages(store: RecordStore, pages: Tensor, level: Tensor, room: tuple[int, int] | None = None) -> PackedPages:
     """See ``reference.packing.pack_pages``; the same bytes."""
     pages, pool = pages.contiguous(), _pool(store)

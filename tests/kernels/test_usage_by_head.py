@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from leankv_kernels import HIGH, PRUNED, RecordLayout, RecordStore
+from leankv_kernels import HIGH, PRUNED, RecordLayout, RecordStore, get_ops
 from leankv_kernels import layout as L
 from leankv_kernels.reference.record import read_header
 from tests.kernels.draws import commit, generator, small_layout
@@ -48,6 +48,15 @@ def test_heads_headers_and_padding_make_up_the_usage(tiers: str, near: bool) -> 
     store.cut(pages, levels)
     found = store.usage_by_head()
     assert found.tolist() == expected.tolist()
+    # A page that is not there counts nothing.
+    for some in (pages, pages[1:3], torch.tensor([PAGES + 1]), pages[:0]):
+        by_head = store.count_heads(some)
+        assert get_ops("cpu").count_heads(store, some).tolist() == by_head.tolist()
+    by_head = store.count_heads(pages)
+    assert by_head[..., 0].tolist() == expected.tolist()
+    counted = store.usage()
+    tiers = [counted.high_tokens, counted.mid_tokens, counted.low_tokens, counted.pruned_tokens]
+    assert by_head[..., 1:].sum((0, 1)).tolist() == tiers
 
     usage = store.usage()
     heads = store.page_table[store.page_table > 0].long()

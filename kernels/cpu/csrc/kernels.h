@@ -85,8 +85,10 @@ struct CommitArgs {
 
 // Counts of a page: its blocks at each level, tokens of each tier.
 constexpr int kPageCounts = 6;
+// Totals of a head: its bytes, tokens that are high, mid, low and pruned.
+constexpr int kHeadTotals = 5;
 
-// For free_pages, cut_pages and count_pages: pages in all layers.
+// For free_pages, cut_pages, count_pages and count_heads: pages in all layers.
 struct ShrinkArgs {
     RecordShape shape;
     uint8_t* blocks;
@@ -97,6 +99,7 @@ struct ShrinkArgs {
     const int64_t *pages, *level;  // [n], no two pages alike; levels only to cut
     int32_t* counts;               // [n, kPageCounts], zero at first, only to count
     int64_t n, layers, table_stride;
+    int64_t* head_counts = nullptr;  // [layers, heads, kHeadTotals], zero at first, only to count heads
 };
 
 // For measure_packed, pack_pages and unpack_pages: pages in all layers, outside the pool one after the other.
@@ -141,6 +144,7 @@ struct Kernels {
     void (*free_pages)(const ShrinkArgs&);
     void (*cut_pages)(const ShrinkArgs&);
     void (*count_pages)(const ShrinkArgs&);
+    void (*count_heads)(const ShrinkArgs&);
     void (*measure_packed)(const PackArgs&);
     void (*pack_pages)(const PackArgs&);
     void (*unpack_pages)(const PackArgs&);

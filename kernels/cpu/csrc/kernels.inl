@@ -58,6 +58,7 @@ const Kernels kernels = {
     .free_pages = free_pages,
     .cut_pages = cut_pages,
     .count_pages = count_pages,
+    .count_heads = count_heads,
     .measure_packed = measure_packed,
     .pack_pages = pack_pages,
     .unpack_pages = unpack_pages,

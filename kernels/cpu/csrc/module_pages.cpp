@@ -54,6 +54,14 @@ void count_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& p
     kernels().count_pages(args);
 }
 
+void count_heads(const RecordShape& shape, const Tensor& blocks, const Tensor& page_table, const Tensor& ring,
+                 const Tensor& ring_head, const Tensor& ring_free, const Tensor& usage, const Tensor& pages,
+                 const Tensor& counts) {
+    auto args = shrink_args(shape, {blocks, page_table, ring, ring_head, ring_free, usage}, pages);
+    args.head_counts = counts.numbers<int64_t>("counts", {args.layers, shape.heads, kHeadTotals});
+    kernels().count_heads(args);
+}
+
 // What packing and unpacking have in common; lengths are checked against each other, not against records.
 PackArgs pack_args(const RecordShape& shape, const Pool& pool, const Tensor& pages, const Tensor& far_bytes,
                    const Tensor& near_bytes, const Tensor& held) {
@@ -114,6 +122,8 @@ void bind_pages(nb::module_& m) {
     m.def("cut_pages", cut_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a,
           "ring_free"_a, "usage"_a, "pages"_a, "level"_a, release());
     m.def("count_pages", count_pages, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a,
+          "ring_free"_a, "usage"_a, "pages"_a, "counts"_a, release());
+    m.def("count_heads", count_heads, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a, "ring_head"_a,
           "ring_free"_a, "usage"_a, "pages"_a, "counts"_a, release());
 
     m.def("measure_packed", measure_packed, nb::kw_only(), "shape"_a, "blocks"_a, "page_table"_a, "ring"_a,

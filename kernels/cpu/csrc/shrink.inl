@@ -105,4 +105,30 @@ static void count_pages(const ShrinkArgs& a) {
     }
 }
 
+// Bytes (with the 16-bit centre of its keys) and tokens of every head, by where its sections begin and the next one's
+// do.
+static void count_heads(const ShrinkArgs& a) {
+    const RecordShape& shape = a.shape;
+    for (int64_t i = 0; i < a.n * a.layers; i++) {
+        prefetch_record(a, i);
+        const int32_t* words = first_words(a, i);
+        if (!words) continue;
+        const int32_t* head = words + shape.head_word;
+        int64_t* counts = a.head_counts + i / a.n * shape.heads * kHeadTotals;
+        for (int h = 0; h < shape.heads; h++, head += kHeadWords, counts += kHeadTotals) {
+            const bool last = h + 1 == shape.heads;
+            const int32_t* first = words + shape.head_word;
+            const int32_t* next = head + kHeadWords;
+            counts[0] += 2 * shape.head_dim + (last ? first[kHeadRefine] : next[kHeadBase]) - head[kHeadBase];
+            if (words[kWordLevel] >= kLevelFar)
+                counts[0] += (last ? first[kHeadNear] : next[kHeadRefine]) - head[kHeadRefine];
+            if (words[kWordLevel] >= kLevelNear)
+                counts[0] += (last ? words[kWordBytes] : next[kHeadNear]) - head[kHeadNear];
+            const Counts tokens = Counts::of(head[kHeadCounts]);
+            counts[1] += tokens.high, counts[2] += tokens.mid, counts[3] += tokens.low;
+            counts[4] += shape.page_size - tokens.high - tokens.mid - tokens.low;
+        }
+    }
+}
+
 }  // namespace leankv::LEANKV_NS

@@ -25,7 +25,7 @@ def read_heads(pool: LeanKVPool, emit: Callable[[dict[str, Any]], None]) -> Iter
         size.begin()
         part = pages[at : at + size.size]
         at += len(part)
-        total += store.count_heads(put(part, store.blocks.device))
+        total += pool.ops.count_heads(store, put(part, store.blocks.device))
         size.end()
     arrival = copy_out(total)
     while not arrival.here():
