@@ -42,7 +42,6 @@ REFUSED_FLAGS: list[tuple[str, Any, str]] = [
     ("enable_unified_memory", True, "--enable-unified-memory"),
     ("enable_page_major_kv_layout", True, "--enable-page-major-kv-layout"),
     ("enable_memory_saver", True, "--enable-memory-saver"),
-    ("enable_streaming_session", True, "streaming sessions"),
     ("rl_on_policy_target", "fsdp", "--rl-on-policy-target"),
     ("enable_two_batch_overlap", True, "--enable-two-batch-overlap"),
     ("enable_pdmux", True, "--enable-pdmux"),
