@@ -297,6 +297,4 @@ class LeanKVPool(MHATokenToKVPool):
         """Refused: host copies are not supported."""
         self._refuse("A host copy")
 
-    def load_cpu_copy(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: host copies are not supported."""
-        self._refuse("A host copy")
+    load_cpu_copy = get_cpu_copy
