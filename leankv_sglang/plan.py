@@ -22,6 +22,7 @@ from leankv_sglang.compression.profile import shipped_profile
 from leankv_sglang.compression.profile_file import load_profile, measured_ratios
 from leankv_sglang.config import PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.kvcache.hybrid.sizes import END_EVERY, ENDS, SGLANG_RATIO, WindowNeed
 from leankv_sglang.kvcache.lasting import calibrated_cost, lasting_cost
 from leankv_sglang.kvcache.ledger import Ledger
 from leankv_sglang.kvcache.sizing import open_page_bytes, page_bytes, tokens_for
@@ -30,6 +31,8 @@ from leankv_sglang.models.ranks import uneven
 from leankv_sglang.models.shape import MOST, ModelShape, WindowShape, read_shapes, shape_of
 from leankv_sglang.table import print_table
 
+CHUNK = 4096
+"""Tokens of a prefill at most on a CPU, SGLang's default."""
 SHAPE_FLAGS = ("--layers", "--query-heads", "--kv-heads", "--head-dim")
 MOST_REQUESTS = 2**20
 CONTEXTS = 4096, 32768, 131072
@@ -143,6 +146,17 @@ def window_rows(shape: ModelShape, windows: WindowShape, token_bytes: float) -> 
     return rows
 
 
+def window_line(shape: ModelShape, windows: WindowShape, page_size: int, requests: int) -> str:
+    """What a server on a CPU keeps for windows, unless it is told."""
+    need = WindowNeed(windows.tokens, page_size, requests, CHUNK)
+    tokens, each = need.running + need.ends, windows.token_bytes(shape)
+    return (
+        f"Without --swa-full-tokens-ratio a server on a CPU keeps {tokens:,} tokens of windows for {requests} running "
+        f"requests and {ENDS * requests} cached ends, {tokens * each / 2**20:,.0f} MiB in all; more where the pool "
+        f"has more than {need.ends // need.end * END_EVERY:,} units, and at most {SGLANG_RATIO} tokens a unit."
+    )
+
+
 def _row(
     form: str, flags: str, layout: RecordLayout, cost: float, shape: ModelShape, memory: int, requests: int
 ) -> dict[str, Any]:
@@ -245,6 +259,7 @@ def run(args: argparse.Namespace) -> None:
         cost = next(row for row in rows if row["form"] == TYPICAL)["B/token held"]
         title = f"One request: {windows.layers} layers more have a window of {windows.tokens:,} tokens; {TYPICAL}"
         print_table([{k: _say(k, v) for k, v in row.items()} for row in window_rows(shape, windows, cost)], title)
+        print(window_line(shape, windows, args.page_size, requests))
 
 
 def _say(name: str, value: Any) -> str:

@@ -15,6 +15,7 @@ from leankv_sglang.compression.profile import shipped_profile
 from leankv_sglang.compression.profile_file import measured_ratios
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
+from leankv_sglang.kvcache.hybrid.sizes import WindowNeed
 from leankv_sglang.kvcache.sizing import open_page_bytes, page_bytes
 from leankv_sglang.models import resolve_model_path
 from leankv_sglang.models.shape import ModelShape, read_shape
@@ -163,6 +164,20 @@ def test_a_shipped_profile_has_rows_of_its_own(capsys: pytest.CaptureFixture[str
     assert profile_rows(shipped, SMOLLM2, 2 << 30, 64, 16) == []
     assert main(["--memory", "2GiB"]) == 0
     assert "--leankv-profile balanced" in capsys.readouterr().out
+
+
+def test_it_says_what_windows_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    gemma = {"architectures": ["Gemma3ForCausalLM"], "layer_types": kinds * 4, "sliding_window": 512}
+    shape = {"num_hidden_layers": 24, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256}
+    (tmp_path / "config.json").write_text(json.dumps(gemma | shape))
+    assert main(["--model", str(tmp_path), "--max-running-requests", "4"]) == 0
+    need = WindowNeed(512, 128, 4, 4096)
+    tokens = need.running + need.ends
+    # 20 layers of one head of 256 channels, keys and values of two bytes.
+    mib = tokens * 20 * 256 * 2 * 2 / 2**20
+    said = f"{tokens:,} tokens of windows for 4 running requests and 16 cached ends, {mib:,.0f} MiB"
+    assert said in capsys.readouterr().out
 
 
 def test_known_models_and_stated_shapes_need_no_folder(capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,8 +174,9 @@ class LeanKVAllocator(PagedTokenToKVPoolAllocator):
     def verify_byte_accounting(self) -> list[str]:
         """SGLang's idle-time check: books, blocks, prices, pages against records, and the host's ids against slots.
 
-        At idle only the tree holds pages, all of them full: each held page has a record in every layer, a free one
-        has none. SGLang asks on every turn of its idle loop, so nothing is done where nothing changed.
+        At idle the tree holds pages, all of them full, and so do streaming sessions, but for those that they go on
+        with: each full page has a record in every layer, a free one has none. SGLang asks on every turn of its idle
+        loop, so nothing is done where nothing changed.
         """
         pool = self._kvcache
         if pool.commits.waiting and pool.commits.group is not None:
@@ -194,9 +195,12 @@ class LeanKVAllocator(PagedTokenToKVPoolAllocator):
             problems.append("a page is free twice")
         if kept := int((recorded[free] > 0).sum()):
             problems.append(f"{kept} free pages still hold records")
-        if bare := int((recorded[~free] != pool.layer_num).sum()):
+        full = ~free
+        if pool.left_open is not None:
+            full[pool.left_open()] = False
+        if bare := int((recorded[full] != pool.layer_num).sum()):
             problems.append(f"{bare} held pages lack a record in some layer")
-        if unsettled := int(((self.ledger.price > 0) & ~self.ledger.settled).sum()):
+        if unsettled := int((full & (self.ledger.price > 0) & ~self.ledger.settled).sum()):
             problems.append(f"{unsettled} held pages were never trued up")
         if not np.array_equal(free, self.ledger.price == 0):
             problems.append("the free list and the ledger name different pages")

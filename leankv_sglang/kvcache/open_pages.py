@@ -136,6 +136,10 @@ class OpenPages:
             )
         self._written[rows] = start + torch.as_tensor(extend)
 
+    def written(self, row: int) -> int:
+        """Tokens of its request that a row holds, up to the end of its open page."""
+        return int(self._written[row])
+
     def nbytes(self) -> int:
         """Bytes of all rows' pages and column scores, without spare ones."""
         return self.key.nbytes + self.value.nbytes + self.scores.nbytes

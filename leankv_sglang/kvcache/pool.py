@@ -83,6 +83,8 @@ class LeanKVPool(MHATokenToKVPool):
         self.page_rows: PageRows | None = None
         self.audits: list[Callable[[], list[str]]] = []
         """What else is checked at idle."""
+        self.left_open: Callable[[], Pages] | None = None
+        """Pages that are held at idle without being full; the tree sets it."""
         self._filled: FilledPages | None = None
         self.committer: Callable[[FilledPages], None] | None = None
         """Commits what decode steps have filled; set by the attention backend."""
@@ -296,6 +298,4 @@ class LeanKVPool(MHATokenToKVPool):
         """Refused: host copies are not supported."""
         self._refuse("A host copy")
 
-    def load_cpu_copy(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: host copies are not supported."""
-        self._refuse("A host copy")
+    load_cpu_copy = get_cpu_copy

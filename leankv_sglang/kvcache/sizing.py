@@ -100,18 +100,22 @@ def memory_line(store: RecordStore, open_pages: OpenPages, commits: int) -> str:
     )
 
 
-def default_max_total_tokens(model: Any, page_size: int, tp_size: int, dp_size: int, window_tokens: float = 0.0) -> int:
+def default_max_total_tokens(
+    model: Any, page_size: int, tp_size: int, dp_size: int, window_tokens: float = 0.0, windows: int = 0
+) -> int:
     """Tokens of the default CPU budget for an sglang ModelConfig, shared by all ranks.
 
     Args:
         window_tokens: of the pool of sliding windows for each token of full layers (``--swa-full-tokens-ratio``).
+        windows: of that pool, whatever the full layers have.
     """
     import psutil
 
     layout = layout_of(required_config(), page_size, model, tp_size)
     budget = min(DEFAULT_CPU_BYTES, psutil.virtual_memory().total // 8) // (tp_size * dp_size)
-    page = page_bytes(layout, compressed_layers(model))
-    page += int(window_tokens * page_size * window_token_bytes(model, tp_size))
+    page, window = page_bytes(layout, compressed_layers(model)), window_token_bytes(model, tp_size)
+    page += int(window_tokens * page_size * window)
+    budget -= windows * window
     return max(budget // page, 1) * page_size
 
 

@@ -9,43 +9,66 @@ from sglang.srt.observability.metrics_collector import SchedulerMetricsCollector
 from leankv_sglang.kvcache.pool import current_pool
 from leankv_sglang.observability.pool_stats import pool_figures
 
-_GAUGES = {
-    "tokens_held": "Tokens in committed pages.",
-    "ratio": "Bytes of the held tokens in the model's dtype over their physical bytes.",
-    "ratio_once_trimmed": "The same once near parts are trimmed, which go first when memory is short.",
-    "blocks_free": "Blocks of the pool that hold no record.",
-    "blocks_total": "Blocks of the pool.",
-    "bytes_open_pages": "Bytes of the raw open pages of all request rows.",
-    "bytes_allocated": "Bytes of everything the pool allocated.",
+Named = dict[str, tuple[str, str]]
+"""What figures are called for Prometheus, units in their names: from a figure's own name to that, and its text."""
+
+_GAUGES: Named = {
+    "tokens_held": ("held_tokens", "Tokens in committed pages."),
+    "ratio": ("compression_ratio", "Bytes of the held tokens in the model's dtype over their physical bytes."),
+    "ratio_once_trimmed": (
+        "trimmed_compression_ratio",
+        "The same once near parts are trimmed, which go first when memory is short.",
+    ),
+    "units_free": ("free_units", "Units free: what a token takes at worst, before its page is committed."),
+    "units_total": ("pool_units", "Units of the pool."),
+    "blocks_free": ("free_blocks", "Blocks of the pool that hold no record."),
+    "blocks_total": ("pool_blocks", "Blocks of the pool."),
+    "bytes_open_pages": ("open_pages_bytes", "Bytes of the raw open pages of all request rows."),
+    "bytes_allocated": ("allocated_bytes", "Bytes of everything the pool allocated."),
 }
-_COUNTERS = {
-    "pages_committed": "Pages committed since the start.",
-    "pages_trimmed": "Pages whose near part was cut, since the start.",
-    "pages_demoted": "Pages whose refinement was cut, since the start.",
-    "pages_healed": "Cut pages that were made whole by a recomputation, since the start.",
-    "saturated_rows": "Keys and values of tokens, a KV head's each, with a channel beyond 65,504, since the start.",
-    "nonfinite_rows": "Keys and values of tokens, a KV head's each, with a channel not finite, since the start.",
+_COUNTERS: Named = {
+    "pages_committed": ("committed_pages", "Pages committed since the start."),
+    "pages_trimmed": ("trimmed_pages", "Pages whose near part was cut, since the start."),
+    "pages_demoted": ("demoted_pages", "Pages whose refinement was cut, since the start."),
+    "pages_healed": ("healed_pages", "Cut pages that were made whole by a recomputation, since the start."),
+    "saturated_rows": (
+        "saturated_rows",
+        "Keys and values of tokens, a KV head's each, with a channel beyond 65,504, since the start.",
+    ),
+    "nonfinite_rows": (
+        "nonfinite_rows",
+        "Keys and values of tokens, a KV head's each, with a channel not finite, since the start.",
+    ),
 }
-_PLACE_GAUGES = {
-    "bytes": "Bytes of pages in a place beyond the device.",
-    "objects": "Objects there, two a page at most.",
+_PLACE_GAUGES: Named = {
+    "bytes": ("place_bytes", "Bytes of pages in a place beyond the device."),
+    "objects": ("place_objects", "Objects there, two a page at most."),
 }
-_PLACE_COUNTERS = {
-    "puts": "Objects put into a place beyond the device, since the start.",
-    "hits": "Objects found there, since the start.",
-    "misses": "Objects asked for that were not there, since the start.",
-    "damaged": "Objects that were not what they should be and were removed, since the start.",
-    "dropped": "Objects that made room for others, since the start.",
-    "failures": "Operations at which the place itself failed, since the start.",
+_PLACE_COUNTERS: Named = {
+    "puts": ("place_put_objects", "Objects put into a place beyond the device, since the start."),
+    "hits": ("place_hit_objects", "Objects found there, since the start."),
+    "misses": ("place_missed_objects", "Objects asked for that were not there, since the start."),
+    "damaged": (
+        "place_damaged_objects",
+        "Objects that were not what they should be and were removed, since the start.",
+    ),
+    "dropped": ("place_dropped_objects", "Objects that made room for others, since the start."),
+    "failures": ("place_failures", "Operations at which the place itself failed, since the start."),
 }
-_OFFLOAD_COUNTERS = {
-    "pages_out": "Pages copied out of the pool, since the start.",
-    "bytes_out": "Bytes of them.",
-    "pages_in": "Pages loaded back, since the start.",
-    "bytes_in": "Bytes of them.",
-    "pages_from_store": "Pages loaded back that host memory did not have, since the start.",
-    "refused": "Loads refused because their pages were gone, damaged or late, since the start.",
-    "objects_left_out": "Objects not stored because too many were on their way, since the start.",
+_OFFLOAD_COUNTERS: Named = {
+    "pages_out": ("offload_out_pages", "Pages copied out of the pool, since the start."),
+    "bytes_out": ("offload_out_bytes", "Bytes of them."),
+    "pages_in": ("offload_in_pages", "Pages loaded back, since the start."),
+    "bytes_in": ("offload_in_bytes", "Bytes of them."),
+    "pages_from_store": (
+        "offload_store_pages",
+        "Pages loaded back that host memory did not have, since the start.",
+    ),
+    "refused": ("offload_refused_loads", "Loads refused because pages were gone, damaged or late, since the start."),
+    "objects_left_out": (
+        "offload_left_out_objects",
+        "Objects not stored because too many were on their way, since the start.",
+    ),
 }
 
 
@@ -59,17 +82,20 @@ class LeanKVMetricsCollector(SchedulerMetricsCollector):
         gauge, count = self._gauge_cls or Gauge, self._counter_cls or Counter
         names = list(labels)
 
-        def make(name: str, text: str, extra: list[str]) -> Any:
-            return gauge(f"leankv:{name}", text, labelnames=names + extra, multiprocess_mode="mostrecent")
+        def gauges(figures: Named, *more: str) -> dict[str, Any]:
+            return {
+                figure: gauge(f"leankv:{name}", text, labelnames=[*names, *more], multiprocess_mode="mostrecent")
+                for figure, (name, text) in figures.items()
+            }
 
-        self._leankv = {name: make(name, text, []) for name, text in _GAUGES.items()}
-        self._leankv_bytes = make("bytes", "Physical bytes in use by committed pages, by what they hold.", ["part"])
-        self._counters = {name: count(f"leankv:{name}", text, names) for name, text in _COUNTERS.items()}
+        def counters(figures: Named, *more: str) -> dict[str, Any]:
+            return {figure: count(f"leankv:{name}", text, [*names, *more]) for figure, (name, text) in figures.items()}
+
+        parts: Named = {"bytes": ("pages_bytes", "Physical bytes in use by committed pages, by what they hold.")}
+        self._leankv, self._counters, self._offload = gauges(_GAUGES), counters(_COUNTERS), counters(_OFFLOAD_COUNTERS)
+        self._leankv_bytes = gauges(parts, "part")["bytes"]
+        self._place_counters, self._place_gauges = counters(_PLACE_COUNTERS, "place"), gauges(_PLACE_GAUGES, "place")
         self._counted: dict[tuple[str, ...], int] = {}
-        self._offload = {n: count(f"leankv:offload_{n}", text, names) for n, text in _OFFLOAD_COUNTERS.items()}
-        place = [*names, "place"]
-        self._place_counters = {n: count(f"leankv:place_{n}", text, place) for n, text in _PLACE_COUNTERS.items()}
-        self._place_gauges = {n: make(f"place_{n}", text, ["place"]) for n, text in _PLACE_GAUGES.items()}
 
     def log_stats(self, stats: Any) -> None:
         """Log SGLang's figures, then ours."""

@@ -46,14 +46,12 @@ FLAGS: list[tuple[Callable[[Any], bool], str]] = [
     (_set("enable_unified_memory"), "--enable-unified-memory is not supported"),
     (_set("enable_page_major_kv_layout"), "--enable-page-major-kv-layout is not supported"),
     (_set("enable_memory_saver"), "--enable-memory-saver is not supported"),
-    (_set("enable_streaming_session"), "streaming sessions are not supported"),
     (_set("rl_on_policy_target"), "--rl-on-policy-target is not supported"),
     (_set("enable_two_batch_overlap"), "--enable-two-batch-overlap is not supported"),
     (_set("enable_pdmux"), "--enable-pdmux is not supported"),
     (_set("grpc_mode"), "its server speaks HTTP; leave --grpc-mode out"),
     (_set("smg_grpc_mode"), "its server speaks HTTP; leave --smg-grpc-mode out"),
     (_set("enable_mis"), "multi-item scoring (--enable-mis) is not supported"),
-    (_set("is_embedding"), "embeddings keep no cache to compress; leave --is-embedding out"),
     (
         _set("disable_hybrid_swa_memory"),
         "sliding windows have a pool of their own beside its pages; leave --disable-hybrid-swa-memory out",
@@ -88,14 +86,12 @@ FLAG_DEFAULTS: dict[str, Any] = {
     "enable_unified_memory": False,
     "enable_page_major_kv_layout": False,
     "enable_memory_saver": False,
-    "enable_streaming_session": False,
     "rl_on_policy_target": None,
     "enable_two_batch_overlap": False,
     "enable_pdmux": False,
     "grpc_mode": False,
     "smg_grpc_mode": False,
     "enable_mis": False,
-    "is_embedding": False,
     "disable_hybrid_swa_memory": False,
     "dllm_algorithm": None,
     "encoder_only": False,
@@ -175,6 +171,11 @@ def _text_config(model: Any) -> Any:
     return getattr(model, "hf_text_config", None) or model.hf_config
 
 
+def _encodes(model: Any) -> bool:
+    pattern = getattr(getattr(model, "embedding_model_spec", None), "attention", None)
+    return not getattr(model, "is_generation", True) and getattr(pattern, "value", None) != "causal"
+
+
 def _is_mla(model: Any) -> bool:
     arch = getattr(model, "attention_arch", None)
     return getattr(arch, "name", "") == "MLA" or getattr(_text_config(model), "kv_lora_rank", None) is not None
@@ -197,7 +198,7 @@ def _recurs(model: Any) -> bool:
 
 
 MODELS: list[tuple[Callable[[Any], bool], str]] = [
-    (lambda m: not getattr(m, "is_generation", True), "it is an embedding or reward model"),
+    (_encodes, "it is an encoder or a reward model"),
     (lambda m: bool(getattr(m, "is_encoder_decoder", False)), "it is an encoder-decoder model"),
     (_is_mla, "it has latent attention (MLA), whose cache LeanKV does not compress"),
     (_recurs, "it has recurrent or linear-attention layers"),

@@ -85,9 +85,9 @@ def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
     """Refuse models we cannot serve, before anything is loaded, and settle what depends on the model's shape."""
     from sglang.srt.arg_groups.overrides import declare_resolution, model_config_of, resolution_result, resolving_view
 
-    from leankv_sglang.kvcache.sizing import default_max_total_tokens
     from leankv_sglang.plugin.compatibility import check_model, check_offload
     from leankv_sglang.plugin.graphs import settle_graphs
+    from leankv_sglang.plugin.window_room import settle_tokens
 
     previous(server_args)
     cfg = resolving_view(server_args)
@@ -97,8 +97,6 @@ def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
     check_model(model)
     check_offload(model, required_config())
     settle_graphs(server_args, cfg, model)
-    # The record keeps what the user gave; the view already holds SGLang's own default fraction of the machine.
-    if cfg.device == "cpu" and server_args.max_total_tokens is None and server_args.mem_fraction_static is None:
-        ratio = resolution_result(server_args, "swa_full_tokens_ratio")
-        tokens = default_max_total_tokens(model, cfg.page_size, cfg.tp_size, cfg.dp_size, ratio)
-        declare_resolution(server_args, NAME, max_total_tokens=tokens)
+    ratio = resolution_result(server_args, "swa_full_tokens_ratio")
+    if fields := settle_tokens(server_args, cfg, model, ratio):
+        declare_resolution(server_args, NAME, **fields)

@@ -77,7 +77,8 @@ def _windows(model: Any, cfg: Any, ratio: float) -> list[tuple[str, str]]:
     if not each:
         return []
     layers, tokens = model.num_hidden_layers - compressed_layers(model), cfg.max_total_tokens
-    size = f", {int(tokens * ratio) * each / 2**20:,.0f} MiB" if tokens else ""
+    kept = int((tokens or 0) * ratio)
+    size = f", {kept * each / 2**20:,.0f} MiB for {kept:,} tokens (--swa-full-tokens-ratio {ratio:.2g})" if kept else ""
     return [("windows", f"{layers} layers more have a sliding window and stay in 16 bits{size}")]
 
 

@@ -16,6 +16,8 @@ from leankv_sglang.offload.places import check_places
 DEFAULT_CPU_REQUESTS = 32
 DEFAULT_GPU_REQUESTS = 128
 BIND_ENV = "SGLANG_CPU_OMP_THREADS_BIND"
+CPU_LORA_BACKEND = "torch_native"
+"""SGLang's others are of Triton."""
 
 
 def default_fields(server_args: Any, on_cpu: bool) -> dict[str, Any]:
@@ -75,6 +77,8 @@ def apply_fields(server_args: Any, profile: Profile | None) -> None:
     server_args.enable_cache_report = True
     # An idle scheduler polls without a pause; on a CPU that is a core which everybody else could use.
     server_args.sleep_on_idle = server_args.sleep_on_idle or on_cpu
+    if on_cpu:
+        server_args.lora_backend = CPU_LORA_BACKEND
     if server_args.enable_metrics and not server_args.stat_loggers:
         from leankv_sglang.observability.metrics import LeanKVMetricsCollector
 

@@ -12,6 +12,7 @@ import sglang
 import torch
 from sglang.srt.distributed.device_communicators import pynccl_wrapper
 from sglang.srt.managers.scheduler_components.invariant_checker import SchedulerInvariantChecker as Checker
+from sglang.srt.managers.scheduler_components.pool_stats_observer import SchedulerPoolStatsObserver
 from sglang.srt.mem_cache.kv_cache_configurator import KVCacheConfigurator
 from sglang.srt.model_executor.pool_configurator import DefaultPoolConfigurator
 from sglang.srt.plugins.hook_registry import HookRegistry
@@ -34,7 +35,8 @@ COUNT = "_get_total_uncached_sizes"
 
 @pytest.fixture
 def hooks(own_registry: Callable[[Iterable[str]], None]) -> None:
-    own_registry(patch.TARGET for patch in (cell_size, internal_state, nccl_choice, private_pages))
+    targets = (patch.TARGET for patch in (cell_size, internal_state, nccl_choice, private_pages))
+    own_registry([*targets, private_pages.SESSIONS])
 
 
 def test_the_pinned_release_is_installed() -> None:
@@ -174,3 +176,20 @@ def test_private_pages_are_counted_at_their_prices(hooks: None, monkeypatch: pyt
     assert getattr(Checker, COUNT)(checker) == (3 + 2 + 4, 0)
     checker.token_to_kv_pool_allocator = SimpleNamespace()
     assert getattr(Checker, COUNT)(checker) == (77, 0)
+
+
+def test_pages_of_sessions_are_counted_at_their_prices(hooks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SchedulerPoolStatsObserver, "session_held_tokens", lambda self: 77)
+    private_pages.install()
+    HookRegistry.apply_hooks()
+    price = torch.tensor([0, 4, 3, 2]).numpy()
+    record = SimpleNamespace(req_pool_idx=0, cache_protected_len=4, kv_allocated_len=10)
+    observer = SimpleNamespace(
+        tree_cache=SimpleNamespace(page_size=4),
+        token_to_kv_pool_allocator=SimpleNamespace(ledger=SimpleNamespace(price=price)),
+        req_to_token_pool=SimpleNamespace(req_to_token=torch.arange(4, 16, dtype=torch.int32)[None]),
+        _session_kv_rows=lambda: [record],
+    )
+    assert SchedulerPoolStatsObserver.session_held_tokens(observer) == 3 + 2
+    observer.token_to_kv_pool_allocator = SimpleNamespace()
+    assert SchedulerPoolStatsObserver.session_held_tokens(observer) == 77

@@ -42,14 +42,12 @@ REFUSED_FLAGS: list[tuple[str, Any, str]] = [
     ("enable_unified_memory", True, "--enable-unified-memory"),
     ("enable_page_major_kv_layout", True, "--enable-page-major-kv-layout"),
     ("enable_memory_saver", True, "--enable-memory-saver"),
-    ("enable_streaming_session", True, "streaming sessions"),
     ("rl_on_policy_target", "fsdp", "--rl-on-policy-target"),
     ("enable_two_batch_overlap", True, "--enable-two-batch-overlap"),
     ("enable_pdmux", True, "--enable-pdmux"),
     ("grpc_mode", True, "leave --grpc-mode out"),
     ("smg_grpc_mode", True, "leave --smg-grpc-mode out"),
     ("enable_mis", True, "--enable-mis"),
-    ("is_embedding", True, "leave --is-embedding out"),
     ("disable_hybrid_swa_memory", True, "leave --disable-hybrid-swa-memory out"),
     ("dllm_algorithm", "LowConfidence", "diffusion language models"),
     ("encoder_only", True, "--encoder-only"),
@@ -163,6 +161,9 @@ ACCEPTEDMODELS = {
     "qwen2, whose window is off": model({"sliding_window": 32768, "use_sliding_window": False}),
     "qwen3": model({"layer_types": ["full_attention"] * 2, "use_sliding_window": False}),
     "mistral, for whose window SGLang has no code": model({"sliding_window": 4096}),
+    "a decoder whose embeddings are asked for": model(
+        is_generation=False, embedding_model_spec=SimpleNamespace(attention=SimpleNamespace(value="causal"))
+    ),
     "windows between full layers": model(is_hybrid_swa=True, full_attention_layer_ids=[1]),
     "capped": model({"attn_logit_softcapping": 50.0}),
     "values of another width": model(v_head_dim=128),
@@ -174,7 +175,11 @@ ACCEPTEDMODELS = {
 MLA, RECURRENT = "latent attention (MLA)", "recurrent or linear-attention layers"
 CHUNKED, SLIDING = "in chunks of its context", "every layer of it has a sliding window"
 REFUSEDMODELS: dict[str, tuple[SimpleNamespace, str]] = {
-    "embedding": (model(is_generation=False), "embedding or reward model"),
+    "embedding": (model(is_generation=False), "encoder or a reward model"),
+    "encoder": (
+        model(is_generation=False, embedding_model_spec=SimpleNamespace(attention=SimpleNamespace(value="none"))),
+        "encoder or a reward model",
+    ),
     "encoder-decoder": (model(is_encoder_decoder=True), "encoder-decoder model"),
     "MLA by its rank": (model({"kv_lora_rank": 512}), MLA),
     "MLA by its architecture": (model(attention_arch=SimpleNamespace(name="MLA")), MLA),

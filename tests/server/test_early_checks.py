@@ -28,8 +28,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"architectures": ["WhisperForConditionalGeneration"], "is_encoder_decoder": True},
         "encoder-decoder",
     ),
-    "an encoder": ({"architectures": ["BertModel"]}, "embedding or reward model"),
-    "a reward model": ({"architectures": ["LlamaForSequenceClassification"]}, "embedding or reward model"),
+    "an encoder": ({"architectures": ["BertModel"]}, "encoder or a reward model"),
+    "a reward model": ({"architectures": ["LlamaForSequenceClassification"]}, "encoder or a reward model"),
     "chunks": ({"architectures": ["XForCausalLM"], "attention_chunk_size": 8192}, "in chunks of its context"),
     "keys of other layers": (
         {"architectures": ["Gemma3nForConditionalGeneration"], "text_config": {"num_kv_shared_layers": 10}},

@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 from sglang.srt.mem_cache.common import coalesce_ranges
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from sglang.srt.session.streaming_session import is_virtual_node
 
 from leankv_sglang.kvcache.ledger import Pages
 from leankv_sglang.kvcache.page_rows import PageRows
+from leankv_sglang.kvcache.tree.session import PagedSession
 from leankv_sglang.kvcache.tree.shrinking_component import ShrinkingComponent
 from leankv_sglang.kvcache.tree.window_component import WindowComponent
 
@@ -36,6 +38,8 @@ class LeanKVRadixCache(UnifiedRadixCache):
         super().__init__(params)
         self.page_rows: PageRows = self.paged.pool.mirror_rows(self.req_to_token_pool)
         self.page_rows.prefix_of = self._prefix_pages
+        self.session = PagedSession(self)
+        self.paged.pool.left_open = self.session.open_pages
 
     def _path(self, node: Any) -> Pages:
         return self.paged.path(self.resolve_node_handle(node))
@@ -82,6 +86,8 @@ class LeanKVRadixCache(UnifiedRadixCache):
         row = req.kv.req_pool_idx
         with self.paged.inserting(self.page_rows.of(row, up_to // self.page_size)):
             super().checkpoint_into_tree(req, up_to=up_to, **kwargs)
+        if is_virtual_node(req.last_node):  # of a session, and not a page of it was full
+            return
         self.page_rows.put(row, 0, self._path(req.last_node)[: req.kv.cache_protected_len // self.page_size])
 
     def free_kv_row(self, kv: Any, ranges: list[tuple[int, int]]) -> None:
