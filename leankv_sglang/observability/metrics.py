@@ -31,6 +31,7 @@ _COUNTERS: Named = {
     "pages_trimmed": ("trimmed_pages", "Pages whose near part was cut, since the start."),
     "pages_demoted": ("demoted_pages", "Pages whose refinement was cut, since the start."),
     "pages_healed": ("healed_pages", "Cut pages that were made whole by a recomputation, since the start."),
+    "pages_evicted": ("evicted_pages", "Pages that left the tree, since the start."),
     "saturated_rows": (
         "saturated_rows",
         "Keys and values of tokens, a KV head's each, with a channel beyond 65,504, since the start.",
