@@ -48,6 +48,15 @@ def misses(server: Server, prompts: Sequence[list[int]], new_tokens: int) -> lis
     return answers
 
 
+def asked_after_a_probe(server: Server, prompt: list[int], new_tokens: int, **fields: Any) -> Completion:
+    """An answer, of which the probe said before how much would come from the cache, and from where."""
+    found = server.post("/leankv/probe", {"input_ids": prompt, **fields})
+    answer = server.generate(prompt, new_tokens, fields=fields)
+    assert found["hit_tokens"] == answer.cached
+    assert sum(found["hit_from"].values()) == answer.cached
+    return answer
+
+
 def assert_hits_equal_misses(server: Server, prompts: list[list[int]], new_tokens: int) -> None:
     """Every answer, three at a time in random order, is that of an empty cache, and some are hits."""
     alone = misses(server, prompts, new_tokens)

@@ -11,7 +11,7 @@ from typing import Any
 from bench.common.server import Completion, Server
 from bench.offload.first_token import beyond, settled
 from tests.e2e.forked import Zygote
-from tests.e2e.hits import PAGE, assert_same
+from tests.e2e.hits import PAGE, asked_after_a_probe, assert_same
 from tests.e2e.prompts import tiny_passages
 
 PRUNED = ("--leankv-alpha-low", "0.3", "--leankv-alpha-high", "1.5")
@@ -41,6 +41,8 @@ def test_pages_outlive_a_killed_server_and_are_found_by_its_like_alone(
         os.killpg(server.process.pid, signal.SIGKILL)
 
     with zygote.serve(*common, *PRUNED) as server:
+        found = server.post("/leankv/probe", {"input_ids": prompts[0]})
+        assert found["hit_from"] == {"device": 0, "host": 0, "storage": full_pages(prompts[0])}
         for prompt, answer, miss in zip(prompts, ask(server, prompts), first, strict=True):
             assert (miss.cached, answer.cached) == (0, full_pages(prompt))
             assert_same(answer, miss)
@@ -77,7 +79,7 @@ def test_host_memory_holds_what_the_device_cannot(tiny: Path, zygote: Zygote) ->
     prompts = tiny_passages(12, 400, 900, seed=12)
     with zygote.serve(*flags, "--leankv-profile", "none") as server:
         misses = ask(server, prompts)
-        hits = ask(server, prompts)
+        hits = [asked_after_a_probe(server, prompt, NEW_TOKENS) for prompt in prompts]
         figures = beyond(server)
         server.flush()
         assert beyond(server)["places"]["host"]["objects"] == 0

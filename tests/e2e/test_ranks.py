@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import requests
 
 from bench.common.server import Server
 from tests.e2e.forked import Zygote
@@ -77,3 +78,11 @@ def test_heads_that_two_ranks_cannot_share_evenly(
 def test_two_replicas(tiny: Path, zygote: Zygote) -> None:
     with zygote.serve("--model-path", str(tiny), "--dp-size", "2", *POOL) as server:
         ask_under_pressure(server, 4)
+        prompt = tiny_passages(1, 400, 401, seed=9)[0]
+        for _ in range(4):
+            server.generate(prompt, 2)
+        found = server.post("/leankv/probe", {"input_ids": prompt})
+        assert [one["rank"] for one in found["ranks"]] == [0, 1]
+        assert found["hit_tokens"] == max(one["hit_tokens"] for one in found["ranks"]) > 0
+        page = requests.get(server.url + "/leankv?rank=1", timeout=60).text
+        assert 'href="leankv?rank=1" aria-current="true"' in page

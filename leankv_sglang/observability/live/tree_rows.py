@@ -17,6 +17,7 @@ NODE_ROW = np.dtype(
         ("trimmed", "<i4"),
         ("demoted", "<i4"),
         ("host", "<i4"),
+        ("stored", "?"),
         ("hits", "<i4"),
         ("locked", "?"),
         ("used", "<f8"),
@@ -24,5 +25,5 @@ NODE_ROW = np.dtype(
     ]
 )
 """``bytes`` are physical, with table entries; ``trimmed``, ``demoted`` and ``host`` are pages, the last those that host
-memory has too; ``used`` is SGLang's counter of accesses at the last use; ``digest`` stands for the prefix up to the
-node's first page and says nothing about its tokens."""
+memory has too; ``stored`` says whether the store was given the node; ``used`` is SGLang's counter of accesses at the
+last use; ``digest`` stands for the prefix up to the node's first page and says nothing about its tokens."""

@@ -100,7 +100,15 @@ def test_every_picture_has_words_and_a_table_and_every_field_a_label() -> None:
 
 def test_the_tree_is_drawn_with_what_is_special_about_nodes() -> None:
     html = shown(answered())
-    for word in ("hatch-trimmed)", "hatch-demoted)", "hatch-host)", "edge locked", "accuracy balanced", "4 nodes"):
+    for word in (
+        "hatch-trimmed)",
+        "hatch-demoted)",
+        "hatch-host)",
+        "hatch-stored)",
+        "edge locked",
+        "accuracy balanced",
+        "5 nodes",
+    ):
         assert word in html
     assert "abcdef00: 64 tokens, 500 B" in html
 

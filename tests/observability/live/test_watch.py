@@ -77,7 +77,7 @@ def test_an_error_is_kept_until_the_next_answer_and_the_last_tree_stays() -> Non
     view = schedulers.watch.views[0]
     assert view.errors == {TREE: "ValueError: no"}
     assert view.tree is not None
-    assert len(view.tree.rows) == 4
+    assert len(view.tree.rows) == 5
 
 
 def test_a_probe_waits_for_every_rank() -> None:

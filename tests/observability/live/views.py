@@ -48,19 +48,19 @@ def request(**changed: Any) -> dict[str, Any]:
 def body(samples: list[dict[str, Any]], **changed: Any) -> dict[str, Any]:
     """Of an answer with figures."""
     lists = {"running": [request()], "waiting": [], "finished": [request(state="finished", ended=samples[-1]["time"])]}
-    rest = {"prefill_rate": 100.0, "tree": True, "open_rows": 3000, "longest_slice": 0.0004}
+    rest = {"prefill_rate": 100.0, "open_rows": 3000, "longest_slice": 0.0004}
     return {"figures": figures(), "samples": samples, **lists, **rest, **changed}
 
 
-def node_rows(count: int = 4) -> np.ndarray:
-    """A chain of nodes: whole and locked, trimmed, demoted, in host memory too."""
+def node_rows(count: int = 5) -> np.ndarray:
+    """A chain of nodes: whole and locked, trimmed, demoted, in host memory too, in the store too."""
     rows = np.zeros(count, NODE_ROW)
     rows["node"] = np.arange(1, count + 1)
     rows["parent"] = [ROOT, *range(1, count)]
     rows["tokens"], rows["bytes"], rows["pages"] = 64, 500, 1
     rows["digest"] = np.arange(count).astype(np.uint64) + np.uint64(0xABCDEF << 40)
     rows["locked"][0] = True
-    for i, name in enumerate(("trimmed", "demoted", "host"), 1):
+    for i, name in enumerate(("trimmed", "demoted", "host", "stored"), 1):
         if i < count:
             rows[name][i] = 1
     return rows

@@ -50,10 +50,14 @@ class Page:
         config: the server's.
         model: its name.
         decode: makes text of tokens; None where no text may be shown, or nobody can make it.
+        tensor_ranks: over which a model's heads are dealt out; the first one answers, about its own.
     """
 
-    def __init__(self, watch: Watch, config: LeanKVConfig, model: str, decode: Decode | None) -> None:
+    def __init__(
+        self, watch: Watch, config: LeanKVConfig, model: str, decode: Decode | None, tensor_ranks: int = 1
+    ) -> None:
         self._watch, self._config, self._model, self._decode = watch, config, model, decode
+        self._tensor_ranks = tensor_ranks
         self._made: dict[Chosen, tuple[float, dict[str, str]]] = {}
 
     async def sections(self, chosen: Chosen) -> dict[str, str]:
@@ -80,6 +84,7 @@ class Page:
             .render(
                 model=self._model,
                 config=self._config.describe(),
+                tensor_ranks=self._tensor_ranks,
                 sections=sections,
                 query=f"rank={rank}&layer={layer}&head={head}",
                 rank_links=list(range(self._watch.ranks)) if self._watch.ranks > 1 else [],
@@ -104,14 +109,13 @@ class Page:
                 "said_longest": f"{1000 * view.body.get('longest_slice', 0.0):.2f} ms",
             }
         heads = heads_view(view, layer, head, now)
-        has_tree = bool(view.body.get("tree", True))
         return {
             "now": str(made.now(tiles(view))),
             "memory": str(made.memory(memory)),
             "memory-table": str(made.memory_table(memory)),
             "chart": str(made.chart(chart, CHART_WIDTH, CHART_HEIGHT)),
             "chart-table": str(made.chart_table(chart)),
-            "tree": str(made.tree(tree, ROW_PIXELS, RATIOS, has_tree, view.errors.get(TREE))),
+            "tree": str(made.tree(tree, ROW_PIXELS, RATIOS, view.errors.get(TREE))),
             "tree-table": str(made.tree_table(tree)),
             "requests": str(made.requests(requests_view(view))),
             "heads": str(made.heads(heads)),

@@ -63,11 +63,12 @@ def _manager() -> Any:
 
 def _page(manager: Any) -> Page:
     if manager not in _pages:
-        from sglang.srt.runtime_context import get_serving
+        from sglang.srt.runtime_context import get_parallel, get_serving
 
         config = required_config()
         decode = text_maker(manager.tokenizer) if config.show_text else None
-        _pages[manager] = Page(watch_of(manager), config, Path(get_serving().served_model_name).name, decode)
+        name = Path(get_serving().served_model_name).name
+        _pages[manager] = Page(watch_of(manager), config, name, decode, get_parallel().tp_size)
     return _pages[manager]
 
 

@@ -100,7 +100,9 @@ def _hatch(row: Any) -> str:
         return "demoted"
     if row["trimmed"]:
         return "trimmed"
-    return "host" if row["host"] else ""
+    if row["host"]:
+        return "host"
+    return "stored" if row["stored"] else ""
 
 
 def _cells(box: Box, tree: Tree, raw: float, clock: _Clock, decode: Decode | None, now: float) -> dict[str, str]:
@@ -112,6 +114,8 @@ def _cells(box: Box, tree: Tree, raw: float, clock: _Clock, decode: Decode | Non
     ]
     words = {"trimmed": "trimmed", "demoted": "demoted", "host": "in host memory too"}
     state = [f"{count} of {pages} pages {words[what]}" for what, count in counts] or ["whole"]
+    if row["stored"]:
+        state.append("in the store too")
     if row["locked"]:
         state.append("read by a running request")
     name = f"{int(row['digest']):016x}"[:8]

@@ -53,7 +53,8 @@ class Observer:
         self.rank = get_parallel().dp_rank or 0
         pool = current_pool()
         assert pool is not None
-        self.pool = pool
+        assert isinstance(scheduler.tree_cache, LeanKVRadixCache)
+        self.pool, self.cache = pool, scheduler.tree_cache
         self.history = History(self._sample)
 
     def step(self, asked: Sequence[LeanKVAsk]) -> None:
@@ -142,7 +143,6 @@ class Observer:
             "waiting": [waiting_row(req, pool) for req in islice(scheduler.waiting_queue, ROWS_A_PIECE)],
             "finished": list(seen.finished),
             "prefill_rate": seen.prefill_rate,
-            "tree": isinstance(scheduler.tree_cache, LeanKVRadixCache),
             "open_rows": pool.open_pages.nbytes(),
             "longest_slice": self.slices.longest,
         }
@@ -154,23 +154,19 @@ class Observer:
         emit(body)
 
     def _tree(self, emit: Emit) -> Iterator[None]:
-        cache = self.scheduler.tree_cache
-        if not isinstance(cache, LeanKVRadixCache):
-            return
-        host = cache.linker.cache_linker.has_in_host if cache.linker is not None else None
+        cache, host, has_store = self.cache, None, False
+        if cache.linker is not None:
+            linker = cache.linker.cache_linker
+            host, has_store = linker.has_in_host, linker.stack.store is not None
         config = self.pool.config
 
         def words(salt: str | None) -> str:
             return accuracy_words(accuracy_of(salt, config).describe())
 
-        yield from TreeReader(cache, emit, words, config.show_text, host).read()
+        yield from TreeReader(cache, emit, words, config.show_text, host, has_store).read()
 
     def _probe(self, tokens: Any, extra_key: str | None, salt: str | None, emit: Emit) -> Iterator[None]:
-        cache = self.scheduler.tree_cache
-        if not isinstance(cache, LeanKVRadixCache):
-            emit({"error": "This server was started without a prefix cache, so nothing hits."})
-            return
-        yield from Prober(cache, tokens, extra_key, salt).answer(emit)
+        yield from Prober(self.cache, tokens, extra_key, salt).answer(emit)
 
 
 _PAGE_COUNTS = tuple(f"pages_{what}" for what in ("committed", "trimmed", "demoted", "healed", "evicted"))

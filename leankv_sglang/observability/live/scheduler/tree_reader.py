@@ -40,6 +40,7 @@ class TreeReader:
         accuracy: of a ``cache_salt``, in words.
         show_text: whether tokens may be told.
         host_has: which keys of pages host memory has; None without any.
+        has_store: whether there is a store, to which the tree gives its nodes.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class TreeReader:
         accuracy: Callable[[str | None], str],
         show_text: bool,
         host_has: HostHas | None = None,
+        has_store: bool = False,
     ) -> None:
         self._component, self._emit, self._accuracy = cache.paged, emit, accuracy
-        self._show_text, self._host_has = show_text, host_has
+        self._show_text, self._host_has, self._has_store = show_text, host_has, has_store
         self._core, self._root = cache.tree_core, cache.tree_core.root_node
         self._digests: dict[int, bytes] = {}
 
@@ -119,6 +121,8 @@ class TreeReader:
         rows["locked"] = [self._component.is_locked(node) for node in nodes]
         rows["used"] = [node.last_access_time for node in nodes]
         rows["digest"] = [struct.unpack("<Q", self._digest(node))[0] for node in nodes]
+        if self._has_store:
+            rows["stored"] = [node.external_cache_stored for node in nodes]
         if self._host_has is not None:
             rows["host"] = [self._in_host(node) for node in nodes]
         body: dict[str, Any] = {"rows": rows.tobytes()}
