@@ -14,7 +14,7 @@ import torch
 from bench.common.server import Completion, Server
 from tests.e2e.adapters import adapted, adapter
 from tests.e2e.forked import Zygote
-from tests.e2e.hits import PAGE, assert_same
+from tests.e2e.hits import PAGE, asked_after_a_probe, assert_same
 from tests.e2e.prompts import tiny_passages
 
 NAMES = (None, "wide", "narrow")
@@ -45,11 +45,15 @@ def ask(server: Server, prompt: list[int], name: str | None, new_tokens: int = N
     return server.generate(prompt, new_tokens, fields={"lora_path": name} if name else {})
 
 
+def ask_after_a_probe(server: Server, prompt: list[int], name: str | None) -> Completion:
+    return asked_after_a_probe(server, prompt, NEW_TOKENS, **({"lora_path": name} if name else {}))
+
+
 def test_adapters_and_the_base_share_no_page(server: Server) -> None:
     prompt = tiny_passages(1, 400, 400, seed=3)[0]
     server.flush()
-    misses = [ask(server, prompt, name) for name in NAMES]
-    hits = [ask(server, prompt, name) for name in NAMES]
+    misses = [ask_after_a_probe(server, prompt, name) for name in NAMES]
+    hits = [ask_after_a_probe(server, prompt, name) for name in NAMES]
     assert [miss.cached for miss in misses] == [0, 0, 0]
     for miss, hit in zip(misses, hits, strict=True):
         assert hit.cached == (len(prompt) - 1) // PAGE * PAGE
