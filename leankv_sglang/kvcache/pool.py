@@ -274,17 +274,11 @@ class LeanKVPool(MHATokenToKVPool):
     def _refuse(self, what: str) -> NoReturn:
         raise LeanKVError(f"{what} was asked of the LeanKV pool, whose pages hold no raw tokens; report this mode.")
 
-    def get_key_buffer(self, layer_id: int) -> NoReturn:
-        """Refused: there is no raw key buffer."""
-        self._refuse("A raw key buffer")
-
-    def get_value_buffer(self, layer_id: int) -> NoReturn:
-        """Refused: there is no raw value buffer."""
-        self._refuse("A raw value buffer")
-
     def get_kv_buffer(self, layer_id: int) -> NoReturn:
         """Refused: there are no raw buffers."""
         self._refuse("A raw KV buffer")
+
+    get_key_buffer = get_value_buffer = get_kv_buffer
 
     def set_kv_buffer(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: only the attention backend writes pages."""
