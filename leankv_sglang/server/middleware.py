@@ -30,11 +30,17 @@ ROUTES = {
     "/v1/score": _NOWHERE,
     "/v1/decisions": _NOWHERE,
     "/v1/systemone": _NOWHERE,
+    # SGLang's request of an embedding has no salt, so no accuracy would reach the radix key.
+    "/encode": _NOWHERE,
+    "/classify": _NOWHERE,
+    "/v1/embeddings": _NOWHERE,
+    "/v1/classify": _NOWHERE,
+    "/v1/rerank": _NOWHERE,
     os.environ.get("SGLANG_OLLAMA_CHAT_ROUTE", "/api/chat"): _NOWHERE,
     os.environ.get("SGLANG_OLLAMA_GENERATE_ROUTE", "/api/generate"): _NOWHERE,
     os.environ.get("AIP_PREDICT_ROUTE", "/vertex_generate"): _VERTEX,
 }
-"""Every route that generates: how it reports errors, and whether the field reaches anything there."""
+"""Every route with prompts: how it reports errors, and whether the field reaches anything there."""
 TAKING = [path for path, form in ROUTES.items() if form in (_NATIVE, _OPENAI)]
 """The routes that take the field."""
 # The field's name as JSON may spell it: plain, or with a letter escaped; a zero is a letter in UTF-16 and UTF-32.

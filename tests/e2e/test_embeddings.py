@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 import torch
 
 from bench.common.server import Server
@@ -61,6 +62,15 @@ def test_embeddings_are_those_of_the_model(server: Server, tiny: Path) -> None:
         model = AutoModel.from_pretrained(tiny, dtype=torch.float32).eval()
         expected = model(torch.tensor([prompt])).last_hidden_state[0, -1]
     assert torch.cosine_similarity(torch.tensor(embed(server, prompt)), expected, dim=0) > 0.999
+
+
+@pytest.mark.parametrize("route", ["/encode", "/v1/embeddings"])
+def test_an_accuracy_is_refused(server: Server, route: str) -> None:
+    """SGLang's requests of embeddings have no salt that could carry it."""
+    body = {"model": "tiny", "input": "a", "text": "a", "leankv": {"profile": "small"}}
+    answer = requests.post(server.url + route, json=body, timeout=60)
+    assert answer.status_code == 400
+    assert "leankv is not taken here; /generate," in answer.json()["error"]["message"]
 
 
 def test_nothing_is_left_behind(server: Server) -> None:

@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from bench.common.server import Server
+from tests.e2e.conversations import Conversation, assert_turns_equal_misses
 from tests.e2e.forked import Zygote
 from tests.e2e.hits import assert_hits_equal_misses
 from tests.e2e.prompts import tiny_passages
@@ -30,6 +31,7 @@ def test_two_tensor_parallel_ranks(tiny: Path, zygote: Zygote, tmp_path: Path) -
     # its own beyond the device, too small for all; they load together or not at all.
     flags: tuple[str, ...] = ("--leankv-alpha-high", "1.2", "--leankv-alpha-low", "0.4")
     flags += ("--leankv-host-memory", "1MiB", "--leankv-store", f"file:{tmp_path}", "--leankv-store-size", "2MiB")
+    flags += ("--enable-streaming-session",)
     env = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1", "SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1"}
     with zygote.serve("--model-path", str(tiny), "--tp-size", "2", *POOL, *flags, env=env) as server:
         ask_under_pressure(server, 6)
@@ -38,7 +40,13 @@ def test_two_tensor_parallel_ranks(tiny: Path, zygote: Zygote, tmp_path: Path) -
         assert figures["tokens_held"] > 0
         assert figures["offload"]["pages_in"] > 0
         assert [len(heads) for heads in figures["bytes_by_head"]] == [1] * 4  # of the rank that answers
-        server.flush()
+        talk = Conversation(server)
+        for passage in tiny_passages(3, 100, 250, seed=4):
+            talk.say(passage, 70)
+        talk.close()
+        assert [answer.cached > 0 for _, answer in talk.turns] == [False, True, True]
+        assert_turns_equal_misses(server, [talk])
+        assert not [word for word in TROUBLE if word in server.log_text()]
         assert server.info()["leankv"]["units_free"] == 2048
 
 

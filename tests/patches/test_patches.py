@@ -25,7 +25,6 @@ from leankv_patches import (
     nccl_choice,
     pool_budget,
     private_pages,
-    single_row,
 )
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.plugin import selfcheck
@@ -134,23 +133,6 @@ def test_installed_packages_win_over_placeholders() -> None:
     assert sys.meta_path.index(ours) > sys.meta_path.index(PathFinder)
     assert ours.find_spec("sgl_kernel", None) is not None
     assert ours.find_spec("torch", None) is None
-
-
-def test_a_lone_row_runs_as_two() -> None:
-    seen = []
-
-    def linear(
-        _method: object, weight: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        seen.append(len(x))
-        return torch.nn.functional.linear(x, weight, bias)
-
-    weight, x = torch.randn(8, 64).bfloat16(), torch.randn(5, 64).bfloat16()
-    alone = single_row.two_rows(linear, None, weight, x[:1])
-    assert alone.shape == (1, 8)
-    assert torch.equal(alone, single_row.two_rows(linear, None, weight, x, None)[:1])
-    assert single_row.two_rows(linear, None, weight, x[:0]).shape == (0, 8)
-    assert seen == [2, 5, 0]
 
 
 def test_private_pages_are_counted_at_their_prices(hooks: None, monkeypatch: pytest.MonkeyPatch) -> None:

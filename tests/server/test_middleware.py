@@ -266,7 +266,7 @@ def test_bodies_are_parsed_only_where_the_word_occurs(monkeypatch: pytest.Monkey
         assert behind.bodies == [huge]
     # Other routes are not even read.
     body = b'{"leankv": 1}'
-    for path, method in (("/encode", "POST"), ("/v1/embeddings", "POST"), ("/generate", "GET")):
+    for path, method in (("/tokenize", "POST"), ("/flush_cache", "POST"), ("/generate", "GET")):
         status, _, behind = call(path, [body[:5], body[5:]], method=method)
         assert status == 200
         assert [m.get("body") for m in behind.messages] == [body[:5], body[5:], None]

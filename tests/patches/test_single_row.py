@@ -1,0 +1,85 @@
+"""Products on a CPU: a row has the same bits in any company, however the product is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from leankv_patches import single_row
+from leankv_sglang.environment import keep_rows_alike
+
+Product = Callable[[Tensor, Tensor], Tensor]
+CALLS: dict[str, Product] = {
+    "linear": linear,
+    "bias": lambda x, weight: linear(x, weight, weight[:, 0]),
+    "matmul": lambda x, weight: torch.matmul(x, weight.T),
+    "layer": lambda x, weight: _layer(weight)(x),
+    "three dimensions": lambda x, weight: linear(x[None], weight)[0],
+}
+SIZES = ((128, 2048), (8, 512), (62, 1024), (1, 2048), (3, 2050), (5, 300))
+
+
+def _layer(weight: Tensor) -> torch.nn.Linear:
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
+@pytest.fixture
+def replaced() -> Iterator[None]:
+    keep_rows_alike()
+    single_row.replace_products()
+    yield
+    single_row.restore_products()
+
+
+def test_torchs_own_products_are_noticed() -> None:
+    single_row.restore_products()
+    assert single_row._uneven() is not None
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_do_not_depend_on_their_company(replaced: None, call: Product, dtype: torch.dtype) -> None:
+    assert single_row._uneven() is None
+    draw = torch.Generator().manual_seed(1)
+    for outputs, inputs in SIZES:
+        weight = (torch.randn(outputs, inputs, generator=draw) * 0.05).to(dtype)
+        x = torch.randn(200, inputs, generator=draw).to(dtype)
+        whole = call(x, weight)
+        for first, count in ((0, 1), (7, 1), (0, 2), (3, 3), (0, 5), (9, 7), (1, 15), (0, 17), (5, 64), (0, 131)):
+            rows = slice(first, first + count)
+            assert torch.equal(call(x[rows], weight), whole[rows]), (outputs, inputs, count)
+
+
+def test_products_are_those_of_torch(replaced: None) -> None:
+    a, b, bias = torch.randn(5, 33), torch.randn(33, 19), torch.randn(19)
+    exact = a.double() @ b.double()
+    assert torch.allclose(a @ b, exact.float(), atol=1e-5)
+    for dtype, near in ((torch.float32, 1e-5), (torch.bfloat16, 0.3)):
+        got = torch.addmm(bias.to(dtype), a.to(dtype), b.to(dtype), beta=0.5, alpha=2)
+        assert torch.allclose(got.double(), 0.5 * bias + 2 * exact, atol=near)
+    assert (a[:0] @ b).shape == (0, 19)
+    assert torch.equal(a[:, :0] @ b[:0], torch.zeros(5, 19))
+    grown = a.requires_grad_()
+    (grown @ b).sum().backward()
+    assert grown.grad is not None
+
+
+def test_packed_weights_get_a_lone_row_twice() -> None:
+    seen = []
+
+    def packed(_method: object, weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        seen.append(len(x))
+        return linear(x, weight, bias)
+
+    weight, x = torch.randn(8, 64).bfloat16(), torch.randn(5, 64).bfloat16()
+    alone = single_row.two_rows(packed, None, weight, x[:1])
+    assert alone.shape == (1, 8)
+    assert torch.equal(alone, single_row.two_rows(packed, None, weight, x, None)[:1])
+    assert single_row.two_rows(packed, None, weight, x[:0]).shape == (0, 8)
+    assert seen == [2, 5, 0]
