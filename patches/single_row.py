@@ -1,13 +1,13 @@
-"""Targets: torch's matrix products on a CPU (``aten::mm`` and ``aten::addmm``, which ``F.linear``, ``torch.matmul`` and
-``nn.Linear`` end in), and ``UnquantizedLinearMethod.apply`` of sglang 0.5.23.
+"""Targets: ``UnquantizedLinearMethod.apply`` and ``LogitsProcessor._compute_lm_head`` of sglang 0.5.23, on CPU; for
+models with experts also torch's matrix products there (``aten::mm`` and ``aten::addmm``, in which all others end).
 
 Reason: the libraries below take other paths, with another order of summation, for few rows, so a token's bits would
-depend on its company: decode of a lone request is a single row, prefill of the same token one of many. That is so of
-linear layers, and as much of what SGLang runs past them: the lm_head, an expert that a lone token goes to, and routers,
-which are often float32. Measured for 2,048 inputs: 16 bits, a lone row has other bits in 1 of 15 (128 outputs) to 1 of
-3 rows (2,048), two and more never; float32, one, two or three rows have other bits in every row, and so have the last
-rows of a number that is no multiple of four, where outputs are few those of the last columns too. So a lone row of 16
-bits runs as two, and float32 in whole blocks.
+depend on its company: decode of a lone request is a single row, prefill of the same token one of many. Measured for
+2,048 inputs: 16 bits, a lone row has other bits in 1 of 15 (128 outputs) to 1 of 3 rows (2,048), two and more never;
+float32, one, two or three rows have other bits in every row, and so have the last rows of a number that is no multiple
+of four, where outputs are few those of the last columns too. So a lone row of 16 bits runs as two, and float32 in whole
+blocks. An expert to which a lone token goes and routers, which are often float32, are products that no layer of
+SGLang's makes. To replace those costs each product 5 us, which models without experts need not pay.
 """
 
 from __future__ import annotations
@@ -23,29 +23,42 @@ from torch.nn.functional import pad
 from leankv_patches import hook
 
 TARGET = "sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod.apply"
+LM_HEAD = "sglang.srt.layers.logits_processor.LogitsProcessor._compute_lm_head"
 ROWS, COLUMNS = 4, 16
 """Of both a float32 product has a multiple. With them the library measured (oneMKL 2024.0; one to three threads) gave
 a row the same bits in 22 numbers of rows and 14 shapes; another library may need more."""
 _SHORT = (torch.bfloat16, torch.float16)
+_mm_out, _addmm_out = torch.ops.aten.mm.out, torch.ops.aten.addmm.out
 _library: torch.library.Library | None = None
 
 
 def two_rows(original: Callable[..., Tensor], method: Any, layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``original`` with a lone row of a CPU tensor ``[1, K]`` run as two, of which the first is returned.
-
-    Its products are covered below; this is for weights that a library of SGLang's own has packed.
-    """
+    """``original`` with a lone row of a CPU tensor ``[1, K]`` run as two, of which the first is returned."""
     if x.dim() == 2 and x.shape[0] == 1 and x.device.type == "cpu":
         return original(method, layer, x.expand(2, -1).contiguous(), *args, **kwargs)[:1]
     return original(method, layer, x, *args, **kwargs)
 
 
+def whole_rows(original: Callable[..., Tensor], processor: Any, hidden_states: Tensor, *args: Any, **kw: Any) -> Tensor:
+    """``original``, which makes logits ``[M, vocabulary]`` of states ``[M, K]``, with as many rows more as it takes."""
+    rows = hidden_states.shape[0]
+    if hidden_states.device.type != "cpu" or not rows:
+        return original(processor, hidden_states, *args, **kw)
+    # What is asked for in float32 is made of 16-bit states.
+    more = -rows % ROWS if processor.use_fp32_lm_head else int(rows == 1)
+    if not more:
+        return original(processor, hidden_states, *args, **kw)
+    return original(processor, pad(hidden_states, (0, 0, 0, more)), *args, **kw)[:rows]
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of matrices ``[M, K]`` and ``[K, N]``, where the bits of a row depend on that row and ``b`` alone."""
     rows, columns = a.shape[0], b.shape[1]
-    if a.dtype != torch.float32 or not a.numel() or not b.numel():
+    if a.dtype is not torch.float32:
         lone = rows == 1 and a.dtype in _SHORT
         return _mm(a.expand(2, -1).contiguous(), b)[:1] if lone else _mm(a, b)
+    if not a.numel() or not b.numel():
+        return _mm(a, b)
     if rows % ROWS:
         a = pad(a, (0, 0, 0, -rows % ROWS))
     whole = columns // COLUMNS * COLUMNS
@@ -68,12 +81,12 @@ def product_and_sum(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alph
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
     """As torch has it: what writes into a given tensor is not replaced."""
-    return torch.ops.aten.mm.out(a, b, out=a.new_empty(a.shape[0], b.shape[1]))  # type: ignore[no-any-return]
+    return _mm_out(a, b, out=a.new_empty(a.shape[0], b.shape[1]))  # type: ignore[no-any-return]
 
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float) -> Tensor:
     out = a.new_empty(a.shape[0], b.shape[1])
-    return torch.ops.aten.addmm.out(bias, a, b, beta=beta, alpha=alpha, out=out)  # type: ignore[no-any-return]
+    return _addmm_out(bias, a, b, beta=beta, alpha=alpha, out=out)  # type: ignore[no-any-return]
 
 
 def replace_products() -> None:
@@ -96,16 +109,28 @@ def restore_products() -> None:
         _library = None
 
 
+def cover_experts(model: Any) -> str | None:
+    """Replace the products of this process if a model, a ``torch.nn.Module``, has experts.
+
+    Returns:
+        A sentence if they go elsewhere then than to ours.
+    """
+    if not any("moe" in type(module).__name__.lower() for module in model.modules()):
+        return None
+    replace_products()
+    return _uneven()
+
+
 def install() -> None:
-    """Register the hook, and replace the products where there is no accelerator. Call while sglang loads plugins."""
+    """Register the hooks. Call while sglang loads its plugins."""
     hook.register(TARGET, two_rows, "AROUND")
-    if not torch.accelerator.is_available():
-        replace_products()
+    hook.register(LM_HEAD, whole_rows, "AROUND")
 
 
 def problem() -> str | None:
-    """A sentence if the hook did not take, or a product ends elsewhere than in ours, else None."""
-    return hook.problem(TARGET, "linear layers") or (None if torch.accelerator.is_available() else _uneven())
+    """A sentence if a hook did not take or its target changed its arguments, else None."""
+    parameters = ["self", "hidden_states", "lm_head", "embedding_bias", "out"]
+    return hook.problem(TARGET, "linear layers") or hook.problem(LM_HEAD, "the lm_head", parameters)
 
 
 def _uneven() -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,6 +69,36 @@ def test_products_are_those_of_torch(replaced: None) -> None:
     grown = a.requires_grad_()
     (grown @ b).sum().backward()
     assert grown.grad is not None
+
+
+def test_products_are_replaced_for_models_with_experts_alone() -> None:
+    class SomeMoeBlock(torch.nn.Module):
+        """What SGLang's models call theirs."""
+
+    own = torch.nn.functional.linear(torch.ones(1, 8), torch.ones(3, 8))
+    try:
+        assert single_row.cover_experts(torch.nn.Sequential(torch.nn.Linear(2, 2))) is None
+        assert single_row._library is None
+        assert single_row.cover_experts(torch.nn.Sequential(SomeMoeBlock())) is None
+        assert single_row._library is not None
+        assert torch.equal(torch.nn.functional.linear(torch.ones(1, 8), torch.ones(3, 8)), own)
+    finally:
+        single_row.restore_products()
+
+
+@pytest.mark.parametrize(("float32", "rows", "run"), [(False, 1, 2), (False, 3, 3), (True, 1, 4), (True, 5, 8)])
+def test_logits_are_made_of_whole_rows(float32: bool, rows: int, run: int) -> None:
+    seen = []
+
+    def original(_processor: object, states: Tensor, weight: Tensor) -> Tensor:
+        seen.append(len(states))
+        return states.float() @ weight.float()
+
+    states, weight = torch.randn(rows, 16).bfloat16(), torch.randn(16, 32)
+    got = single_row.whole_rows(original, SimpleNamespace(use_fp32_lm_head=float32), states, weight)
+    assert got.shape == (rows, 32)
+    assert torch.allclose(got, states.float() @ weight, atol=1e-4)
+    assert seen == [run]
 
 
 def test_packed_weights_get_a_lone_row_twice() -> None:
