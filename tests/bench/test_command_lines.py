@@ -18,7 +18,7 @@ from tests.processes import left_after, runs
 ROOT = Path(__file__).parents[2]
 MODULES = {
     **dict.fromkeys(("chat", "company", "cuda_budget", "heads", "hit_miss", "instruction_sets", "overhead"), ""),
-    **dict.fromkeys(("rows", "stress", "throughput"), ""),
+    **dict.fromkeys(("live_page", "rows", "stress", "throughput"), ""),
     **dict.fromkeys(
         (
             "architectures",

@@ -74,12 +74,12 @@ class Zygote:
         os.close(theirs)
         return Forked(int(self._requests.recv(16)), ours)
 
-    def run(self, args: list[str], env: dict[str, str]) -> tuple[int, str]:
-        """The exit code of a launch that ends by itself, and what it printed."""
+    def run(self, args: list[str], env: dict[str, str], module: str = "leankv_sglang.launch_server") -> tuple[int, str]:
+        """The exit code of a launch, or another module, that ends by itself, and what it printed."""
         with tempfile.TemporaryFile() as output:
-            process = self.start("leankv_sglang.launch_server", args, output, env)
+            process = self.start(module, args, output, env)
             try:
-                code = process.wait(120)
+                code = process.wait(180)
             finally:
                 stop(process)
             output.seek(0)

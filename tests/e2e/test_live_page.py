@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -118,14 +119,6 @@ def test_nothing_of_a_prompt_is_shown(server: Server) -> None:
     assert "event: sections" in said
 
 
-def test_the_beginnings_of_prompts_are_shown_where_that_was_asked_for(tiny: Path, zygote: Zygote) -> None:
-    flags = ("--max-total-tokens", "4096", "--leankv-profile", "none", "--leankv-show-text")
-    with zygote.serve("--model-path", str(tiny), *flags) as running:
-        running.generate("the beginning of this one " * 40, 2)
-        said = wait_for(lambda: requests.get(running.url + PATH, timeout=30).text, "beginning of")
-        assert "the beginning of this one" in said
-
-
 def wait_for(ask: Any, word: str) -> str:
     """What is said once it has a word in it, as it should before long."""
     for _ in range(50):
@@ -135,23 +128,48 @@ def wait_for(ask: Any, word: str) -> str:
     raise AssertionError(f"never said {word}")
 
 
-def test_every_route_is_behind_the_key(tiny: Path, zygote: Zygote) -> None:
+@pytest.fixture(scope="module")
+def keyed(tiny: Path, zygote: Zygote) -> Iterator[Server]:
+    """With a key, and the beginnings of prompts shown."""
+    flags = ("--max-total-tokens", "4096", "--leankv-profile", "none", "--leankv-show-text", "--api-key", "a-key")
+    with zygote.serve("--model-path", str(tiny), *flags) as running:
+        yield running
+
+
+KEY = {"Authorization": "Bearer a-key"}
+
+
+def test_the_beginnings_of_prompts_are_shown_where_that_was_asked_for(keyed: Server) -> None:
+    body = {"text": "the beginning of this one " * 40, "sampling_params": {"max_new_tokens": 2}}
+    requests.post(keyed.url + "/generate", json=body, headers=KEY, timeout=60).raise_for_status()
+    said = wait_for(lambda: requests.get(keyed.url + PATH, headers=KEY, timeout=30).text, "beginning of")
+    assert "the beginning of this one" in said
+
+
+def test_every_route_is_behind_the_key(keyed: Server) -> None:
     app = FastAPI()
     before = {route.path for route in app.routes}
     install_routes(app)
     added = [route for route in app.routes if route.path not in before]
     assert len(added) == 6
-    key = {"Authorization": "Bearer a-key"}
-    with zygote.serve("--model-path", str(tiny), "--max-total-tokens", "4096", "--api-key", "a-key") as running:
-        for route in added:
-            for method in route.methods:
-                address = running.url + route.path
-                assert requests.request(method, address, timeout=30).status_code == 401, route.path
-                with requests.request(method, address, headers=key, stream=True, timeout=30) as answer:
-                    assert answer.status_code in (200, 400), route.path
-        with browser() as tab:
-            tab.open(running.url.replace("http://", "http://anybody:a-key@") + PATH)
-            tab.wait(lambda: "Live" in tab.text("#live"), "that it is live")
+    for route in added:
+        for method in route.methods:
+            address = keyed.url + route.path
+            assert requests.request(method, address, timeout=30).status_code == 401, route.path
+            with requests.request(method, address, headers=KEY, stream=True, timeout=30) as answer:
+                assert answer.status_code in (200, 400), route.path
+    with browser() as tab:
+        tab.open(keyed.url.replace("http://", "http://anybody:a-key@") + PATH)
+        tab.wait(lambda: "Live" in tab.text("#live"), "that it is live")
+
+
+def test_a_server_ends_although_somebody_looks(keyed: Server) -> None:
+    """The last test of this server."""
+    with requests.get(keyed.url + f"{PATH}/events", headers=KEY, stream=True, timeout=30) as looking:
+        next(looking.iter_lines())
+        os.killpg(keyed.process.pid, signal.SIGTERM)
+        assert keyed.process.wait(15) == 0
+    assert "Traceback" not in keyed.log_text()
 
 
 def chats(source: random.Random, text: str) -> Iterator[str]:
@@ -234,13 +252,3 @@ def test_a_browser_sees_the_cache_move(looked_at: Server, tmp_path: Path) -> Non
         assert tab.text("#live") == "Paused"
         assert tab.console() == []
         assert [url for url in tab.requested() if not url.startswith(watched.url)] == []
-
-
-def test_a_server_ends_although_somebody_looks(tiny: Path, zygote: Zygote) -> None:
-    with zygote.serve("--model-path", str(tiny), "--max-total-tokens", "4096") as running:
-        looking = requests.get(running.url + f"{PATH}/events", stream=True, timeout=30)
-        next(looking.iter_lines())
-        begun = time.monotonic()
-    assert time.monotonic() - begun < 15
-    looking.close()
-    assert "Traceback" not in running.log_text() if running.log.exists() else True

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from bench.common.server import Server, serve
+from bench.common.server import Server
 from bench.stress import ENV
 from tests.e2e.conversations import Conversation, assert_turns_equal_misses
 from tests.e2e.forked import Zygote
@@ -96,12 +96,11 @@ def _several_at_once(server: Server, seeds: range) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("windows", [False, True])
-def test_turns_that_are_retracted(windows: bool, tiny: Path, tmp_path: Path) -> None:
+def test_turns_that_are_retracted(windows: bool, tiny: Path, zygote: Zygote, tmp_path: Path) -> None:
     """Every third step, some inside of a page; a model with windows begins those from the first prompt again."""
     model = MODELS["gemma2"].build(tmp_path).served if windows else tiny
     room = ("--max-total-tokens", "4096", "--swa-full-tokens-ratio", "0.9", "--enable-mixed-chunk")
-    # Read when SGLang is imported, so not for a forked server.
     often = {**ENV, "SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "3"}
-    with serve("--model-path", str(model), *room, *FLAGS, env=often) as server:
+    with zygote.serve("--model-path", str(model), *room, *FLAGS, env=often) as server:
         _several_at_once(server, range(3))
         assert "#retracted_reqs: 1" in server.log_text()

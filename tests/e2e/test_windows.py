@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.common.server import serve
 from bench.stress import ENV, stress
+from tests.e2e.forked import Zygote
 from tests.e2e.hits import a_miss_equal_to_its_hit, assert_hits_equal_misses
 from tests.e2e.prompts import tiny_passages
 from tests.models_served import MODELS
@@ -18,10 +18,10 @@ MIXED = ("--enable-mixed-chunk", "--chunked-prefill-size", "256", "--schedule-co
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", ["gemma2", pytest.param("gemma3", marks=pytest.mark.slow)])
-def test_windows_under_pressure(name: str, tmp_path: Path) -> None:
+def test_windows_under_pressure(name: str, zygote: Zygote, tmp_path: Path) -> None:
     """Chunks, mixed batches, trimming, eviction of windows, retraction and flush; SGLang's strict checks are on."""
     model = MODELS[name].build(tmp_path).served
-    with serve("--model-path", str(model), *ROOM, *MIXED, env=ENV) as server:
+    with zygote.serve("--model-path", str(model), *ROOM, *MIXED, env=ENV) as server:
         a_miss_equal_to_its_hit(server, tiny_passages(1, 600, 600, seed=1)[0], 150)
         assert_hits_equal_misses(server, tiny_passages(4, 130, 700, seed=2), 60)
         row = stress(server, tiny_passages(24, 10, 400), clients=12, new_tokens=200, abort_within=2.0)

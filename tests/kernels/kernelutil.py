@@ -65,12 +65,12 @@ def backend_named(name: str) -> Iterator[Backend]:
     cpu.use_isa(before)
 
 
-def few(examples: int) -> settings:
+def few(examples: int, interpreted: int | None = None) -> settings:
     """The same few examples in every run, however slow the machine; in a fuzz run others, and as many times more as
-    the environment says.
+    the environment says. In the interpreter so many as are said, or a thirtieth.
     """
     more = int(os.environ.get("LEANKV_FUZZ", "0"))
-    examples = max(1, examples // 30) if INTERPRETED else examples * max(1, more)
+    examples = (interpreted or max(1, examples // 30)) if INTERPRETED else examples * max(1, more)
     return settings(max_examples=examples, deadline=None, derandomize=not more, database=None)
 
 

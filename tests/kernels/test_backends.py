@@ -51,7 +51,7 @@ def run_beside_the_specification(fast: Backend, ops: Ops, case: Case, rng: Rando
     return run_beside(fast.ops, ops, case, rng, lengths)
 
 
-@few(60)
+@few(30, interpreted=2)
 @given(rng=dice)
 def test_every_op_does_what_the_specification_says(fast: Backend, ops: Ops, rng: Random) -> None:
     case = random_case(rng, *MODEL_DTYPES, device=fast.device)
@@ -219,7 +219,7 @@ def test_merged_states(fast: Backend, ops: Ops, rng: Random) -> None:
 # Bytes
 
 
-@few(40)
+@few(20)
 @given(rng=dice)
 def test_records_are_the_bytes_of_the_specification(fast: Backend, ops: Ops, rng: Random) -> None:
     """Pages of wild values committed in groups, some freed in between, so that blocks are taken out of order."""

@@ -191,7 +191,7 @@ def store_of(case: Case, rng: Random, pages: int) -> RecordStore:
     return store
 
 
-@few(120)
+@few(60, interpreted=4)
 @given(rng=dice)
 def test_any_tree_gives_the_bits_of_each_request_alone(fast: Backend, rng: Random) -> None:
     """All tiers, near pages, query groups and widths; splits of 1,024 tokens end inside groups and at their ends."""

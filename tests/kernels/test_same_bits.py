@@ -44,7 +44,7 @@ def assert_same(driver: Driver, request: Request, backend: Backend, case: Case) 
     assert driver.store.audit() == []
 
 
-@few(120)
+@few(60, interpreted=4)
 @given(rng=dice)
 def test_any_split_into_chunks_gives_the_same_bits(backend: Backend, rng: Random) -> None:
     case = random_case(rng, *MODEL_DTYPES, device=backend.device)
@@ -69,7 +69,7 @@ def test_token_by_token_gives_the_same_bits(
     assert_same(driver, driver.run(request, [1] * length), backend, case)
 
 
-@few(60)
+@few(30, interpreted=2)
 @given(rng=dice)
 def test_company_in_the_batch_changes_no_bit(backend: Backend, rng: Random) -> None:
     """Requests come and go in any order and chunking: prefill beside decode, beside requests that wait."""
@@ -84,7 +84,7 @@ def test_company_in_the_batch_changes_no_bit(backend: Backend, rng: Random) -> N
         assert_same(driver, request, backend, case)
 
 
-@few(80)
+@few(40, interpreted=2)
 @given(rng=dice)
 def test_a_hit_in_the_tree_gives_the_bits_of_a_miss(backend: Backend, rng: Random) -> None:
     """A second request reads the first one's pages, as the radix tree lets it, and goes on in its own way."""

@@ -153,6 +153,8 @@ def test_a_missing_route_is_named(hooks: None) -> None:
     handlers = {RequestValidationError: None}
     app = SimpleNamespace(user_middleware=[], routes=[SimpleNamespace(path="/generate")], exception_handlers=handlers)
     app.add_exception_handler = lambda kind, handler: None
+    app.add_api_route = lambda path, endpoint, **how: None
+    app.build_middleware_stack = lambda: None
     with pytest.raises(LeanKVError, match=r"there is no route /v1/completions"):
         install.install_http(app)
 
