@@ -64,6 +64,20 @@ def test_a_piece_that_takes_too_long_is_paid_back() -> None:
     assert done == [0, 1]
 
 
+def test_what_is_urgent_does_not_wait_for_a_large_tree() -> None:
+    clock, tree, figures = Clock(), list[int](), list[int]()
+    slices = Slices(clock)
+    slices.add(task(clock, 1000, PIECE_SECONDS, tree))
+    clock.now += 1.0
+    slices.between_steps()
+    assert 0 < len(tree) < 10
+    slices.add(task(clock, 1, 0.0, figures), urgent=True)
+    clock.now += 1.0
+    slices.between_steps()
+    assert figures == [0]
+    assert len(tree) < 10
+
+
 def test_an_idle_server_works_until_somebody_comes() -> None:
     clock, done = Clock(), list[int]()
     slices = Slices(clock)

@@ -31,7 +31,7 @@ from leankv_sglang.observability.pool_stats import usage_figures
 
 LEAST_BETWEEN = 0.9
 """Seconds between two samples of the history, while somebody looks."""
-ROWS_A_PIECE = 8
+ROWS_A_PIECE, WAITING_SHOWN = 2, 8
 
 logger = logging.getLogger(__name__)
 Emit = Callable[[dict[str, Any]], None]
@@ -65,7 +65,7 @@ class Observer:
             self.history.sample()
         for ask in asked:
             for task in self._tasks(ask):
-                self.slices.add(task)
+                self.slices.add(task, urgent=ask.figures or ask.probe is not None)
         if not self.slices:
             return
         try:
@@ -135,12 +135,13 @@ class Observer:
     def _figures(self, after: float, emit: Emit) -> Iterator[None]:
         if self.history.due(LEAST_BETWEEN):
             self.history.sample()
+            yield
         pool, scheduler = self.pool, self.scheduler
         body: dict[str, Any] = {
             "figures": usage_figures(pool, pool.usage()),
             "samples": self.history.after(after),
             "running": [],
-            "waiting": [waiting_row(req, pool) for req in islice(scheduler.waiting_queue, ROWS_A_PIECE)],
+            "waiting": [waiting_row(req, pool) for req in islice(scheduler.waiting_queue, WAITING_SHOWN)],
             "finished": list(seen.finished),
             "prefill_rate": seen.prefill_rate,
             "open_rows": pool.open_pages.nbytes(),
@@ -151,6 +152,7 @@ class Observer:
             yield
             alive = [req for req in running[at : at + ROWS_A_PIECE] if not req.finished()]
             body["running"] += [running_row(req, pool) for req in alive]
+        yield
         emit(body)
 
     def _tree(self, emit: Emit) -> Iterator[None]:

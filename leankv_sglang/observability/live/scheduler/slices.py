@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 SHARE = 0.01
 """Part of the time between steps that may go into slices."""
-MOST_SECONDS = 0.0005
+MOST_SECONDS = 0.0003
 """What one step may be longer by, beside the piece that is begun last."""
 PIECE_SECONDS = 0.0002
 """What one piece of a task should take."""
@@ -18,7 +18,7 @@ Task = Iterator[None]
 
 
 class Slices:
-    """Tasks that wait for time, first come, first served.
+    """Tasks that wait for time: urgent ones first, else first come, first served.
 
     Args:
         clock: seconds.
@@ -33,9 +33,12 @@ class Slices:
     def __bool__(self) -> bool:
         return bool(self._tasks)
 
-    def add(self, task: Task) -> None:
-        """Have a task done once those before it are."""
-        self._tasks.append(task)
+    def add(self, task: Task, urgent: bool = False) -> None:
+        """Have a task done once those before it are, or before all others: a large tree takes its time."""
+        if urgent:
+            self._tasks.appendleft(task)
+        else:
+            self._tasks.append(task)
 
     def between_steps(self) -> None:
         """Work for a part of the time since this was called last; what a piece takes too long is taken off the next
