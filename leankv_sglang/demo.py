@@ -21,7 +21,7 @@ from typing import Any
 from leankv_sglang import processes
 from leankv_sglang.byte_size import parse_bytes
 from leankv_sglang.command import exit_code
-from leankv_sglang.compression.build import make_layout
+from leankv_sglang.compression.build import layout_for
 from leankv_sglang.compression.profile import SERVED_POINT, find_profile
 from leankv_sglang.environment import has_accelerator
 from leankv_sglang.errors import LeanKVError
@@ -81,7 +81,7 @@ def pools(profile: str, folder: str, shape: ModelShape, memory: int, requests: i
         LeanKVError: where the memory does not hold a page, or there is no such profile.
     """
     chosen = find_profile(profile, folder)
-    layout = make_layout(chosen.config, chosen.page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
+    layout = layout_for(chosen.config, chosen.page_size, shape)
     units = tokens_for(memory, layout, shape.layers, shape.query_heads, requests)
     if not units:
         raise LeanKVError(f"--memory {memory:,} does not hold a page of LeanKV beside its open pages; give more.")

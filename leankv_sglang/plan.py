@@ -17,7 +17,7 @@ from leankv_kernels import RecordLayout, TierCounts
 from leankv_kernels.layout import LEVEL_FAR, LEVEL_NEAR
 from leankv_sglang.byte_size import parse_bytes
 from leankv_sglang.command import exit_code
-from leankv_sglang.compression.build import make_layout
+from leankv_sglang.compression.build import layout_for
 from leankv_sglang.compression.profile import shipped_profile
 from leankv_sglang.compression.profile_file import load_profile, measured_ratios
 from leankv_sglang.config import PAGE_SIZES, LeanKVConfig, parse_tiers
@@ -88,7 +88,7 @@ def plan_rows(shape: ModelShape, memory: int, page_size: int, requests: int, nea
     for form in FORMS:
         high, mid, low = parse_tiers(form.tiers)
         config = LeanKVConfig(high=high, mid=mid, low=low, near_pages=near_pages)
-        layout = make_layout(config, page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
+        layout = layout_for(config, page_size, shape)
         cost = lasting_units(layout, form, near_pages, shape.layers)
         rows.append(_row(form.name, form.flags, layout, cost, shape, memory, requests))
     raw = shape.token_bytes
@@ -114,7 +114,7 @@ def profile_rows(profile: Path, shape: ModelShape, memory: int, page_size: int, 
     loaded = load_profile(str(profile))
     if loaded.page_size != page_size:
         return []
-    layout = make_layout(loaded.config, page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
+    layout = layout_for(loaded.config, page_size, shape)
     rows = []
     for name, ratio in measured_ratios(profile).items():
         cost = calibrated_cost(ratio, layout, shape.layers, shape.query_heads, loaded.config.near_pages)

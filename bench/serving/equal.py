@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from leankv_sglang.compression.build import make_layout
+from leankv_sglang.compression.build import layout_for
 from leankv_sglang.config import DEFAULT_PAGE_SIZE
 from leankv_sglang.kvcache.sizing import tokens_for
 from leankv_sglang.models.shape import read_shape
@@ -22,5 +22,5 @@ def units_for(memory: int, folder: str, flags: Sequence[str], requests: int) -> 
     """
     shape = read_shape(folder)
     config, _ = config_from_args(split_args(flags)[0], folder)
-    layout = make_layout(config, DEFAULT_PAGE_SIZE, shape.kv_heads, shape.head_dim, shape.v_head_dim)
+    layout = layout_for(config, DEFAULT_PAGE_SIZE, shape)
     return tokens_for(memory, layout, shape.layers, shape.query_heads, requests)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leankv_sglang.command import exit_code
-from leankv_sglang.compression.build import make_layout
+from leankv_sglang.compression.build import layout_for
 from leankv_sglang.compression.profile_file import CALIBRATED_TOKENS
 from leankv_sglang.config import DEFAULT_PAGE_SIZE, PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     check_model_folder(folder, "--model")
     check_kind(folder)
     shape = read_shape(folder)
-    make_layout(config, args.page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
+    layout_for(config, args.page_size, shape)
     setting = Setting(config, args.page_size, not args.keep_all, args.seed)
     profile = begin(folder, shape, setting)
     if args.add:

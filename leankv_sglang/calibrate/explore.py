@@ -20,7 +20,7 @@ from leankv_sglang.calibrate.fit import fit
 from leankv_sglang.calibrate.options import Option, options
 from leankv_sglang.calibrate.search import Space
 from leankv_sglang.calibrate.sensitivity import full_pages, layer_costs
-from leankv_sglang.compression.build import make_layout
+from leankv_sglang.compression.build import layout_for
 from leankv_sglang.compression.fingerprint import fingerprint
 from leankv_sglang.compression.significance import STRATEGIES, Predictor, Significance
 from leankv_sglang.config import LeanKVConfig
@@ -94,7 +94,7 @@ def explore(model: Callable[[], Any], folder: str, windows: Sequence[Tensor], se
         kept: folder of finished explorations.
     """
     shape = read_shape(folder)
-    layout = make_layout(setting.config, setting.page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
+    layout = layout_for(setting.config, setting.page_size, shape)
     digest = _digest(folder, windows, setting)
     file = kept / f"{digest}.pt"
     if digest and file.exists():

@@ -15,6 +15,7 @@ from leankv_sglang.compression.significance import STRATEGIES, Predictor, Signif
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models.ranks import kv_heads_on
+from leankv_sglang.models.shape import CacheShape, ModelShape
 
 
 def make_layout(
@@ -31,6 +32,15 @@ def make_layout(
         )
     except ValueError as error:
         raise LeanKVError(f"LeanKV cannot serve this model: {error}.") from error
+
+
+def layout_for(config: LeanKVConfig, page_size: int, shape: CacheShape | ModelShape) -> RecordLayout:
+    """The record layout of a shape.
+
+    Raises:
+        LeanKVError: as :func:`make_layout`.
+    """
+    return make_layout(config, page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
 
 
 def layout_of(config: LeanKVConfig, page_size: int, model: Any, ranks: int) -> RecordLayout:

@@ -108,7 +108,7 @@ def salted(accuracy: Accuracy, salt: Any) -> Any:
 
 def accuracy_of(salt: str | None, config: LeanKVConfig) -> Accuracy:
     """The accuracy that :func:`salted` put into a salt; the server's own where there is none, or none that can be."""
-    spec = salt[len(_MARK) :].partition(";")[0] if salt and salt.startswith(_MARK) else ""
+    spec, _ = _parts(salt)
     if len(spec) > _LONGEST_SPEC and spec not in named(config):
         spec = ""  # not ours, and it would stay in the cache below
     return _from_spec(spec, config)
@@ -116,9 +116,15 @@ def accuracy_of(salt: str | None, config: LeanKVConfig) -> Accuracy:
 
 def user_salt(salt: str | None) -> str | None:
     """The salt that :func:`salted` put an accuracy into; None where there was none."""
-    if salt and salt.startswith(_MARK):
-        salt = salt[len(_MARK) :].partition(";")[2]
-    return salt or None
+    return _parts(salt)[1] or None
+
+
+def _parts(salt: str | None) -> tuple[str, str]:
+    """The spec of an accuracy that a salt begins with, and the rest of it."""
+    if not salt or not salt.startswith(_MARK):
+        return "", salt or ""
+    spec, _, rest = salt[len(_MARK) :].partition(";")
+    return spec, rest
 
 
 @lru_cache(maxsize=256)

@@ -26,7 +26,7 @@ from leankv_sglang.kvcache.ledger import Ledger, Pages
 from leankv_sglang.kvcache.open_pages import OpenPages
 from leankv_sglang.kvcache.page_rows import PageRows, SlotReader
 from leankv_sglang.kvcache.places import spare_pages
-from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY, memory_line, pages_committed
+from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY, memory_line, model_dtype_bytes_per_token, pages_committed
 
 logger = logging.getLogger(__name__)
 
@@ -228,6 +228,10 @@ class LeanKVPool(MHATokenToKVPool):
         blocks = self.ledger.blocks_held(pages, LEVEL_FAR if trimmed else LEVEL_NEAR)
         records = int(np.count_nonzero(blocks)) * self.layer_num
         return int(blocks.sum()) * self.layout.block_bytes + records * PAGE_TABLE_ENTRY
+
+    def model_bytes(self, tokens: int) -> int:
+        """Bytes that so many tokens would take in the model's dtype."""
+        return tokens * model_dtype_bytes_per_token(self.layout, self.layer_num, self.model_dtype.itemsize)
 
     def tier_shares(self, pages: Pages) -> dict[str, float]:
         """Shares of the tiers in committed pages, over all layers and heads of this rank, by what the ledger was told;

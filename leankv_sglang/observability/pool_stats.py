@@ -9,7 +9,7 @@ import torch
 
 from leankv_kernels.store import Usage
 from leankv_sglang.kvcache.pool import LeanKVPool, current_pool
-from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY, model_dtype_bytes_per_token
+from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY
 from leankv_sglang.offload.figures import offload_figures
 
 
@@ -53,7 +53,7 @@ def usage_figures(pool: LeanKVPool, usage: Usage) -> dict[str, Any]:
     }
     total = sum(parts.values())
     tokens = usage.records * layout.page_size // layers
-    raw = tokens * model_dtype_bytes_per_token(layout, layers, pool.model_dtype.itemsize)
+    raw = pool.model_bytes(tokens)
     token_heads = max(usage.high_tokens + usage.mid_tokens + usage.low_tokens + usage.pruned_tokens, 1)
     return {
         "config": pool.config.describe(),

@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 from leankv_sglang.compression.request_params import FIELD, accuracy_of
 from leankv_sglang.kvcache.page_rows import PageRows
 from leankv_sglang.kvcache.pool import LeanKVPool, current_pool
-from leankv_sglang.kvcache.sizing import model_dtype_bytes_per_token
 from leankv_sglang.observability.live.scheduler.requests_seen import seen
 
 _noted: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
@@ -33,8 +32,7 @@ def _figures(pool: LeanKVPool, req: Any, rows: PageRows) -> dict[str, Any]:
     tokens, page = req.owned_kv_len(), pool.page_size
     pages = rows.of(req.kv.req_pool_idx, tokens // page)
     held, trimmed = pool.bytes_of_pages(pages), pool.bytes_of_pages(pages, trimmed=True)
-    per_token = model_dtype_bytes_per_token(pool.layout, pool.layer_num, pool.model_dtype.itemsize)
-    raw = tokens // page * page * per_token
+    raw = pool.model_bytes(tokens // page * page)
     figures = {
         **accuracy_of(req.cache_salt, pool.config).describe(),
         "compressed_tokens": tokens // page * page,

@@ -11,7 +11,7 @@ from torch import Tensor
 from leankv_kernels import Plan, RecordLayout, RecordStore, build_plan, get_ops
 from leankv_kernels.layout import LEVEL_FAR
 from leankv_sglang.attention.read_rule import Compressor
-from leankv_sglang.compression.build import build_significance, make_layout
+from leankv_sglang.compression.build import build_significance, layout_for
 from leankv_sglang.compression.significance import Significance
 from leankv_sglang.compression.thresholds import threshold_table
 from leankv_sglang.config import LeanKVConfig
@@ -58,7 +58,7 @@ class LeanCache(Cache[LeanState]):
     ) -> None:
         super().__init__(rows, dtype, device)
         self.shape, self.page_size, self.near_pages = shape, page_size, config.near_pages
-        self.layout: RecordLayout = make_layout(config, page_size, shape.kv_heads, shape.head_dim, shape.v_head_dim)
+        self.layout: RecordLayout = layout_for(config, page_size, shape)
         pages = -(-tokens // page_size) + rows
         self.ops = get_ops(device, config.kernels, self.layout, shape.query_heads // shape.kv_heads)
         self.store = RecordStore(self.layout, shape.layers, pages, device)

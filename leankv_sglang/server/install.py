@@ -41,7 +41,7 @@ def install_tokenizer() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     from leankv_sglang.observability.live.messages import LeanKVPart
-    from leankv_sglang.observability.live.page.routes import take
+    from leankv_sglang.observability.live.page.watch import take
 
     if not hook.is_hooked(meta_info.TARGET):
         between_steps.install_tokenizer(LeanKVPart, take)

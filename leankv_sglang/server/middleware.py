@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leankv_sglang.compression.request_params import FIELD, resolve, salted
 from leankv_sglang.config import LeanKVConfig, required_config
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.server.vertex import check_parameters
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _NATIVE, _OPENAI, _NOWHERE, _VERTEX = "native", "openai", "nowhere", "vertex"
 ROUTES = {
@@ -57,10 +53,10 @@ _NOT_HERE = f"{FIELD} is not taken here; {', '.join(TAKING[:-1])} and {TAKING[-1
 class RequestFieldMiddleware:
     """ASGI middleware that applies the field. It reads bodies of :data:`ROUTES` only, and parses those that name it."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         form = _form(scope)
         if form is None:
@@ -142,7 +138,7 @@ def _vertex(body: dict[str, Any], config: LeanKVConfig) -> bool:
     return any(changes)
 
 
-def _form(scope: Message) -> str | None:
+def _form(scope: Scope) -> str | None:
     if scope["type"] != "http" or scope["method"] not in ("POST", "PUT"):
         return None
     return ROUTES.get(scope["path"].removeprefix(scope.get("root_path", "")))

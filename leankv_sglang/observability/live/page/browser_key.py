@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _ASK = (b"www-authenticate", b'Basic realm="The API key of this server, as the password", charset="UTF-8"')
 
@@ -22,10 +18,10 @@ _ASK = (b"www-authenticate", b'Basic realm="The API key of this server, as the p
 class BrowserKey:
     """ASGI middleware around all others: turns a password into the bearer token that SGLang looks for."""
 
-    def __init__(self, app: App, path: str) -> None:
+    def __init__(self, app: ASGIApp, path: str) -> None:
         self.app, self.path = app, path
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http" or not self._is_ours(scope):
             return await self.app(scope, receive, send)
@@ -37,7 +33,7 @@ class BrowserKey:
 
         return await self.app({**scope, "headers": _with_token(scope["headers"])}, receive, told)
 
-    def _is_ours(self, scope: Message) -> bool:
+    def _is_ours(self, scope: Scope) -> bool:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         return bool(path == self.path or path.startswith(self.path + "/"))
 

@@ -14,6 +14,7 @@ from leankv_sglang.observability.live.page.words import (
     say_seconds,
     say_share,
 )
+from leankv_sglang.observability.live.scheduler.history import KEPT_SECONDS
 
 PARTS = {
     "high": "high tier",
@@ -26,7 +27,7 @@ PARTS = {
 }
 _OVERHEAD = ("header", "padding", "table")
 CHART_WIDTH, CHART_HEIGHT = 600, 160
-SPANS = {"10 seconds": 10.0, "a minute": 60.0, "15 minutes": 900.0}
+SPANS = {"10 seconds": 10.0, "a minute": 60.0, "15 minutes": KEPT_SECONDS}
 _RATES = {
     "prompt tokens": "prompt",
     "tokens generated": "output_now",

@@ -98,8 +98,8 @@ class Page:
         )
 
     def _render(self, view: RankView, layer: int, head: int) -> dict[str, str]:
-        macros, now = _templates().get_template("sections.html").module, time.time()
-        made: Any = macros
+        made: Any = _templates().get_template("sections.html").module
+        now = time.time()
         memory, chart, tree = memory_view(view), chart_view(view), tree_view(view, self._decode, now)
         if tree["read"] is not None:
             tree |= {

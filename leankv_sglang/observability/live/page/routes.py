@@ -16,11 +16,10 @@ from sse_starlette.sse import EventSourceResponse
 
 from leankv_sglang.config import required_config
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.observability.live.messages import LeanKVPart
 from leankv_sglang.observability.live.page.page import Chosen, Page, text_maker
 from leankv_sglang.observability.live.page.probe_request import read_prompt
 from leankv_sglang.observability.live.page.probe_words import sentence
-from leankv_sglang.observability.live.page.watch import Watch
+from leankv_sglang.observability.live.page.watch import watch_of
 
 PATH = "/leankv"
 FIRST_SECONDS = 0.35
@@ -35,22 +34,7 @@ _HEADERS = {
 }
 _LARGEST = 10**6
 
-_watches: WeakKeyDictionary[Any, Watch] = WeakKeyDictionary()
 _pages: WeakKeyDictionary[Any, Page] = WeakKeyDictionary()
-
-
-def watch_of(manager: Any) -> Watch:
-    """The watch of a tokenizer manager."""
-    if manager not in _watches:
-        from sglang.srt.runtime_context import get_parallel
-
-        _watches[manager] = Watch(manager._dispatch_to_scheduler, get_parallel().num_dp_ranks)
-    return _watches[manager]
-
-
-def take(manager: Any, part: LeanKVPart) -> None:
-    """A scheduler's answer has come."""
-    watch_of(manager).take(part)
 
 
 def _manager() -> Any:

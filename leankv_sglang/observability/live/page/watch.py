@@ -14,19 +14,20 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leankv_sglang.observability.live.messages import END, FIGURES, HEADS, TREE, LeanKVAsk, LeanKVPart
 from leankv_sglang.observability.live.page.icicle import Icicle, lay_out
+from leankv_sglang.observability.live.scheduler.history import KEPT_SECONDS
 from leankv_sglang.observability.live.tree_rows import NODE_ROW
 
 EVERY = {FIGURES: 1.0, TREE: 1.0, HEADS: 5.0}
 """Seconds between two questions of a kind, from the end of the answer on where that takes long."""
 LOST_SECONDS = 60.0
 """After which an answer is no longer waited for."""
-KEPT_SECONDS = 900.0
 
 
 @dataclass
@@ -200,3 +201,20 @@ class Watch:
         elif kind == HEADS and bodies:
             counts = np.frombuffer(bodies[-1]["counts"], np.int64).reshape(bodies[-1]["shape"])
             view.heads = Heads(counts, bodies[-1]["pages"], now)
+
+
+_watches: WeakKeyDictionary[Any, Watch] = WeakKeyDictionary()
+
+
+def watch_of(manager: Any) -> Watch:
+    """The watch of a tokenizer manager."""
+    if manager not in _watches:
+        from sglang.srt.runtime_context import get_parallel
+
+        _watches[manager] = Watch(manager._dispatch_to_scheduler, get_parallel().num_dp_ranks)
+    return _watches[manager]
+
+
+def take(manager: Any, part: LeanKVPart) -> None:
+    """A scheduler's answer has come."""
+    watch_of(manager).take(part)

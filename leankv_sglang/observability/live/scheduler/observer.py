@@ -10,7 +10,6 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from leankv_sglang.compression.request_params import accuracy_of
 from leankv_sglang.kvcache.pool import current_pool
 from leankv_sglang.kvcache.tree.radix_cache import LeanKVRadixCache
 from leankv_sglang.observability.live.messages import END, FIGURES, HEADS, TREE, LeanKVAsk, LeanKVPart
@@ -19,7 +18,7 @@ from leankv_sglang.observability.live.scheduler.history import History
 from leankv_sglang.observability.live.scheduler.prober import Prober
 from leankv_sglang.observability.live.scheduler.requests_seen import (
     KEPT,
-    accuracy_words,
+    accuracy_under,
     running_requests,
     running_row,
     seen,
@@ -75,14 +74,11 @@ class Observer:
             logger.exception("The live page could not be told something.")
 
     def _work(self) -> None:
-        if not self.scheduler.is_fully_idle():
-            self.slices.between_steps()
-        elif (sleeper := self.scheduler.idle_sleeper) is not None:
+        sleeper = self.scheduler.idle_sleeper
+        if sleeper is not None and self.scheduler.is_fully_idle():
             # It would sleep until somebody asks something.
             self.slices.while_idle(lambda: bool(sleeper.poller.poll(0)))
-            if self.slices:
-                self.slices.between_steps()
-        else:
+        if self.slices:
             self.slices.between_steps()
 
     def _tasks(self, ask: LeanKVAsk) -> Iterator[Iterator[None]]:
@@ -161,10 +157,7 @@ class Observer:
             linker = cache.linker.cache_linker
             host, has_store = linker.has_in_host, linker.stack.store is not None
         config = self.pool.config
-
-        def words(salt: str | None) -> str:
-            return accuracy_words(accuracy_of(salt, config).describe())
-
+        words = partial(accuracy_under, config=config)
         yield from TreeReader(cache, emit, words, config.show_text, host, has_store).read()
 
     def _probe(self, tokens: Any, extra_key: str | None, salt: str | None, emit: Emit) -> Iterator[None]:

@@ -11,9 +11,9 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 
 from leankv_kernels.layout import LEVEL_BASE, LEVEL_FAR, LEVEL_NEAR
-from leankv_sglang.compression.request_params import accuracy_of, user_salt
+from leankv_sglang.compression.request_params import user_salt
 from leankv_sglang.kvcache.tree.lookup import Lookup
-from leankv_sglang.observability.live.scheduler.requests_seen import accuracy_words, seen
+from leankv_sglang.observability.live.scheduler.requests_seen import accuracy_under, seen
 
 WHOLE, NOT_CACHED, TRIMMED, DEMOTED, WINDOW = "whole_prompt", "not_cached", "trimmed", "demoted", "window"
 OTHER_ACCURACY, OTHER_SALT = "other_accuracy", "other_salt"
@@ -34,25 +34,26 @@ class Prober:
         self._cache, self._component = cache, cache.paged
         self._tokens, self._extra_key, self._salt = tokens, extra_key, cache_salt or None
         self._page: int = self._component.page_size
+        # The last token is computed whatever is cached, since its output is asked for.
+        self._limit = max(len(tokens) - 1, 0)
+        self._reachable = self._limit // self._page * self._page
 
     def answer(self, emit: Callable[[dict[str, Any]], None]) -> Iterator[None]:
         """The task; emits the answer."""
-        # The last token is computed whatever is cached, since its output is asked for.
-        reachable = max(len(self._tokens) - 1, 0) // self._page * self._page
         found = self._look_up(self._extra_key, self._salt)
         held = len(found.pages) * self._page
-        host, store = self._beyond(found.hit)
+        host, store = self._beyond(found)
         body = self._body(found, host, store)
         yield
         elsewhere = list[dict[str, Any]]()
-        if body["hit_tokens"] < reachable:
+        if body["hit_tokens"] < self._reachable:
             yield from self._elsewhere(elsewhere)
-        body["ends_because"] = self._reason(found, held, reachable, body["hit_tokens"], elsewhere)
+        body["ends_because"] = self._reason(found, held, body["hit_tokens"], elsewhere)
         body["elsewhere"] = elsewhere
         emit(body)
 
     def _look_up(self, extra_key: str | None, salt: str | None) -> Lookup:
-        key = RadixKey(self._tokens, extra_key, limit=max(len(self._tokens) - 1, 0), cache_salt=salt)
+        key = RadixKey(self._tokens, extra_key, limit=self._limit, cache_salt=salt)
         found: Lookup = self._component.look_up(key)
         return found
 
@@ -66,7 +67,7 @@ class Prober:
         return {
             "prompt_tokens": len(self._tokens),
             "page_size": page,
-            "accuracy": accuracy_words(accuracy_of(self._salt, pool.config).describe()),
+            "accuracy": accuracy_under(self._salt, pool.config),
             "hit_tokens": hit,
             "hit_from": {"device": found.hit, "host": host * page, "storage": store * page},
             "held_tokens": len(found.pages) * page,
@@ -83,21 +84,18 @@ class Prober:
             },
         }
 
-    def _beyond(self, hit: int) -> tuple[int, int]:
+    def _beyond(self, found: Lookup) -> tuple[int, int]:
         """Pages behind a hit that would be loaded from host memory and from the store, by this rank."""
-        if self._cache.linker is None:
+        hit = found.hit
+        if self._cache.linker is None or hit >= self._reachable:
             return 0, 0
-        found = self._look_up(self._extra_key, self._salt)
         last = None
         if hit:
             if found.last is None or not (hashes := found.last.hash_value):
                 return 0, 0
             before = hit - self._page * self._component.start(found.last)
             last = hashes[before // self._page - 1]
-        end = max(len(self._tokens) - 1, 0) // self._page * self._page
-        if end <= hit:
-            return 0, 0
-        tail = RadixKey(self._tokens[hit:end], self._extra_key, cache_salt=self._salt)
+        tail = RadixKey(self._tokens[hit : self._reachable], self._extra_key, cache_salt=self._salt)
         counts: tuple[int, int] = self._cache.linker.cache_linker.would_load(
             get_storage_hash_str(tail, last, page_size=self._page)
         )
@@ -117,13 +115,13 @@ class Prober:
                 hit = self._look_up(*other).hit
                 config = self._component.pool.config
                 same = other[0] == mine[0] and user_salt(other[1]) == user_salt(mine[1])
-                kind = same, accuracy_words(accuracy_of(other[1], config).describe())
+                kind = same, accuracy_under(other[1], config)
                 best[kind] = max(best.get(kind, 0), hit)
             yield
         found += [{"same_salt": kind[0], "accuracy": kind[1], "hit_tokens": hit} for kind, hit in sorted(best.items())]
 
-    def _reason(self, found: Lookup, held: int, reachable: int, hit: int, elsewhere: list[dict[str, Any]]) -> str:
-        if hit == reachable:
+    def _reason(self, found: Lookup, held: int, hit: int, elsewhere: list[dict[str, Any]]) -> str:
+        if hit == self._reachable:
             return WHOLE
         if hit < held:
             if found.legal > hit:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from leankv_sglang.compression.request_params import accuracy_of
+from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.kvcache.pool import LeanKVPool
-from leankv_sglang.kvcache.sizing import model_dtype_bytes_per_token
 
 KEPT = 50
 """Finished requests, and at most as many that run and that wait."""
@@ -81,6 +81,11 @@ def accuracy_words(described: dict[str, Any]) -> str:
     return ", ".join(f"{tier} {described[key]:g}" for key, tier in _ALPHAS if key in described) or "own"
 
 
+def accuracy_under(salt: str | None, config: LeanKVConfig) -> str:
+    """The accuracy of a ``cache_salt``, likewise."""
+    return accuracy_words(accuracy_of(salt, config).describe())
+
+
 _ALPHAS = (("alpha_high", "high"), ("alpha_mid", "mid"), ("alpha_low", "low"))
 
 
@@ -110,11 +115,10 @@ def running_row(req: Any, pool: LeanKVPool) -> dict[str, Any]:
     nbytes = 0
     if tokens and rows is not None:
         nbytes = pool.bytes_of_pages(rows.of(req.kv.req_pool_idx, tokens // page))
-    raw = tokens * model_dtype_bytes_per_token(pool.layout, pool.layer_num, pool.model_dtype.itemsize)
     row |= {
-        "accuracy": accuracy_words(accuracy_of(req.cache_salt, pool.config).describe()),
+        "accuracy": accuracy_under(req.cache_salt, pool.config),
         "bytes": nbytes,
-        "ratio": raw / nbytes if nbytes else None,
+        "ratio": pool.model_bytes(tokens) / nbytes if nbytes else None,
         "compressed_tokens": tokens,
     }
     return row
@@ -122,7 +126,7 @@ def running_row(req: Any, pool: LeanKVPool) -> dict[str, Any]:
 
 def waiting_row(req: Any, pool: LeanKVPool) -> dict[str, Any]:
     """The row of a request that waits."""
-    words = accuracy_words(accuracy_of(req.cache_salt, pool.config).describe())
+    words = accuracy_under(req.cache_salt, pool.config)
     return request_row(req, "waiting") | {"accuracy": words, "bytes": 0, "ratio": None, "compressed_tokens": 0}
 
 
