@@ -11,10 +11,9 @@ from leankv_sglang.config import CONFIG_ENV, LeanKVConfig
 from leankv_sglang.handover import leave
 from leankv_sglang.noise import UNDER_LEANKV, quiet
 
-ROW_STABLE_ISA = "AVX512_CORE_FP16"
-"""The highest instruction set up to which oneDNN's 16-bit products do not depend on the number of rows (measured; a CPU
-that has less is left as it is)."""
-
+ROW_STABLE_ISA, WITHOUT_BF16 = "AVX512_CORE_FP16", "AVX2"
+"""The highest instruction sets up to which 16-bit products do not depend on the number of rows: on a CPU with AVX-512
+BF16, and on one that has to emulate it, where those of oneDNN do and torch takes its own up to AVX2 (measured)."""
 
 APP_PATH_ENV = "SGLANG_HTTP_SERVER_APP_PATH"
 """Names the HTTP app that tokenizer workers import."""
@@ -44,14 +43,23 @@ def unshadow_kernels() -> None:
         sys.path[:] = [p for p in sys.path if p not in here] + here
 
 
-def keep_rows_alike() -> None:
-    """Have oneDNN give a row of a 16-bit matrix product the same bits whatever rows are beside it, which its AMX
-    kernels do not; before the first such product of the process, and inherited by its children.
+def row_stable_isa() -> str:
+    """The highest instruction set that oneDNN may use on this CPU if a row is to have the same bits in any company."""
+    import torch
 
-    Without it a hit, whose prompt is cut elsewhere, equals a miss but for rounding. ``ONEDNN_MAX_CPU_ISA=DEFAULT`` in
-    the environment keeps AMX.
+    return ROW_STABLE_ISA if torch.cpu._is_avx512_bf16_supported() else WITHOUT_BF16
+
+
+def keep_rows_alike() -> None:
+    """Have a row of a matrix product get the same bits whatever rows are beside it, which oneDNN's AMX kernels and its
+    emulation of bfloat16 do not give it, nor oneMKL in float32; before the first product of the process, and inherited
+    by its children.
+
+    Without it a hit, whose prompt is cut elsewhere, equals a miss but for rounding. What the environment says of
+    ``ONEDNN_MAX_CPU_ISA`` (``DEFAULT`` keeps AMX) and ``MKL_CBWR`` stays.
     """
-    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", ROW_STABLE_ISA)
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", row_stable_isa())
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def prepare_cpu() -> None:

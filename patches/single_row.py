@@ -3,17 +3,20 @@ models with experts also torch's matrix products there (``aten::mm`` and ``aten:
 
 Reason: the libraries below take other paths, with another order of summation, for few rows, so a token's bits would
 depend on its company: decode of a lone request is a single row, prefill of the same token one of many. Measured for
-2,048 inputs: 16 bits, a lone row has other bits in 1 of 15 (128 outputs) to 1 of 3 rows (2,048), two and more never;
-float32, one, two or three rows have other bits in every row, and so have the last rows of a number that is no multiple
-of four, where outputs are few those of the last columns too. So a lone row of 16 bits runs as two, and float32 in whole
-blocks. An expert to which a lone token goes and routers, which are often float32, are products that no layer of
-SGLang's makes. To replace those costs each product 5 us, which models without experts need not pay.
+2,048 inputs on a CPU with AVX-512 BF16: 16 bits, a lone row has other bits in 1 of 15 (128 outputs) to 1 of 3 rows
+(2,048), two and more never; float32, one, two or three rows have other bits in every row, and so have the last rows of
+a number that is no multiple of four, where outputs are few those of the last columns too. So where oneDNN takes
+products of 16 bits a lone row runs as two (torch's own, on a CPU without BF16, need it not), and float32 runs in whole
+blocks, besides what ``MKL_CBWR`` asks of oneMKL. An expert to which a lone token goes and routers, which are often
+float32, are products that no layer of SGLang's makes. To replace those costs each product 5 us, which models without
+experts need not pay.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,16 +28,25 @@ from leankv_patches import hook
 TARGET = "sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod.apply"
 LM_HEAD = "sglang.srt.layers.logits_processor.LogitsProcessor._compute_lm_head"
 ROWS, COLUMNS = 4, 16
-"""Of both a float32 product has a multiple. With them the library measured (oneMKL 2024.0; one to three threads) gave
-a row the same bits in 22 numbers of rows and 14 shapes; another library may need more."""
-_SHORT = (torch.bfloat16, torch.float16)
-_mm_out, _addmm_out = torch.ops.aten.mm.out, torch.ops.aten.addmm.out
+"""Of both a float32 product has a multiple. With them oneMKL 2024 gave a row the same bits in 22 numbers of rows and 14
+shapes on a CPU with AVX-512 BF16, and on one without it where ``MKL_CBWR`` is strict (which alone was enough there)."""
+_mm_out: Any = torch.ops.aten.mm.out
+_addmm_out = torch.ops.aten.addmm.out
 _library: torch.library.Library | None = None
 
 
+@cache
+def lone_rows_differ(dtype: torch.dtype) -> bool:
+    """Whether a lone row of a 16-bit product on this CPU may have other bits than one of two: where oneDNN takes it."""
+    if dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype is torch.float16 and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
 def two_rows(original: Callable[..., Tensor], method: Any, layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``original`` with a lone row of a CPU tensor ``[1, K]`` run as two, of which the first is returned."""
-    if x.dim() == 2 and x.shape[0] == 1 and x.device.type == "cpu":
+    """``original`` with a lone row of a CPU tensor ``[1, K]`` run as two, of which the first is returned, where one
+    alone has other bits."""
+    if x.dim() == 2 and x.shape[0] == 1 and x.device.type == "cpu" and lone_rows_differ(x.dtype):
         return original(method, layer, x.expand(2, -1).contiguous(), *args, **kwargs)[:1]
     return original(method, layer, x, *args, **kwargs)
 
@@ -45,7 +57,7 @@ def whole_rows(original: Callable[..., Tensor], processor: Any, hidden_states: T
     if hidden_states.device.type != "cpu" or not rows:
         return original(processor, hidden_states, *args, **kw)
     # What is asked for in float32 is made of 16-bit states.
-    more = -rows % ROWS if processor.use_fp32_lm_head else int(rows == 1)
+    more = -rows % ROWS if processor.use_fp32_lm_head else int(rows == 1 and lone_rows_differ(hidden_states.dtype))
     if not more:
         return original(processor, hidden_states, *args, **kw)
     return original(processor, pad(hidden_states, (0, 0, 0, more)), *args, **kw)[:rows]
@@ -55,7 +67,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of matrices ``[M, K]`` and ``[K, N]``, where the bits of a row depend on that row and ``b`` alone."""
     rows, columns = a.shape[0], b.shape[1]
     if a.dtype is not torch.float32:
-        lone = rows == 1 and a.dtype in _SHORT
+        lone = rows == 1 and lone_rows_differ(a.dtype)
         return _mm(a.expand(2, -1).contiguous(), b)[:1] if lone else _mm(a, b)
     if not a.numel() or not b.numel():
         return _mm(a, b)
@@ -74,7 +86,7 @@ def product_and_sum(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alph
     if a.dtype == torch.float32 and a.numel() and b.numel():
         scaled = product(a, b)
         return (scaled if alpha == 1 else scaled * alpha) + (bias if beta == 1 else bias * beta)
-    if rows == 1 and a.dtype in _SHORT:
+    if rows == 1 and lone_rows_differ(a.dtype):
         return _addmm(bias, a.expand(2, -1).contiguous(), b, beta, alpha)[:1]
     return _addmm(bias, a, b, beta, alpha)
 
@@ -118,7 +130,7 @@ def cover_experts(model: Any) -> str | None:
     if not any("moe" in type(module).__name__.lower() for module in model.modules()):
         return None
     replace_products()
-    return _uneven()
+    return _elsewhere()
 
 
 def install() -> None:
@@ -133,11 +145,18 @@ def problem() -> str | None:
     return hook.problem(TARGET, "linear layers") or hook.problem(LM_HEAD, "the lm_head", parameters)
 
 
-def _uneven() -> str | None:
-    """Whether a lone row has other bits than as it runs here; no library is asked for more, so none is refused."""
-    draw = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(4, 2048, generator=draw), torch.randn(128, 2048, generator=draw)
-    x[1:] = 0
-    if not torch.equal(torch.nn.functional.linear(x[:1], weight), torch.nn.functional.linear(x, weight)[:1]):
-        return "torch's own product of a lone row is in use"
-    return None
+def _elsewhere() -> str | None:
+    """A sentence if torch's linear layers of this process do not end in :func:`product`."""
+    global _mm_out
+    own, asked = _mm_out, []
+
+    def watched(*args: Tensor, **out: Tensor) -> Any:
+        asked.append(args)
+        return own(*args, **out)
+
+    _mm_out = watched
+    try:
+        torch.nn.functional.linear(torch.ones(1, 8), torch.ones(4, 8))
+    finally:
+        _mm_out = own
+    return None if asked else "torch's own product of a lone row is in use"

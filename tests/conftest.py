@@ -12,12 +12,13 @@ import torch
 from hypothesis import settings
 
 from leankv_kernels import available_backends
-from leankv_sglang.environment import has_accelerator, prepare_cpu
+from leankv_sglang.environment import has_accelerator, keep_rows_alike, prepare_cpu
 
 if TYPE_CHECKING:
     from tests.e2e.forked import Zygote
 
 if not has_accelerator():
+    keep_rows_alike()
     prepare_cpu()
 # Before anything imports the standard library's distutils: SGLang compiles its page hash by setuptools, which minds.
 with contextlib.suppress(ImportError):

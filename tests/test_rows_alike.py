@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from leankv_sglang.environment import ROW_STABLE_ISA, keep_rows_alike
+from leankv_sglang.environment import ROW_STABLE_ISA, WITHOUT_BF16, keep_rows_alike
 
+SETTINGS = ("ONEDNN_MAX_CPU_ISA", "MKL_CBWR")
 PRODUCTS = """
 import torch
 from leankv_sglang.environment import keep_rows_alike
@@ -25,23 +26,28 @@ for outputs, inputs in ((576, 576), (192, 576), (576, 1536), (3072, 576), (4096,
 """
 
 
-def _has_bf16() -> bool:
-    with open("/proc/cpuinfo") as lines:
-        return "avx512_bf16" in lines.read()
-
-
-@pytest.mark.skipif(not _has_bf16(), reason="without AVX-512 BF16 the library promises nothing")
 def test_rows_do_not_depend_on_how_many_there_are() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"}
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     command = [sys.executable, "-c", PRODUCTS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.parametrize(("has_bf16", "instructions"), [(True, ROW_STABLE_ISA), (False, WITHOUT_BF16)])
+def test_libraries_are_asked_for_what_keeps_rows_alike(
+    has_bf16: bool, instructions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has_bf16)
+    for name in SETTINGS:
+        # So that what is set below is taken back.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    keep_rows_alike()
+    assert [os.environ[name] for name in SETTINGS] == [instructions, "AUTO,STRICT"]
+
+
 def test_what_the_user_said_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    for name in SETTINGS:
+        monkeypatch.setenv(name, "DEFAULT")
     keep_rows_alike()
-    assert os.environ["ONEDNN_MAX_CPU_ISA"] == ROW_STABLE_ISA
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "DEFAULT")
-    keep_rows_alike()
-    assert os.environ["ONEDNN_MAX_CPU_ISA"] == "DEFAULT"
+    assert [os.environ[name] for name in SETTINGS] == ["DEFAULT", "DEFAULT"]

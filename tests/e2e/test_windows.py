@@ -24,7 +24,7 @@ def test_windows_under_pressure(name: str, zygote: Zygote, tmp_path: Path) -> No
     with zygote.serve("--model-path", str(model), *ROOM, *MIXED, env=ENV) as server:
         a_miss_equal_to_its_hit(server, tiny_passages(1, 600, 600, seed=1)[0], 150)
         assert_hits_equal_misses(server, tiny_passages(4, 130, 700, seed=2), 60)
-        row = stress(server, tiny_passages(24, 10, 400), clients=12, new_tokens=200, abort_within=2.0)
+        row = stress(server, tiny_passages(24, 10, 400), clients=12, new_tokens=400, abort_within=2.0)
         pages = server.info()["leankv"]
     assert row["lost"] == "none"
     assert row["answered"] >= 12
