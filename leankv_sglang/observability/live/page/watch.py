@@ -186,8 +186,8 @@ class Watch:
         bodies = [body for body in bodies if "error" not in body]
         view.version[kind] += 1
         now = time.time()
-        if kind == FIGURES and bodies:
-            view.body, view.told_at = bodies[-1], now
+        if kind == FIGURES and not errors:
+            view.body, view.told_at = _joined(bodies), now
             last = view.samples[-1]["time"] if view.samples else 0.0
             view.samples.extend(sample for sample in view.body.pop("samples") if sample["time"] > last)
             while view.samples and now - view.samples[0]["time"] > KEPT_SECONDS:
@@ -201,6 +201,15 @@ class Watch:
         elif kind == HEADS and bodies:
             counts = np.frombuffer(bodies[-1]["counts"], np.int64).reshape(bodies[-1]["shape"])
             view.heads = Heads(counts, bodies[-1]["pages"], now)
+
+
+def _joined(bodies: list[dict[str, Any]]) -> dict[str, Any]:
+    """One body of those that figures come in, in which any list may be a part."""
+    joined: dict[str, Any] = {name: [] for name in ("samples", "waiting", "running", "finished")}
+    for body in bodies:
+        for name, value in body.items():
+            joined[name] = joined[name] + value if isinstance(value, list) else value
+    return joined
 
 
 _watches: WeakKeyDictionary[Any, Watch] = WeakKeyDictionary()

@@ -30,7 +30,7 @@ from leankv_sglang.observability.pool_stats import usage_figures
 
 LEAST_BETWEEN = 0.9
 """Seconds between two samples of the history, while somebody looks."""
-ROWS_A_PIECE, WAITING_SHOWN = 2, 8
+SAMPLES_A_PIECE, ROWS_A_PIECE, WAITING_SHOWN = 16, 2, 8
 
 logger = logging.getLogger(__name__)
 Emit = Callable[[dict[str, Any]], None]
@@ -54,14 +54,15 @@ class Observer:
         assert pool is not None
         assert isinstance(scheduler.tree_cache, LeanKVRadixCache)
         self.pool, self.cache = pool, scheduler.tree_cache
-        self.history = History(self._sample)
+        self.history, self._sampling = History(self._sample), False
 
     def step(self, asked: Sequence[LeanKVAsk]) -> None:
         """Between two steps: take questions, and work on answers for a while."""
         if not self.answers:
             return
-        if self.history.due():
-            self.history.sample()
+        if self.history.due() and not self._sampling:
+            self._sampling = True
+            self.slices.add(self._take_sample(), urgent=True)
         for ask in asked:
             for task in self._tasks(ask):
                 self.slices.add(task, urgent=ask.figures or ask.probe is not None)
@@ -128,28 +129,35 @@ class Observer:
             "used": base._LAST_ACCESS_TIME_COUNTER_FLOAT,
         }
 
+    def _take_sample(self) -> Iterator[None]:
+        self._sampling = False
+        self.history.sample()
+        yield
+
     def _figures(self, after: float, emit: Emit) -> Iterator[None]:
         if self.history.due(LEAST_BETWEEN):
-            self.history.sample()
-            yield
+            yield from self._take_sample()
         pool, scheduler = self.pool, self.scheduler
-        body: dict[str, Any] = {
-            "figures": usage_figures(pool, pool.usage()),
-            "samples": self.history.after(after),
-            "running": [],
-            "waiting": [waiting_row(req, pool) for req in islice(scheduler.waiting_queue, WAITING_SHOWN)],
-            "finished": list(seen.finished),
-            "prefill_rate": seen.prefill_rate,
-            "open_rows": pool.open_pages.nbytes(),
-            "longest_slice": self.slices.longest,
-        }
+        samples = self.history.after(after)
+        for at in range(0, len(samples), SAMPLES_A_PIECE):
+            emit({"samples": samples[at : at + SAMPLES_A_PIECE]})
+            yield
+        emit(
+            {
+                "figures": usage_figures(pool, pool.usage()),
+                "prefill_rate": seen.prefill_rate,
+                "open_rows": pool.open_pages.nbytes(),
+                "longest_slice": self.slices.longest,
+            }
+        )
+        yield
+        waiting = [waiting_row(req, pool) for req in islice(scheduler.waiting_queue, WAITING_SHOWN)]
+        emit({"waiting": waiting, "finished": list(seen.finished)})
         running = running_requests(scheduler)[:KEPT]
         for at in range(0, len(running), ROWS_A_PIECE):
             yield
             alive = [req for req in running[at : at + ROWS_A_PIECE] if not req.finished()]
-            body["running"] += [running_row(req, pool) for req in alive]
-        yield
-        emit(body)
+            emit({"running": [running_row(req, pool) for req in alive]})
 
     def _tree(self, emit: Emit) -> Iterator[None]:
         cache, host, has_store = self.cache, None, False

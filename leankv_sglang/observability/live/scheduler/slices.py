@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
 SHARE = 0.01
 """Part of the time between steps that may go into slices."""
-MOST_SECONDS = 0.0003
+MOST_SECONDS = 0.0002
 """What one step may be longer by, beside the piece that is begun last."""
-PIECE_SECONDS = 0.0002
+PIECE_SECONDS = 0.0001
 """What one piece of a task should take."""
+MOST_GROWTH = 1.25
+"""Of a piece beside the one before it: what comes next may not be as warm."""
 
 Task = Iterator[None]
 """Does a piece of work whenever it is asked for its next value, and is over when it has none."""
@@ -87,5 +90,6 @@ class PieceSize:
     def end(self) -> None:
         """It is over."""
         took = max(self._clock() - self._begun, 1e-9)
-        # At most halved or doubled: a lone measurement may have been disturbed.
-        self.size = max(1, int(self.size * min(2.0, max(0.5, PIECE_SECONDS / took))))
+        # A lone measurement may have been disturbed.
+        grown = self.size * min(MOST_GROWTH, max(0.5, PIECE_SECONDS / took))
+        self.size = max(1, int(grown) if grown < self.size else math.ceil(grown))

@@ -59,7 +59,7 @@ class TreeReader:
 
     def read(self) -> Iterator[None]:
         """The task."""
-        piece, found = PieceSize(16), list[Any]()
+        piece, found = PieceSize(4), list[Any]()
         piece.begin()
         for node in self._nodes():
             if self._core.root_node is not self._root:
