@@ -72,6 +72,7 @@ def attend_window(
     cap: float,
     threads: int,
 ) -> None: ...
+def linear(*, x: Tensor, weight: Tensor, out: Tensor, threads: int) -> None: ...
 def commit_pages(
     *,
     shape: RecordShape,

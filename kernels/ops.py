@@ -20,6 +20,7 @@ from leankv_kernels.protocols import (
     CountPages,
     CutPages,
     FreePages,
+    Linear,
     MergeStates,
     PackPages,
     TierPages,
@@ -28,6 +29,7 @@ from leankv_kernels.protocols import (
 )
 from leankv_kernels.raw import RawPages
 from leankv_kernels.reference.commit import commit_bytes
+from leankv_kernels.reference.linear import linear
 from leankv_kernels.reference.packing import pack_pages, unpack_pages
 from leankv_kernels.reference.tiers import tier_pages
 from leankv_kernels.reference.window import attend_window
@@ -56,6 +58,7 @@ class Ops(NamedTuple):
     unpack_pages: UnpackPages = unpack_pages
     attend_window: AttendWindow = attend_window
     count_heads: CountHeads = RecordStore.count_heads
+    linear: Linear = linear
     variant: str = ""
     """What of the backend is in use, such as an instruction set."""
     takes_bounds: bool = False
@@ -95,6 +98,7 @@ def _cpu(device: torch.device) -> Ops:
         unpack_pages=cpu.unpack_pages,
         attend_window=cpu.attend_window,
         count_heads=cpu.count_heads,
+        linear=cpu.linear,
         variant=cpu.isa(),
         takes_bounds=True,
     )

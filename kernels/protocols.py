@@ -66,6 +66,12 @@ class AttendWindow(Protocol):
     ) -> Tensor: ...
 
 
+class Linear(Protocol):
+    """Rows through a layer of 16 bits; see ``reference.linear.linear``."""
+
+    def __call__(self, x: Tensor, weight: Tensor, /) -> Tensor: ...
+
+
 class WriteTokens(Protocol):
     """A forward's tokens into its tiles' pages; see ``RawPages.write``."""
 

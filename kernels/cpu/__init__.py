@@ -58,6 +58,13 @@ def _outputs(q: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return torch.empty(*rows, dim, dtype=torch.float32), torch.empty(rows, dtype=torch.float32)
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """See ``reference.linear.linear``; a row's bits depend on that row and the weights alone."""
+    out = torch.empty(len(x), len(weight), dtype=torch.float32)
+    _cpu.linear(x=x.float().contiguous(), weight=weight, out=out, threads=torch.get_num_threads())
+    return out
+
+
 def attend_open(q: Tensor, raw: RawPages, plan: Plan, scale: float, cap: float = 0.0) -> tuple[Tensor, Tensor]:
     """See ``reference.attention.attend_open``; float32 out and LSE."""
     out, lse = _outputs(q, raw.value.shape[-1])

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from leankv_sglang.compression.significance import Significance
 from leankv_sglang.config import LeanKVConfig
+from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models import resolve_model_path
 from leankv_sglang.models.shape import full_layers, shape_of
 from leankv_sglang.offline.caches import Cache, State
 from leankv_sglang.offline.hf import FinalLogits, rule_of
 from leankv_sglang.offline.lean_cache import LeanCache
 from leankv_sglang.offline.raw_cache import RawCache
+from leankv_sglang.products import cover_products
 
 CHUNK, GPU_CHUNK = 2048, 16384
 """Tokens of a prefill forward; what comes out does not depend on it."""
@@ -43,6 +45,8 @@ class PackedModel:
         self.model, self.name = model.eval(), name
         self.cache_dtype = cache_dtype or model.dtype
         self.device: torch.device = model.device
+        if self.device.type == "cpu" and (said := cover_products(model, model.dtype)):
+            raise LeanKVError(said)
         config = model.config.to_dict()
         self.shape = shape_of(config)
         self.layers = {layer: index for index, layer in enumerate(full_layers(config))}

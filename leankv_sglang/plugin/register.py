@@ -47,14 +47,14 @@ def register() -> None:
 
 
 def _create_backend(runner: Any) -> Any:
-    from leankv_patches import single_row
     from leankv_sglang.attention.backend import LeanKVBackend
     from leankv_sglang.plugin.heap_trim import start_trimming
     from leankv_sglang.plugin.selfcheck import check_process, stop_if
+    from leankv_sglang.products import cover_products
 
     check_process(runner.token_to_kv_pool, runner.token_to_kv_pool_allocator)
     if runner.device == "cpu":
-        stop_if([said for said in [single_row.cover_experts(runner.model)] if said])
+        stop_if([said for said in [cover_products(runner.model, runner.dtype)] if said])
         start_trimming()
     return LeanKVBackend(runner)
 

@@ -38,13 +38,13 @@ def replaced() -> Iterator[None]:
 
 def test_torchs_own_products_are_noticed() -> None:
     single_row.restore_products()
-    assert single_row._elsewhere() is not None
+    assert single_row.elsewhere() is not None
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rows_do_not_depend_on_their_company(replaced: None, call: Product, dtype: torch.dtype) -> None:
-    assert single_row._elsewhere() is None
+    assert single_row.elsewhere() is None
     draw = torch.Generator().manual_seed(1)
     for outputs, inputs in SIZES:
         weight = (torch.randn(outputs, inputs, generator=draw) * 0.05).to(dtype)
@@ -69,17 +69,28 @@ def test_products_are_those_of_torch(replaced: None) -> None:
     assert grown.grad is not None
 
 
-def test_products_are_replaced_for_models_with_experts_alone() -> None:
-    class SomeMoeBlock(torch.nn.Module):
-        """What SGLang's models call theirs."""
+def test_a_kernel_takes_layers_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single_row, "torch_takes", lambda dtype: dtype is torch.bfloat16)
+    seen = []
 
-    own = torch.nn.functional.linear(torch.ones(1, 8), torch.ones(3, 8))
+    def kernel(x: Tensor, weight: Tensor) -> Tensor:
+        seen.append((tuple(x.shape), tuple(weight.shape)))
+        return x.float() @ weight.float().T
+
+    x, weight, bias = torch.randn(3, 64).bfloat16(), torch.randn(8, 64).bfloat16(), torch.randn(8).bfloat16()
+    exact = x.double() @ weight.double().T
+    single_row.replace_products(kernel)
     try:
-        assert single_row.cover_experts(torch.nn.Sequential(torch.nn.Linear(2, 2))) is None
-        assert single_row._library is None
-        assert single_row.cover_experts(torch.nn.Sequential(SomeMoeBlock())) is None
-        assert single_row._library is not None
-        assert torch.equal(torch.nn.functional.linear(torch.ones(1, 8), torch.ones(3, 8)), own)
+        assert torch.equal(linear(x, weight), exact.bfloat16())
+        assert torch.equal(linear(x, weight, bias), (exact + bias).bfloat16())
+        assert seen == [((3, 64), (8, 64))] * 2
+        half = torch.addmm(bias, x, weight.T, beta=0.5, alpha=2)
+        assert torch.allclose(half.double(), 2 * exact + bias / 2, rtol=0.01)
+        # What lies otherwise, or has other numbers, is torch's.
+        seen.clear()
+        assert torch.allclose((x @ weight.T.contiguous()).double(), exact, rtol=0.05, atol=0.1)
+        assert torch.allclose((x.float() @ weight.float().T).double(), exact, atol=1e-4)
+        assert not seen
     finally:
         single_row.restore_products()
 

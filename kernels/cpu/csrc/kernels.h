@@ -65,6 +65,15 @@ struct WindowArgs {
     int dtype, raw_dtype, out_dtype, threads;
 };
 
+// For linear: out = x weight^T.
+struct LinearArgs {
+    const float* x;      // [rows, inputs]
+    const void* weight;  // [outputs, inputs], of 16 bits
+    float* out;          // [rows, outputs]
+    int64_t rows, outputs, inputs;
+    int dtype, threads;
+};
+
 struct CommitArgs {
     RecordShape shape;
     uint8_t* blocks;
@@ -140,6 +149,7 @@ struct Kernels {
     void (*attend_committed)(const AttendCommittedArgs&);
     void (*merge_states)(const MergeArgs&);
     void (*attend_window)(const WindowArgs&);
+    void (*linear)(const LinearArgs&);
     void (*commit_pages)(const CommitArgs&);
     void (*free_pages)(const ShrinkArgs&);
     void (*cut_pages)(const ShrinkArgs&);

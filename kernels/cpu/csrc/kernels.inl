@@ -32,6 +32,8 @@
 
 #include "window.inl"
 
+#include "linear.inl"
+
 #include "quantize.inl"
 
 #include "commit.inl"
@@ -54,6 +56,7 @@ const Kernels kernels = {
     .attend_committed = attend_committed,
     .merge_states = merge_states,
     .attend_window = window::attend,
+    .linear = linear::multiply,
     .commit_pages = commit_pages,
     .free_pages = free_pages,
     .cut_pages = cut_pages,

@@ -214,44 +214,6 @@ void commit_pages(const RecordShape& shape, const Tensor& blocks, const Tensor& 
     });
 }
 
-void dense_decode(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, float scale, int threads,
-                  bool cpu_bf16) {
-    const int64_t batch = k.size(0), kv_heads = k.size(1), tokens = k.size(2), dim = k.size(3), query_heads = q.size(1);
-    const int64_t group = kv_heads ? query_heads / kv_heads : 0;
-    if (group < 1 || group > leankv::kDenseGroup) throw nb::value_error("the group must be from 1 to 8.");
-    if (dim < 16 || dim > leankv::kDenseDim || dim % 16)
-        throw nb::value_error("the head's width must be a multiple of 16 up to 256.");
-    if (tokens < 1) throw nb::value_error("there must be a token to attend to.");
-    auto bf16 = [](const Tensor& x, const char* name, std::initializer_list<int64_t> shape) {
-        if (x.dtype(name) != leankv::kBfloat16) throw nb::value_error("the dense baseline is of bfloat16.");
-        return static_cast<const uint16_t*>(x.model_numbers(name, shape));
-    };
-    const int64_t splits = (tokens + leankv::kDenseSplit - 1) / leankv::kDenseSplit;
-    const std::unique_ptr<float[]> workspace(new float[batch * query_heads * splits * (leankv::kDenseDim + 2)]);
-    kernels().dense_decode({
-        .q = bf16(q, "q", {batch, query_heads, dim}),
-        .k = bf16(k, "k", {batch, kv_heads, tokens, dim}),
-        .v = bf16(v, "v", {batch, kv_heads, tokens, dim}),
-        .out = out.numbers<float>("out", {batch, query_heads, dim}),
-        .workspace = workspace.get(),
-        .batch = batch,
-        .kv_heads = kv_heads,
-        .group = group,
-        .tokens = tokens,
-        .dim = int(dim),
-        .scale = scale,
-        .threads = threads,
-        .cpu_bf16 = cpu_bf16,
-    });
-}
-
-uint64_t read_bandwidth(const Tensor& words, int threads) {
-    uint64_t sum = 0;
-    const void* data = words.numbers<int32_t>("words", {-1});
-    kernels().read_bandwidth({.data = data, .bytes = words.bytes(), .sum = &sum, .threads = threads});
-    return sum;
-}
-
 }  // namespace
 
 NB_MODULE(_cpu, m) {
@@ -282,8 +244,5 @@ NB_MODULE(_cpu, m) {
           "ring_head"_a, "ring_free"_a, "usage"_a, "pages"_a, "key"_a, "value"_a, "at"_a, "tiers"_a, "rotated"_a,
           "threads"_a, release());
     leankv::bind_pages(m);
-
-    m.def("dense_decode", dense_decode, "q"_a, "k"_a, "v"_a, "out"_a, nb::kw_only(), "scale"_a, "threads"_a,
-          "cpu_bf16"_a = true, release());
-    m.def("read_bandwidth", read_bandwidth, "words"_a, "threads"_a, release());
+    leankv::bind_dense(m);
 }

@@ -26,4 +26,7 @@ struct Pool {
 // Has the module know the ops over pages of all layers.
 void bind_pages(nb::module_& m);
 
+// And those that know no pages.
+void bind_dense(nb::module_& m);
+
 }  // namespace leankv
