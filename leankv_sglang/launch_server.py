@@ -60,7 +60,7 @@ def _prepare(argv: Sequence[str]) -> Any:
     check_flags(stated_flags(rest))
     check_ports(rest)
     rest, model = args.with_model_path(rest)
-    check_model(rest, model)
+    check_model(rest, model, offloads=bool(ours.leankv_store or ours.leankv_host_memory))
     config, profile = args.config_from_args(ours, model, args.page_size_of(rest))
     check_machine()
     prepare_environment(config)

@@ -22,13 +22,14 @@ from leankv_sglang.compression.profile import shipped_profile
 from leankv_sglang.compression.profile_file import load_profile, measured_ratios
 from leankv_sglang.config import PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.kvcache.hybrid.sizes import END_EVERY, ENDS, SGLANG_RATIO, WindowNeed
+from leankv_sglang.kvcache.hybrid.sizes import END_EVERY, SGLANG_RATIO, WindowNeed
 from leankv_sglang.kvcache.lasting import calibrated_cost, lasting_cost
 from leankv_sglang.kvcache.ledger import Ledger
 from leankv_sglang.kvcache.sizing import open_page_bytes, page_bytes, tokens_for
 from leankv_sglang.models.known_shapes import KNOWN_SHAPES, known_shape
 from leankv_sglang.models.ranks import uneven
 from leankv_sglang.models.shape import MOST, ModelShape, WindowShape, read_shapes, shape_of
+from leankv_sglang.server.early_checks import check_served_anywhere
 from leankv_sglang.table import print_table
 
 CHUNK = 4096
@@ -146,14 +147,24 @@ def window_rows(shape: ModelShape, windows: WindowShape, token_bytes: float) -> 
     return rows
 
 
-def window_line(shape: ModelShape, windows: WindowShape, page_size: int, requests: int) -> str:
+def _window_tokens(shape: ModelShape, windows: WindowShape, memory: int, args: argparse.Namespace) -> int:
+    layout, requests = (
+        layout_for(LeanKVConfig(near_pages=args.near_pages), args.page_size, shape),
+        args.max_running_requests,
+    )
+    need = WindowNeed(windows.tokens, args.page_size, requests, CHUNK)
+    each = windows.token_bytes(shape)
+    return need.tokens_in(
+        memory, each, lambda rest: tokens_for(rest, layout, shape.layers, shape.query_heads, requests)
+    )
+
+
+def window_line(tokens: int, nbytes: int, requests: int) -> str:
     """What a server on a CPU keeps for windows, unless it is told."""
-    need = WindowNeed(windows.tokens, page_size, requests, CHUNK)
-    tokens, each = need.running + need.ends, windows.token_bytes(shape)
     return (
-        f"Without --swa-full-tokens-ratio a server on a CPU keeps {tokens:,} tokens of windows for {requests} running "
-        f"requests and {ENDS * requests} cached ends, {tokens * each / 2**20:,.0f} MiB in all; more where the pool "
-        f"has more than {need.ends // need.end * END_EVERY:,} units, and at most {SGLANG_RATIO} tokens a unit."
+        f"Without --swa-full-tokens-ratio a server on a CPU keeps {tokens:,} tokens of windows in this memory, "
+        f"{nbytes / 2**20:,.0f} MiB: for {requests} running requests, four cached ends for each and one at least "
+        f"for {END_EVERY:,} units of the pool, and at most {SGLANG_RATIO} tokens a unit."
     )
 
 
@@ -243,14 +254,19 @@ def run(args: argparse.Namespace) -> None:
                 f"--model {args.model} is neither a folder nor a known name ({', '.join(KNOWN_SHAPES)}); "
                 f"give {', '.join(SHAPE_FLAGS)} instead."
             )
+        check_served_anywhere(folder)
         shape, windows = read_shapes(folder)
     why = uneven(shape.query_heads, shape.kv_heads, args.tp_size)
     shape, windows = shape.on_rank(args.tp_size), windows and windows.on_rank(args.tp_size)
+    tokens = _window_tokens(shape, windows, memory, args) if windows else 0
+    kept = tokens * windows.token_bytes(shape) if windows else 0
+    beside = f", {kept:,} of them for windows" if windows else ""
+    whole, memory = memory, memory - kept
     rows = plan_rows(shape, memory, args.page_size, requests, args.near_pages)
     if folder and (shipped := shipped_profile(folder)):
         rows[1:1] = profile_rows(shipped, shape, memory, args.page_size, requests)
     ranks = f" on each of {args.tp_size} ranks" if args.tp_size > 1 else ""
-    title = f"{shape.describe()}{ranks}; {memory:,} bytes in all"
+    title = f"{shape.describe()}{ranks}; {whole:,} bytes in all{beside}"
     print_table([{name: _say(name, value) for name, value in row.items()} for row in rows], title)
     print(LEGEND)
     if why is not None:
@@ -259,7 +275,7 @@ def run(args: argparse.Namespace) -> None:
         cost = next(row for row in rows if row["form"] == TYPICAL)["B/token held"]
         title = f"One request: {windows.layers} layers more have a window of {windows.tokens:,} tokens; {TYPICAL}"
         print_table([{k: _say(k, v) for k, v in row.items()} for row in window_rows(shape, windows, cost)], title)
-        print(window_line(shape, windows, args.page_size, requests))
+        print(window_line(tokens, kept, requests))
 
 
 def _say(name: str, value: Any) -> str:

@@ -171,13 +171,40 @@ def test_it_says_what_windows_take(tmp_path: Path, capsys: pytest.CaptureFixture
     gemma = {"architectures": ["Gemma3ForCausalLM"], "layer_types": kinds * 4, "sliding_window": 512}
     shape = {"num_hidden_layers": 24, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256}
     (tmp_path / "config.json").write_text(json.dumps(gemma | shape))
-    assert main(["--model", str(tmp_path), "--max-running-requests", "4"]) == 0
     need = WindowNeed(512, 128, 4, 4096)
-    tokens = need.running + need.ends
+    least = need.running + need.ends
     # 20 layers of one head of 256 channels, keys and values of two bytes.
-    mib = tokens * 20 * 256 * 2 * 2 / 2**20
-    said = f"{tokens:,} tokens of windows for 4 running requests and 16 cached ends, {mib:,.0f} MiB"
-    assert said in capsys.readouterr().out
+    each = 20 * 256 * 2 * 2
+    kept = []
+    for memory in (512 * 2**20, 2**31):
+        assert main(["--model", str(tmp_path), "--max-running-requests", "4", "--memory", str(memory)]) == 0
+        said = capsys.readouterr().out
+        found = re.search(r"keeps ([\d,]+) tokens of windows in this memory, ([\d,]+) MiB: for 4 running", said)
+        assert found is not None
+        tokens, mib = (int(number.replace(",", "")) for number in found.groups())
+        assert mib == round(tokens * each / 2**20)
+        assert f"{memory:,} bytes in all, {tokens * each:,} of them for windows" in said
+        # Pages have the rest, and as many windows as so many of them need.
+        units = int(re.findall(r"alpha-high A +[\d,]+ +[\d,]+ +([\d,]+)", said)[0].replace(",", ""))
+        assert tokens == pytest.approx(need.ratio(units) * units, rel=0.01)
+        kept.append(tokens)
+    assert least <= kept[0] < kept[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"architectures": ["BertModel"]}, "cannot serve this model"),
+        ({"architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 512}, "latent attention"),
+    ],
+)
+def test_what_is_served_nowhere_has_no_plan(
+    config: dict[str, object], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = {"num_hidden_layers": 24, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256}
+    (tmp_path / "config.json").write_text(json.dumps(config | shape))
+    assert main(["--model", str(tmp_path)]) == 2
+    assert why in capsys.readouterr().err
 
 
 def test_known_models_and_stated_shapes_need_no_folder(capsys: pytest.CaptureFixture[str]) -> None:

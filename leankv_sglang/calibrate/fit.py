@@ -15,6 +15,8 @@ from leankv_sglang.offline.raw_rows import Rule
 
 RIDGE = 0.002
 """Weight of the squared coefficients of standardized features, per token."""
+FLAT = 1e-4
+"""Spread of a feature, beside its mean, up to which it counts as a constant."""
 _LEAST = 1e-12
 _MOST_WEIGHT = 0.95
 
@@ -66,11 +68,14 @@ def fit(windows: Sequence[Layer], pages: Sequence[FullPages], near_pages: int) -
         wanted.append((cost[:, : x.shape[1]][:, known] + _LEAST).log())
     x, y = torch.cat(seen, 1), torch.cat(wanted, 1)
     # The last feature is the constant.
-    mean, spread = x.mean(1, keepdim=True), x.std(1, keepdim=True) + 1e-6
+    mean, spread = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+    # What hardly varies tells nothing, and its weight would be beyond half precision.
+    spread = spread.masked_fill(spread <= FLAT * mean.abs().clamp(min=1), torch.inf)
     z = (x - mean) / spread
     z[..., -1] = 1
     gram = z.transpose(1, 2) @ z + RIDGE * z.shape[1] * torch.eye(z.shape[2], dtype=z.dtype, device=z.device)
     solved = torch.linalg.solve(gram, z.transpose(1, 2) @ y[..., None])[..., 0]
     weights = solved / spread[:, 0]
     weights[:, -1] = solved[:, -1] - (solved[:, :-1] * mean[:, 0, :-1] / spread[:, 0, :-1]).sum(-1)
-    return weights.to(torch.float16).to(torch.float64)
+    most = torch.finfo(torch.float16).max
+    return weights.clamp(-most, most).to(torch.float16).to(torch.float64)

@@ -205,7 +205,7 @@ def _predictor(data: dict[str, Any], shape: CacheShape, broken: Broken) -> Tenso
         raise broken(f'"predictor" must hold {size[2]} half-precision numbers for each of {shape.describe()}')
     weights = torch.frombuffer(raw, dtype=torch.float16).to(torch.float64).view(size)
     if not bool(weights.isfinite().all()):
-        raise broken('"predictor" must hold finite numbers')
+        raise broken('"predictor" must hold finite numbers; calibrate it anew')
     return weights
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from leankv_sglang.config import NAME, PAGE_SIZES, LeanKVConfig
+from leankv_sglang.config import NAME, PAGE_SIZES
 from leankv_sglang.environment import APP_PATH, APP_PATH_ENV, has_accelerator
 from leankv_sglang.errors import LeanKVError
 
@@ -34,8 +34,11 @@ FLAGS: list[tuple[Callable[[Any], bool], str]] = [
     ),
     (lambda a: a.kv_cache_dtype not in (None, "auto"), "--kv-cache-dtype is decided by --leankv-tiers; leave it out"),
     (lambda a: a.disaggregation_mode not in (None, "null"), "prefill-decode disaggregation is not supported"),
-    (_set("speculative_algorithm"), "speculative decoding is not supported"),
-    (_set("enable_hierarchical_cache"), "the hierarchical cache (HiCache) is not supported"),
+    (_set("speculative_algorithm"), "speculative decoding is not supported; leave --speculative-algorithm out"),
+    (
+        _set("enable_hierarchical_cache"),
+        "the hierarchical cache (HiCache) is not supported; give --leankv-host-memory or --leankv-store instead",
+    ),
     (_set("enable_lmcache"), "LMCache is not supported"),
     (
         _set("enable_unified_cache_external_linker"),
@@ -43,15 +46,15 @@ FLAGS: list[tuple[Callable[[Any], bool], str]] = [
     ),
     (_set("enable_flexkv"), "FlexKV is not supported"),
     (_set("enable_hisparse"), "hierarchical sparse attention (HiSparse) is not supported"),
-    (_set("enable_unified_memory"), "--enable-unified-memory is not supported"),
-    (_set("enable_page_major_kv_layout"), "--enable-page-major-kv-layout is not supported"),
-    (_set("enable_memory_saver"), "--enable-memory-saver is not supported"),
-    (_set("rl_on_policy_target"), "--rl-on-policy-target is not supported"),
-    (_set("enable_two_batch_overlap"), "--enable-two-batch-overlap is not supported"),
-    (_set("enable_pdmux"), "--enable-pdmux is not supported"),
+    (_set("enable_unified_memory"), "--enable-unified-memory is not supported; leave it out"),
+    (_set("enable_page_major_kv_layout"), "--enable-page-major-kv-layout is not supported; leave it out"),
+    (_set("enable_memory_saver"), "--enable-memory-saver is not supported; leave it out"),
+    (_set("rl_on_policy_target"), "--rl-on-policy-target is not supported; leave it out"),
+    (_set("enable_two_batch_overlap"), "--enable-two-batch-overlap is not supported; leave it out"),
+    (_set("enable_pdmux"), "--enable-pdmux is not supported; leave it out"),
     (_set("grpc_mode"), "its server speaks HTTP; leave --grpc-mode out"),
     (_set("smg_grpc_mode"), "its server speaks HTTP; leave --smg-grpc-mode out"),
-    (_set("enable_mis"), "multi-item scoring (--enable-mis) is not supported"),
+    (_set("enable_mis"), "multi-item scoring is not supported; leave --enable-mis out"),
     (
         _set("disable_hybrid_swa_memory"),
         "sliding windows have a pool of their own beside its pages; leave --disable-hybrid-swa-memory out",
@@ -225,13 +228,13 @@ def check_model(model: Any) -> None:
             raise LeanKVError(f"LeanKV cannot serve this model: {why}.{other}")
 
 
-def check_offload(model: Any, config: LeanKVConfig) -> None:
-    """Check that pages of a model can be kept beyond the device.
+def check_offload(has_windows: bool, offloads: bool) -> None:
+    """Check that pages of a model can be kept beyond the device, where they are to be.
 
     Raises:
         LeanKVError: one sentence, for a model whose windows would be missing beside its pages.
     """
-    if config.offloads and getattr(model, "is_hybrid_swa", False):
+    if offloads and has_windows:
         raise LeanKVError(
             "LeanKV cannot keep pages of this model beyond the device: it has sliding windows, which are not kept "
             "there; leave --leankv-store and --leankv-host-memory out."

@@ -97,7 +97,7 @@ def _resolve(server_args: Any, previous: Callable[[Any], None]) -> None:
         return
     model = model_config_of(server_args)
     check_model(model)
-    check_offload(model, required_config())
+    check_offload(bool(getattr(model, "is_hybrid_swa", False)), required_config().offloads)
     settle_graphs(server_args, cfg, model)
     ratio = resolution_result(server_args, "swa_full_tokens_ratio")
     if fields := settle_tokens(server_args, cfg, model, ratio):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -208,6 +209,23 @@ def _space() -> Space:
     nbytes = torch.tensor([o.token_bytes(layout()) for o in found])
     cost = torch.rand(3, 2, 1, generator=generator) * (-nbytes / 6).exp()
     return Space(found, cost.double(), torch.rand(3, 2, 200, generator=generator, dtype=torch.float64), layout())
+
+
+def test_what_hardly_varies_has_no_weight(seen: list[Layer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model's constant feature had one beyond half precision, in a profile that no server read."""
+    module = sys.modules[fit.__module__]
+    own = module.features
+
+    def nearly_constant(page: Any) -> Tensor:
+        found: Tensor = own(page).clone()
+        found[..., 3] = 5 + 1e-7 * found[..., 3]
+        return found
+
+    monkeypatch.setattr(module, "features", nearly_constant)
+    weights = fit(seen[:1], [full_pages(seen[0], PAGE)], CONFIG.near_pages)
+    assert bool(weights.isfinite().all())
+    assert bool((weights[:, 3] == 0).all())
+    assert bool((weights[:, :3] != 0).all())
 
 
 def test_a_choice_is_the_cheapest_at_its_price() -> None:

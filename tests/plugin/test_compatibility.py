@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from leankv_sglang.config import PAGE_SIZES, LeanKVConfig
+from leankv_sglang.config import PAGE_SIZES
 from leankv_sglang.environment import has_accelerator
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.plugin.compatibility import (
@@ -229,7 +229,7 @@ def test_the_text_part_of_a_larger_model_decides() -> None:
 
 
 def test_windows_are_not_kept_beyond_the_device() -> None:
-    check_offload(model(), LeanKVConfig(host_memory=2**20))
-    check_offload(model(is_hybrid_swa=True), LeanKVConfig())
+    check_offload(has_windows=False, offloads=True)
+    check_offload(has_windows=True, offloads=False)
     with pytest.raises(LeanKVError, match="leave --leankv-store and --leankv-host-memory out"):
-        check_offload(model(is_hybrid_swa=True), LeanKVConfig(host_memory=2**20))
+        check_offload(has_windows=True, offloads=True)

@@ -117,7 +117,7 @@ def test_the_launcher_ends_with_the_sentence(
 ) -> None:
     monkeypatch.setattr(machine, "this_machine", lambda: REFUSED["Volta"][0])
     monkeypatch.setattr(args, "with_model_path", lambda rest: (rest, str(tmp_path)))
-    monkeypatch.setattr(early_checks, "check_model", lambda rest, model: None)
+    monkeypatch.setattr(early_checks, "check_model", lambda rest, model, offloads: None)
     monkeypatch.setattr(environment, "prepare_environment", lambda config: pytest.fail("went on"))
     monkeypatch.setenv(environment.DRAIN_ENV, "1")
     monkeypatch.setenv(REPORT_ENV, "")

@@ -14,7 +14,7 @@ import pytest
 from leankv_sglang.environment import has_accelerator
 from leankv_sglang.errors import LeanKVError
 from leankv_sglang.models.early import WANT_GPU
-from leankv_sglang.server.early_checks import check_served
+from leankv_sglang.server.early_checks import check_model, check_served
 from tests.sentences import is_one_sentence
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -61,6 +61,23 @@ def test_a_model_is_refused_by_its_configuration(name: str, tmp_path: Path) -> N
     config, says = REFUSED[name]
     with pytest.raises(LeanKVError, match=says):
         check_served(_folder(tmp_path, config))
+
+
+def test_nobody_is_told_to_fetch_what_is_refused(tmp_path: Path) -> None:
+    for name, (config, says) in REFUSED.items():
+        with pytest.raises(LeanKVError, match=says):
+            check_model([], _folder(tmp_path, config))
+        assert not list(tmp_path.glob("*.safetensors")), name
+    with pytest.raises(LeanKVError, match="holds no weights"):
+        check_model(["--skip-tokenizer-init"], _folder(tmp_path, SERVED["Llama"]))
+
+
+def test_windows_are_not_kept_beyond_the_device(tmp_path: Path) -> None:
+    kinds = {"layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2, "sliding_window": 512}
+    folder = _folder(tmp_path, {"architectures": ["Gemma3ForCausalLM"], **kinds})
+    check_served(folder)
+    with pytest.raises(LeanKVError, match="leave --leankv-store and --leankv-host-memory out"):
+        check_served(folder, offloads=True)
 
 
 @pytest.mark.parametrize("name", SERVED)

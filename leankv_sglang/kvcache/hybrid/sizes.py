@@ -8,6 +8,7 @@ that stays the most. What windows do not need, pages have.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 SGLANG_RATIO = 0.8
@@ -53,3 +54,22 @@ class WindowNeed:
     def ratio(self, units: int) -> float:
         """Tokens of windows for each of so many units of full layers."""
         return min(SGLANG_RATIO, (self.running + max(self.ends, units * self.end / END_EVERY)) / units)
+
+    def tokens_in(self, memory: int, token_bytes: int, units_in: Callable[[int], int]) -> int:
+        """Tokens of windows where they share so many bytes with the pages.
+
+        Args:
+            memory: bytes of both.
+            token_bytes: of a token in all layers with windows.
+            units_in: of full layers, by the bytes that are left for them; 0 where they do not hold any.
+        """
+        least, most = 0, memory // token_bytes
+        while least < most:
+            # The more windows there are the fewer units, and those need the fewer windows.
+            tokens = (least + most) // 2
+            units = units_in(memory - tokens * token_bytes)
+            if units and self.ratio(units) * units > tokens:
+                least = tokens + 1
+            else:
+                most = tokens
+        return least

@@ -38,7 +38,9 @@ async def tokenize(text: str, _cross: bool) -> tuple[list[int], None]:
 
 
 def prompt(body: Any, **changed: Any) -> Prompt:
-    manager = SimpleNamespace(tokenizer=object(), context_len=100, _tokenize_texts=tokenize, lora_registry=Adapters())
+    model = SimpleNamespace(vocab_size=256)
+    known = {"tokenizer": object(), "context_len": 100, "_tokenize_texts": tokenize, "lora_registry": Adapters()}
+    manager = SimpleNamespace(model_config=model, **known)
     manager.__dict__.update(changed)
     return asyncio.run(read_prompt(body, LeanKVConfig(), manager, None))
 
@@ -64,7 +66,10 @@ def test_text_and_tokens_become_a_radix_key() -> None:
         {"input_ids": [1.5]},
         {"input_ids": [True]},
         {"input_ids": [-1]},
-        {"input_ids": [2**40]},
+        {"input_ids": [256]},
+        {"input_ids": [2**70]},
+        {"text": "a", "cache_salt": "s" * 5000},
+        {"text": "a", "cahce_salt": "s"},
         {"input_ids": "12"},
         {"input_ids": [1] * 100},
         {"text": "a", "cache_salt": 3},

@@ -86,7 +86,7 @@ def tiles(view: RankView) -> list[tuple[str, str, str]]:
         (
             "bytes in use",
             say_bytes(figures["bytes_total"]),
-            f"{say_share(used, figures['units_total'])} of the pool is taken",
+            f"{say_share(used, figures['units_total'])} of the pool's units are taken",
         ),
         ("hit rate", say_share(cached, prompt), "of prompt tokens, the last minute"),
         ("running", say_count(last["running"] if last else 0), f"{waiting} more wait"),

@@ -7,12 +7,16 @@ from array import array
 from dataclasses import dataclass
 from typing import Any
 
+from leankv_patches.request_fields import MAX_NAME
+from leankv_patches.request_ranges import check_tokens
 from leankv_sglang.compression.request_params import FIELD, resolve, salted
 from leankv_sglang.config import LeanKVConfig
 from leankv_sglang.errors import LeanKVError
 
 PROMPTS = ("text", "messages", "input_ids")
-_LARGEST = 2**31 - 1
+_NAMES = ("cache_salt", "extra_key", "lora_path")
+_GENERATE = ("sampling_params", "stream", "rid", "return_logprob")
+"""What of a request to ``/generate`` may stay in a probe's body, and changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ async def read_prompt(body: Any, config: LeanKVConfig, manager: Any, chat: Any) 
     Args:
         body: decoded JSON: one of ``text``, ``messages`` and ``input_ids``, with ``leankv``, ``cache_salt``,
             ``extra_key`` and ``lora_path`` as ``/generate`` takes them; beside ``messages``, all that
-            ``/v1/chat/completions`` takes. Other fields change no prompt, and are passed over.
+            ``/v1/chat/completions`` takes.
         config: the server's.
         manager: SGLang's tokenizer manager.
         chat: SGLang's handler of chat completions.
@@ -40,9 +44,11 @@ async def read_prompt(body: Any, config: LeanKVConfig, manager: Any, chat: Any) 
     """
     if not isinstance(body, dict) or sum(body.get(name) is not None for name in PROMPTS) != 1:
         raise LeanKVError(f"A probe takes a JSON object with one of {', '.join(PROMPTS[:-1])} and {PROMPTS[-1]}.")
-    salt, extra_key = (_string(body, name) for name in ("cache_salt", "extra_key"))
+    if body.get("messages") is None:
+        _check_fields(body)
+    salt, extra_key, adapter = (_string(body, name) for name in _NAMES)
     salt = salted(resolve(body.get(FIELD), config), salt)
-    if (adapter := _string(body, "lora_path")) is not None:
+    if adapter is not None:
         extra_key = (extra_key or "") + await _adapter_id(manager, adapter)
     tokens = await _tokens(body, manager, chat)
     if len(tokens) >= manager.context_len:
@@ -52,19 +58,30 @@ async def read_prompt(body: Any, config: LeanKVConfig, manager: Any, chat: Any) 
     return Prompt(array("q", tokens), extra_key, salt)
 
 
+def _check_fields(body: dict[str, Any]) -> None:
+    known = (*PROMPTS, FIELD, *_NAMES, *_GENERATE)
+    if unknown := next((name for name in body if name not in known), None):
+        raise LeanKVError(f"A probe has no field {unknown[:50]!r}: it takes {', '.join(known[:-1])} and {known[-1]}.")
+
+
 def _string(body: dict[str, Any], name: str) -> str | None:
     value = body.get(name)
     if value is not None and not isinstance(value, str):
         raise LeanKVError(f"{name} is a string.")
+    if value and len(value) > MAX_NAME:
+        raise LeanKVError(f"{name} has {len(value)} characters; at most {MAX_NAME} are taken.")
     return value or None
 
 
 async def _tokens(body: dict[str, Any], manager: Any, chat: Any) -> list[int]:
     given = body.get("input_ids")
     if given is not None:
-        good = isinstance(given, list) and given and all(type(x) is int and 0 <= x <= _LARGEST for x in given)
-        if not good:
-            raise LeanKVError("input_ids is a list of token ids, at least one.")
+        if not isinstance(given, list) or any(type(token) is not int for token in given):
+            raise LeanKVError("input_ids is a list of whole numbers.")
+        try:
+            check_tokens(given, manager.model_config.vocab_size)
+        except ValueError as error:
+            raise LeanKVError(str(error)) from None
         return list(given)
     text: Any = body.get("text")
     if body.get("messages") is not None:
@@ -84,9 +101,7 @@ async def _chat_prompt(body: dict[str, Any], chat: Any) -> tuple[list[int] | Non
     from pydantic import ValidationError
     from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
 
-    fields = {
-        name: value for name, value in body.items() if name not in (FIELD, "extra_key", "cache_salt", "lora_path")
-    }
+    fields = {name: value for name, value in body.items() if name not in (FIELD, *_NAMES)}
     try:
         request = ChatCompletionRequest(**{"model": "", **fields})
         if said := chat._validate_request(request):
@@ -96,7 +111,7 @@ async def _chat_prompt(body: dict[str, Any], chat: Any) -> tuple[list[int] | Non
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise LeanKVError(f"messages cannot be read: {first['msg']}.") from None
+        raise LeanKVError(f"messages cannot be read: {first['msg'].rstrip('.')}.") from None
     except (ValueError, TypeError) as error:
         raise LeanKVError(f"messages cannot be read: {str(error).rstrip('.')}.") from None
     if converted.input_ids is not None:
@@ -110,7 +125,7 @@ async def _adapter_id(manager: Any, name: str) -> str:
         raise LeanKVError("lora_path needs a server with --enable-lora.")
     try:
         adapter: str = await manager.lora_registry.acquire(name)
-    except ValueError as error:
-        raise LeanKVError(f"lora_path: {str(error).rstrip('.')}.") from None
+    except ValueError:
+        raise LeanKVError(f"lora_path: no adapter {name!r} is loaded.") from None
     await manager.lora_registry.release(adapter)
     return adapter

@@ -8,6 +8,7 @@ from leankv_sglang.observability.live.page.words import say_bytes, say_count, sa
 
 REASONS = {
     "whole_prompt": "that is all a hit can have: the last token is computed in any case, and hits end with pages",
+    "shorter_than_a_page": "hits end with pages, and this prompt has no whole one before its last token",
     "not_cached": "what follows is not cached",
     "trimmed": "what follows is cached, but its near parts were cut, and a hit may not end where they are missing",
     "demoted": "what follows was demoted, and this server's hits read no demoted pages (--leankv-match strict)",

@@ -99,7 +99,7 @@ async def probe(request: Request) -> Response:
         try:
             body = await request.json()
         except (ValueError, RecursionError):
-            raise LeanKVError("The body of a probe is a JSON object.") from None
+            raise LeanKVError("The body of a probe is no JSON; it is an object in UTF-8.") from None
         chat = request.app.state.openai_serving_chat
         prompt = await read_prompt(body, required_config(), manager, chat)
     except LeanKVError as error:

@@ -15,7 +15,8 @@ from leankv_sglang.compression.request_params import user_salt
 from leankv_sglang.kvcache.tree.lookup import Lookup
 from leankv_sglang.observability.live.scheduler.requests_seen import accuracy_under, seen
 
-WHOLE, NOT_CACHED, TRIMMED, DEMOTED, WINDOW = "whole_prompt", "not_cached", "trimmed", "demoted", "window"
+WHOLE, SHORT, NOT_CACHED = "whole_prompt", "shorter_than_a_page", "not_cached"
+TRIMMED, DEMOTED, WINDOW = "trimmed", "demoted", "window"
 OTHER_ACCURACY, OTHER_SALT = "other_accuracy", "other_salt"
 _PIECE = 128
 """First nodes of other prompts that are compared at a time."""
@@ -122,7 +123,7 @@ class Prober:
 
     def _reason(self, found: Lookup, held: int, hit: int, elsewhere: list[dict[str, Any]]) -> str:
         if hit == self._reachable:
-            return WHOLE
+            return WHOLE if hit else SHORT
         if hit < held:
             if found.legal > hit:
                 return WINDOW

@@ -52,6 +52,7 @@ probe.addEventListener("submit", async (event) => {
   const answer = document.getElementById("probe-answer");
   const text = probe.elements.text.value;
   const body = probe.elements.chat.checked ? { messages: [{ role: "user", content: text }] } : { text };
+  if (probe.elements.cache_salt.value) body.cache_salt = probe.elements.cache_salt.value;
   if (probe.elements.profile.value) body.leankv = { profile: probe.elements.profile.value };
   answer.textContent = "Asking";
   try {
@@ -64,5 +65,7 @@ probe.addEventListener("submit", async (event) => {
     answer.textContent = "The server does not answer.";
   }
 });
+// Until here it could not be sent: by itself a form would leave the page.
+probe.querySelector("button").disabled = false;
 
 connect();
