@@ -22,7 +22,7 @@ from leankv_sglang.compression.profile import shipped_profile
 from leankv_sglang.compression.profile_file import load_profile, measured_ratios
 from leankv_sglang.config import PAGE_SIZES, LeanKVConfig, parse_tiers
 from leankv_sglang.errors import LeanKVError
-from leankv_sglang.kvcache.hybrid.sizes import END_EVERY, SGLANG_RATIO, WindowNeed
+from leankv_sglang.kvcache.hybrid.sizes import END_EVERY, ENDS, SGLANG_RATIO, WindowNeed
 from leankv_sglang.kvcache.lasting import calibrated_cost, lasting_cost
 from leankv_sglang.kvcache.ledger import Ledger
 from leankv_sglang.kvcache.sizing import open_page_bytes, page_bytes, tokens_for
@@ -148,22 +148,21 @@ def window_rows(shape: ModelShape, windows: WindowShape, token_bytes: float) -> 
 
 
 def _window_tokens(shape: ModelShape, windows: WindowShape, memory: int, args: argparse.Namespace) -> int:
-    layout, requests = (
-        layout_for(LeanKVConfig(near_pages=args.near_pages), args.page_size, shape),
-        args.max_running_requests,
-    )
+    layout = layout_for(LeanKVConfig(near_pages=args.near_pages), args.page_size, shape)
+    requests = args.max_running_requests
+
+    def units(rest: int) -> int:
+        return tokens_for(rest, layout, shape.layers, shape.query_heads, requests)
+
     need = WindowNeed(windows.tokens, args.page_size, requests, CHUNK)
-    each = windows.token_bytes(shape)
-    return need.tokens_in(
-        memory, each, lambda rest: tokens_for(rest, layout, shape.layers, shape.query_heads, requests)
-    )
+    return need.tokens_in(memory, windows.token_bytes(shape), units)
 
 
 def window_line(tokens: int, nbytes: int, requests: int) -> str:
     """What a server on a CPU keeps for windows, unless it is told."""
     return (
         f"Without --swa-full-tokens-ratio a server on a CPU keeps {tokens:,} tokens of windows in this memory, "
-        f"{nbytes / 2**20:,.0f} MiB: for {requests} running requests, four cached ends for each and one at least "
+        f"{nbytes / 2**20:,.0f} MiB: for {requests} running requests, {ENDS} cached ends for each and one at least "
         f"for {END_EVERY:,} units of the pool, and at most {SGLANG_RATIO} tokens a unit."
     )
 

@@ -139,8 +139,18 @@ def check_names(obj: Any) -> None:
     for name in _NAMES:
         value = getattr(obj, name, None)
         for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, str) and len(one) > MAX_NAME:
-                raise ValueError(f"{name} has {len(one)} characters; at most {MAX_NAME} are taken.")
+            if isinstance(one, str):
+                check_name(name, one)
+
+
+def check_name(field: str, name: str) -> None:
+    """Whether one of them can be kept.
+
+    Raises:
+        ValueError: one sentence.
+    """
+    if len(name) > MAX_NAME:
+        raise ValueError(f"{field} has {len(name)} characters; at most {MAX_NAME} are taken.")
 
 
 def _fit(original: Callable[..., Any], *args: Any, **named: Any) -> Any:

@@ -74,9 +74,8 @@ def whole_rows(original: Callable[..., Tensor], processor: Any, hidden_states: T
 def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of matrices ``[M, K]`` and ``[K, N]``, where the bits of a row depend on that row and ``b`` alone."""
     rows, columns = a.shape[0], b.shape[1]
-    if _is_layer(a, b):
-        assert _linear is not None
-        return _linear(a, b.t()).to(a.dtype)
+    if (layer := _of_layer(a, b)) is not None:
+        return layer.to(a.dtype)
     if a.dtype is not torch.float32:
         lone = rows == 1 and lone_rows_differ(a.dtype)
         return _mm(a.expand(2, -1).contiguous(), b)[:1] if lone else _mm(a, b)
@@ -94,9 +93,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 def product_and_sum(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """``beta * bias + alpha * (a @ b)``, likewise."""
     rows = a.shape[0]
-    if _is_layer(a, b):
-        assert _linear is not None
-        return torch.add(_linear(a, b.t()) * alpha, bias.float(), alpha=beta).to(a.dtype)
+    if (layer := _of_layer(a, b)) is not None:
+        return torch.add(layer * alpha, bias.float(), alpha=beta).to(a.dtype)
     if a.dtype == torch.float32 and a.numel() and b.numel():
         scaled = product(a, b)
         return (scaled if alpha == 1 else scaled * alpha) + (bias if beta == 1 else bias * beta)
@@ -105,9 +103,12 @@ def product_and_sum(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alph
     return _addmm(bias, a, b, beta, alpha)
 
 
-def _is_layer(a: Tensor, b: Tensor) -> bool:
-    """Whether the kernel that was given takes these: rows of 16 bits, and weights as layers hold them."""
-    return _linear is not None and torch_takes(a.dtype) and b.dtype == a.dtype and b.t().is_contiguous()
+def _of_layer(a: Tensor, b: Tensor) -> Tensor | None:
+    """``a @ b`` in float32 by the kernel that was given, if it takes these: rows of 16 bits, weights as layers hold
+    them."""
+    if _linear is None or not torch_takes(a.dtype) or b.dtype != a.dtype or not b.t().is_contiguous():
+        return None
+    return _linear(a, b.t())
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:

@@ -18,8 +18,13 @@ from tests.models_served import Model
 
 ALLOWED = 1.2
 """How much larger LeanKV's error may be than transformers' own in bfloat16, on average."""
-EQUAL_WORDS = ("hit", "second turn", "batch", "chunks")
-EQUALITIES = ("hit_equals_miss", "second_turn_equal", "batch_equal", "chunks_equal")
+EQUALITIES = {
+    "hit_equals_miss": "hit",
+    "second_turn_equal": "second turn",
+    "batch_equal": "batch",
+    "chunks_equal": "chunks",
+}
+"""What is to equal a miss, by column, in words."""
 NO_WINDOW = "SGLang's class has no code for the window"
 WIDE_WINDOW = "SGLang's window is a token too wide"
 OTHER_MODEL = {
@@ -160,10 +165,10 @@ def unequal(rows: list[Row]) -> list[str]:
 
 def markdown(rows: list[Row]) -> str:
     """The table of what is served, for docs/models.md."""
-    lines = [["architecture", "equal to its miss", "error", "stock's error", ""], [*["---"] * 5]]
+    lines = [["architecture", "equal to its miss", "error", "stock's error", ""], ["---"] * 5]
     for one in rows:
         if one["served"]:
-            equal = ", ".join(word for word, name in zip(EQUAL_WORDS, EQUALITIES, strict=True) if one[name])
+            equal = ", ".join(word for name, word in EQUALITIES.items() if one[name])
             errors = [f"{ratio(one, error):.2f}" for error in ("mean_error", "stock_error")]
             lines.append([one["architecture"], equal, *errors, NOTES.get(one["architecture"], "")])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| nan |", "| - |")

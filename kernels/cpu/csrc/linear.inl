@@ -49,26 +49,12 @@ static void tile(const LinearArgs& a, int64_t first_row, int64_t first_output) {
         for (int o = 0; o < OUTPUTS; o++) a.out[(first_row + r) * a.outputs + first_output + o] = sum_lanes(sums[r][o]);
 }
 
-template <int DTYPE, int OUTPUTS>
-static void rows_by_tiles(const LinearArgs& a, int64_t row, int64_t output) {
-    const int64_t left = a.rows - row;
-    if (left >= kRows) return tile<DTYPE, kRows, OUTPUTS>(a, row, output);
-    if constexpr (kRows > 3) {
-        if (left == 5) return tile<DTYPE, 5, OUTPUTS>(a, row, output);
-        if (left == 4) return tile<DTYPE, 4, OUTPUTS>(a, row, output);
-        if (left == 3) return tile<DTYPE, 3, OUTPUTS>(a, row, output);
-    }
-    if (left == 2) return tile<DTYPE, 2, OUTPUTS>(a, row, output);
-    tile<DTYPE, 1, OUTPUTS>(a, row, output);
-}
-
 template <int DTYPE>
 static void run_task(const LinearArgs& a, int64_t first, int64_t end) {
-    for (int64_t row = 0; row < a.rows; row += kRows) {
-        int64_t output = first;
-        for (; output + kOutputs <= end; output += kOutputs) rows_by_tiles<DTYPE, kOutputs>(a, row, output);
-        for (; output < end; output++) rows_by_tiles<DTYPE, 1>(a, row, output);
-    }
+    by_tiles<kRows>(int64_t(0), a.rows, [&]<int ROWS>(int64_t row) {
+        by_tiles<kOutputs>(first, end,
+                           [&]<int OUTPUTS>(int64_t output) { tile<DTYPE, ROWS, OUTPUTS>(a, row, output); });
+    });
 }
 
 }  // namespace

@@ -243,6 +243,14 @@ LEANKV_INLINE T rotate(T* x, int head_dim) {
     return T(1) / T(__builtin_sqrt(double(block)));
 }
 
+// Calls f<N>(at) for all from `first` to `last`, TILE at a time, then for the rest together.
+template <int TILE, class I, class F>
+LEANKV_INLINE void by_tiles(I first, I last, F f) {
+    for (; first + TILE <= last; first += TILE) f.template operator()<TILE>(first);
+    if constexpr (TILE > 1)
+        if (first < last) by_tiles<TILE - 1>(first, last, f);
+}
+
 // Memory of a thread's own for what one task needs, kept from task to task.
 template <class T>
 T* thread_scratch() {

@@ -171,17 +171,6 @@ LEANKV_INLINE void add_values(WindowScratch& s, int row, int dim) {
     for (; c < dim; c += W) add_strip<ROWS, 1>(s, row, dim, c, out);
 }
 
-// Calls f<ROWS>(row) for rows from `first` to `last`, kTile at a time.
-template <class F>
-LEANKV_INLINE void by_tiles(int first, int last, F f) {
-    for (; first + kTile <= last; first += kTile) f.template operator()<kTile>(first);
-    if constexpr (kTile == 4) {
-        if (last - first == 3) return f.template operator()<3>(first);
-        if (last - first == 2) return f.template operator()<2>(first);
-    }
-    if (last > first) f.template operator()<1>(first);
-}
-
 // W numbers as the model's dtype, rounded to the nearest.
 LEANKV_INLINE void store_as(void* base, size_t at, vf x, int dtype) {
     if (dtype == kFloat32) return store(static_cast<float*>(base) + at, x);
@@ -246,8 +235,8 @@ static void run_task(const WindowArgs& a, const Task& task) {
         // The queries that see something of the block.
         const int from = int(begin > first ? begin - first : 0) * group;
         const int upto = stop + back > last + 1 ? rows : int(stop + back - first) * group;
-        by_tiles(from, upto,
-                 [&]<int ROWS>(int r) { score<ROWS>(s.query + r * key_dim, s.key, key_dim, s.weights + r); });
+        by_tiles<kTile>(from, upto,
+                        [&]<int ROWS>(int r) { score<ROWS>(s.query + r * key_dim, s.key, key_dim, s.weights + r); });
         for (int r = from; r < upto; r++) {
             const int64_t position = first + r / group;
             const int low = position - back > begin ? int(position - back - begin) : 0;
@@ -255,7 +244,7 @@ static void run_task(const WindowArgs& a, const Task& task) {
             if (s.odd) s.unreadable[r] |= (s.odd >> low << low << (kBlock - 1 - high)) != 0;
             weigh_row(s, r, low, high, cap);
         }
-        by_tiles(from, upto, [&]<int ROWS>(int r) { add_values<ROWS>(s, r, value_dim); });
+        by_tiles<kTile>(from, upto, [&]<int ROWS>(int r) { add_values<ROWS>(s, r, value_dim); });
     }
     for (int r = 0; r < rows; r++)
         finish_row(a, s, r, size_t(token + r / group), size_t(task.head * group + r % group));

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from leankv_patches.request_fields import MAX_NAME
+from leankv_patches.request_fields import check_name
 from leankv_patches.request_ranges import check_tokens
 from leankv_sglang.compression.request_params import FIELD, resolve, salted
 from leankv_sglang.config import LeanKVConfig
@@ -68,9 +69,18 @@ def _string(body: dict[str, Any], name: str) -> str | None:
     value = body.get(name)
     if value is not None and not isinstance(value, str):
         raise LeanKVError(f"{name} is a string.")
-    if value and len(value) > MAX_NAME:
-        raise LeanKVError(f"{name} has {len(value)} characters; at most {MAX_NAME} are taken.")
-    return value or None
+    if not value:
+        return None
+    _as_requests_are(check_name, name, value)
+    return value
+
+
+def _as_requests_are(check: Callable[..., None], *args: Any) -> None:
+    """A check that requests pass too, whose sentence is a probe's answer."""
+    try:
+        check(*args)
+    except ValueError as error:
+        raise LeanKVError(str(error)) from None
 
 
 async def _tokens(body: dict[str, Any], manager: Any, chat: Any) -> list[int]:
@@ -78,10 +88,7 @@ async def _tokens(body: dict[str, Any], manager: Any, chat: Any) -> list[int]:
     if given is not None:
         if not isinstance(given, list) or any(type(token) is not int for token in given):
             raise LeanKVError("input_ids is a list of whole numbers.")
-        try:
-            check_tokens(given, manager.model_config.vocab_size)
-        except ValueError as error:
-            raise LeanKVError(str(error)) from None
+        _as_requests_are(check_tokens, given, manager.model_config.vocab_size)
         return list(given)
     text: Any = body.get("text")
     if body.get("messages") is not None:
