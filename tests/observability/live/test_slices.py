@@ -48,6 +48,22 @@ def test_a_busy_server_gives_a_part_of_its_time() -> None:
     assert done
 
 
+def test_what_others_take_meanwhile_is_told_apart() -> None:
+    clock, computing = Clock(), Clock()
+    slices = Slices(clock, computing)
+
+    def preempted() -> Iterator[None]:
+        clock.now += 0.005
+        computing.now += 0.0001
+        yield
+
+    slices.add(preempted())
+    clock.now += 0.1
+    slices.between_steps()
+    assert slices.longest == pytest.approx(0.0001)
+    assert slices.longest_clock == pytest.approx(0.005)
+
+
 def test_a_piece_that_takes_too_long_is_paid_back() -> None:
     clock, done = Clock(), list[int]()
     slices = Slices(clock)

@@ -48,7 +48,7 @@ def request(**changed: Any) -> dict[str, Any]:
 def body(samples: list[dict[str, Any]], **changed: Any) -> dict[str, Any]:
     """Of an answer with figures."""
     lists = {"running": [request()], "waiting": [], "finished": [request(state="finished", ended=samples[-1]["time"])]}
-    rest = {"prefill_rate": 100.0, "open_rows": 3000, "longest_slice": 0.0004}
+    rest = {"prefill_rate": 100.0, "open_rows": 3000, "longest_slice": 0.0004, "longest_clock": 0.0005}
     return {"figures": figures(), "samples": samples, **lists, **rest, **changed}
 
 

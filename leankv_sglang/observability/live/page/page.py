@@ -107,6 +107,7 @@ class Page:
                 "said_age": say_seconds(tree["read"]),
                 "said_took": say_seconds(tree["took"]),
                 "said_longest": f"{1000 * view.body.get('longest_slice', 0.0):.2f} ms",
+                "said_clock": f"{1000 * view.body.get('longest_clock', 0.0):.2f} ms",
             }
         heads = heads_view(view, layer, head, now)
         return {

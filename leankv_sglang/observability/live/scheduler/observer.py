@@ -142,12 +142,15 @@ class Observer:
         for at in range(0, len(samples), SAMPLES_A_PIECE):
             emit({"samples": samples[at : at + SAMPLES_A_PIECE]})
             yield
+        figures = usage_figures(pool, pool.usage())
+        yield
         emit(
             {
-                "figures": usage_figures(pool, pool.usage()),
+                "figures": figures,
                 "prefill_rate": seen.prefill_rate,
                 "open_rows": pool.open_pages.nbytes(),
                 "longest_slice": self.slices.longest,
+                "longest_clock": self.slices.longest_clock,
             }
         )
         yield

@@ -25,13 +25,18 @@ class Slices:
 
     Args:
         clock: seconds.
+        computing: seconds that this thread has computed for, without those in which others had its core.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock, self._tasks = clock, deque[Task]()
+    def __init__(
+        self, clock: Callable[[], float] = time.perf_counter, computing: Callable[[], float] = time.thread_time
+    ) -> None:
+        self._clock, self._computing, self._tasks = clock, computing, deque[Task]()
         self._credit, self._last = 0.0, clock()
         self.longest = 0.0
-        """Seconds that any step of a busy server was longer by."""
+        """Seconds of computing that any step of a busy server was longer by."""
+        self.longest_clock = 0.0
+        """The same on the clock, which goes on while other threads and processes have the core."""
 
     def __bool__(self) -> bool:
         return bool(self._tasks)
@@ -46,7 +51,7 @@ class Slices:
     def between_steps(self) -> None:
         """Work for a part of the time since this was called last; what a piece takes too long is taken off the next
         times."""
-        begun = self._clock()
+        begun, computed = self._clock(), self._computing()
         self._credit = min(MOST_SECONDS, self._credit + SHARE * (begun - self._last))
         self._last = begun
         left = self._credit
@@ -54,7 +59,8 @@ class Slices:
             self._piece()
             left = self._credit - (self._clock() - begun)
         self._credit = left
-        self.longest = max(self.longest, self._clock() - begun)
+        self.longest = max(self.longest, self._computing() - computed)
+        self.longest_clock = max(self.longest_clock, self._clock() - begun)
 
     def while_idle(self, wanted: Callable[[], bool]) -> None:
         """Work until all is done, or somebody is wanted elsewhere, which is asked after every piece."""
@@ -77,10 +83,10 @@ class PieceSize:
 
     Args:
         size: to begin with.
-        clock: seconds.
+        clock: seconds of computing.
     """
 
-    def __init__(self, size: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, size: int, clock: Callable[[], float] = time.thread_time) -> None:
         self.size, self._clock, self._begun = size, clock, 0.0
 
     def begin(self) -> None:
@@ -90,6 +96,6 @@ class PieceSize:
     def end(self) -> None:
         """It is over."""
         took = max(self._clock() - self._begun, 1e-9)
-        # A lone measurement may have been disturbed.
+        # One measurement is noisy.
         grown = self.size * min(MOST_GROWTH, max(0.5, PIECE_SECONDS / took))
         self.size = max(1, int(grown) if grown < self.size else math.ceil(grown))

@@ -26,7 +26,13 @@ _SECRET = os.urandom(32)
 """Of this process: without it nobody can look for a prompt by its digest."""
 _HOST_PAGES = 256
 
+NODES_A_PART = 32
+"""Of a message."""
+_NAMES = NODE_ROW.names or ()
+
 Emit = Callable[[dict[str, Any]], None]
+_Read = tuple[dict[str, Any], str | None, list[int] | None]
+"""A node's row by name, its accuracy if it is below the root, and its first tokens where they may be told."""
 HostHas = Callable[[list[str]], list[bool]]
 
 
@@ -59,18 +65,22 @@ class TreeReader:
 
     def read(self) -> Iterator[None]:
         """The task."""
-        piece, found = PieceSize(4), list[Any]()
+        piece, found, begun = PieceSize(2), list[_Read](), 0
         piece.begin()
         for node in self._nodes():
             if self._core.root_node is not self._root:
                 return  # flushed meanwhile
-            found.append(node)
-            if len(found) >= piece.size:
+            found.append(self._read(node))
+            if len(found) - begun < piece.size and len(found) < NODES_A_PART:
+                continue
+            piece.end()
+            yield
+            if len(found) >= NODES_A_PART:
                 self._tell(found)
-                piece.end()
-                yield
                 found = []
-                piece.begin()
+                yield
+            begun = len(found)
+            piece.begin()
         self._tell(found)
 
     def _nodes(self) -> Iterator[Any]:
@@ -95,40 +105,40 @@ class TreeReader:
             node = node.parent
         return node
 
-    def _tell(self, nodes: list[Any]) -> None:
-        nodes = [node for node in nodes if node.component_data[FULL].value is not None]
-        if not nodes:
-            return
-        rows = np.zeros(len(nodes), NODE_ROW)
-        pages = [self._component.pages(node) for node in nodes]
-        count = np.array([len(one) for one in pages])
-        owner = np.repeat(np.arange(len(nodes)), count)
-        every = np.concatenate(pages)
+    def _read(self, node: Any) -> _Read:
+        """What is told of a node."""
+        pages, root = self._component.pages(node), self._root
         pool, ledger = self._component.pool, self._component.ledger
-        blocks, level = ledger.blocks_held(every), ledger.level[every]
-        nbytes = blocks * pool.layout.block_bytes + (blocks > 0) * pool.layer_num * PAGE_TABLE_ENTRY
+        blocks, level = ledger.blocks_held(pages), ledger.level[pages]
+        held, demoted = int(np.count_nonzero(blocks)), int(np.count_nonzero(level == LEVEL_BASE))
+        below_near = int(np.count_nonzero((level < LEVEL_NEAR) & (level > LEVEL_BASE)))
+        top = node.parent is root
+        row = {
+            "node": node.id,
+            "parent": ROOT if top else node.parent.id,
+            "tokens": len(pages) * self._component.page_size,
+            "pages": len(pages),
+            "bytes": int(blocks.sum()) * pool.layout.block_bytes + held * pool.layer_num * PAGE_TABLE_ENTRY,
+            "trimmed": below_near,
+            "demoted": demoted,
+            "hits": node.hit_count,
+            "locked": self._component.is_locked(node),
+            "used": node.last_access_time,
+            "digest": struct.unpack("<Q", self._digest(node))[0],
+            "stored": self._has_store and node.external_cache_stored,
+            "host": self._in_host(node) if self._host_has is not None else 0,
+        }
+        accuracy = self._accuracy(node.key.cache_salt) if top else None
+        return row, accuracy, node.key.token_ids[:TEXT_TOKENS].tolist() if self._show_text else None
 
-        def total(of_page: Any) -> Any:
-            return np.bincount(owner, of_page, len(nodes))
-
-        root = self._root
-        rows["node"] = [node.id for node in nodes]
-        rows["parent"] = [ROOT if node.parent is root else node.parent.id for node in nodes]
-        rows["tokens"], rows["pages"] = count * self._component.page_size, count
-        rows["bytes"], rows["trimmed"] = total(nbytes), total((level < LEVEL_NEAR) & (level > LEVEL_BASE))
-        rows["demoted"] = total(level == LEVEL_BASE)
-        rows["hits"] = [node.hit_count for node in nodes]
-        rows["locked"] = [self._component.is_locked(node) for node in nodes]
-        rows["used"] = [node.last_access_time for node in nodes]
-        rows["digest"] = [struct.unpack("<Q", self._digest(node))[0] for node in nodes]
-        if self._has_store:
-            rows["stored"] = [node.external_cache_stored for node in nodes]
-        if self._host_has is not None:
-            rows["host"] = [self._in_host(node) for node in nodes]
+    def _tell(self, found: list[_Read]) -> None:
+        if not found:
+            return
+        rows = np.array([tuple(row[name] for name in _NAMES) for row, _, _ in found], NODE_ROW)
         body: dict[str, Any] = {"rows": rows.tobytes()}
-        body["accuracy"] = {str(n.id): self._accuracy(n.key.cache_salt) for n in nodes if n.parent is root}
+        body["accuracy"] = {str(row["node"]): words for row, words, _ in found if words is not None}
         if self._show_text:
-            body["text"] = {str(node.id): node.key.token_ids[:TEXT_TOKENS].tolist() for node in nodes}
+            body["text"] = {str(row["node"]): tokens for row, _, tokens in found}
         self._emit(body)
 
     def _digest(self, node: Any) -> bytes:
