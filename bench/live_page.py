@@ -26,6 +26,7 @@ from leankv_sglang.models import DEFAULT_MODEL, resolve_model_path
 
 PAGE = 64
 BATCH = 32
+LOOP = 5000
 WORDS = (5, 500)
 """Of the model's vocabulary, those that prompts are drawn from."""
 
@@ -116,12 +117,33 @@ def longest_slice(server: Server) -> str:
     return found[0]
 
 
+@contextmanager
+def disturbed() -> Iterator[list[float]]:
+    """As long as the block lasts, a tenth of a millisecond of the same work some 40 times a second: seconds of
+    computing that it took. Where a hypervisor takes a core away, that counts as computing too."""
+    took, ended = list[float](), threading.Event()
+
+    def loop() -> None:
+        while not ended.wait(0.025):
+            begun = time.thread_time()
+            sum(range(LOOP))
+            took.append(time.thread_time() - begun)
+
+    worker = threading.Thread(target=loop)
+    worker.start()
+    try:
+        yield took
+    finally:
+        ended.set()
+        worker.join()
+
+
 def measure(server: Server, args: Any) -> list[dict[str, Any]]:
     """A row for the page's times, and one for decoding."""
     idle = page_seconds(server, 10)
     rows: list[dict[str, Any]] = [{"what": "page, idle server", **_spread(idle, "s")}]
     pairs = []
-    with decoding(server, args.at_once) as count:
+    with disturbed() as took, decoding(server, args.at_once) as count:
         rate(count, args.seconds)
         rows.append({"what": f"page, {args.at_once} requests decoding", **_spread(page_seconds(server, 10), "s")})
         for i in tqdm(range(args.rounds), desc="decoding", unit="round"):
@@ -140,6 +162,8 @@ def measure(server: Server, args: Any) -> list[dict[str, Any]]:
     rows.append({"what": "open beside closed", **_spread([pair[True] / pair[False] for pair in pairs])})
     print(f"An open page: {got['bytes'] / max(got['events'], 1) / 1024:.0f} KiB an event.")
     print(f"The page says: {longest_slice(server)}.")
+    usual, longest = 1000 * statistics.median(took), 1000 * max(took)
+    print(f"A loop that computes for {usual:.2f} ms took up to {longest:.2f} ms meanwhile, with nobody's page.")
     return rows
 
 
