@@ -11,7 +11,7 @@ import re
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -26,9 +26,10 @@ from leankv_sglang.models import DEFAULT_MODEL, resolve_model_path
 
 PAGE = 64
 BATCH = 32
-LOOP = 5000
 WORDS = (5, 500)
 """Of the model's vocabulary, those that prompts are drawn from."""
+LOOP = 5000
+"""Additions of the loop that shows what the machine adds to a piece of work."""
 
 
 def fill(server: Server, nodes: int) -> None:
@@ -56,6 +57,18 @@ def page_seconds(server: Server, times: int) -> list[float]:
 
 
 @contextmanager
+def beside(work: Callable[[], None], ended: threading.Event) -> Iterator[None]:
+    """As long as the block lasts a thread does some work, which stops when the event is set."""
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        worker.join()
+
+
+@contextmanager
 def open_page(server: Server) -> Iterator[dict[str, int]]:
     """The page is open, as in a browser: it takes events and throws them away. Gives how many, and their bytes."""
     got, ended = {"events": 0, "bytes": 0}, threading.Event()
@@ -68,13 +81,8 @@ def open_page(server: Server) -> Iterator[dict[str, int]]:
                 if ended.is_set():
                     return
 
-    looker = threading.Thread(target=look)
-    looker.start()
-    try:
+    with beside(look, ended):
         yield got
-    finally:
-        ended.set()
-        looker.join()
 
 
 @contextmanager
@@ -129,13 +137,8 @@ def disturbed() -> Iterator[list[float]]:
             sum(range(LOOP))
             took.append(time.thread_time() - begun)
 
-    worker = threading.Thread(target=loop)
-    worker.start()
-    try:
+    with beside(loop, ended):
         yield took
-    finally:
-        ended.set()
-        worker.join()
 
 
 def measure(server: Server, args: Any) -> list[dict[str, Any]]:

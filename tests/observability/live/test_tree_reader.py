@@ -65,6 +65,15 @@ def test_rows_say_what_the_tree_holds(world: World) -> None:
     assert set().union(*(body["accuracy"] for body in bodies)) == tops
 
 
+def test_parts_are_of_so_many_nodes_and_none_is_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, bodies = read(world)
+    monkeypatch.setattr(tree_reader, "NODES_A_PART", 3)
+    rows, parts = read(world)
+    assert (rows == whole).all()
+    assert [len(body["rows"]) // NODE_ROW.itemsize for body in parts[:-1]] == [3] * (len(parts) - 1)
+    assert len(parts) > len(bodies)
+
+
 class OneByOne:
     """Pieces of one node."""
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from leankv_kernels.layout import LEVEL_BASE, LEVEL_NEAR
-from leankv_sglang.kvcache.sizing import PAGE_TABLE_ENTRY
 from leankv_sglang.kvcache.tree.paged_component import FULL
 from leankv_sglang.observability.live.scheduler.slices import PieceSize
 from leankv_sglang.observability.live.tree_rows import NODE_ROW, ROOT
@@ -65,21 +64,24 @@ class TreeReader:
 
     def read(self) -> Iterator[None]:
         """The task."""
-        piece, found, begun = PieceSize(2), list[_Read](), 0
+        piece, found = PieceSize(2), list[_Read]()
+        left = piece.size
         piece.begin()
         for node in self._nodes():
             if self._core.root_node is not self._root:
                 return  # flushed meanwhile
             found.append(self._read(node))
-            if len(found) - begun < piece.size and len(found) < NODES_A_PART:
+            left -= 1
+            if left and len(found) < NODES_A_PART:
                 continue
-            piece.end()
+            if not left:
+                piece.end()
             yield
             if len(found) >= NODES_A_PART:
                 self._tell(found)
                 found = []
                 yield
-            begun = len(found)
+            left = piece.size
             piece.begin()
         self._tell(found)
 
@@ -107,20 +109,16 @@ class TreeReader:
 
     def _read(self, node: Any) -> _Read:
         """What is told of a node."""
-        pages, root = self._component.pages(node), self._root
-        pool, ledger = self._component.pool, self._component.ledger
-        blocks, level = ledger.blocks_held(pages), ledger.level[pages]
-        held, demoted = int(np.count_nonzero(blocks)), int(np.count_nonzero(level == LEVEL_BASE))
-        below_near = int(np.count_nonzero((level < LEVEL_NEAR) & (level > LEVEL_BASE)))
-        top = node.parent is root
+        pages, top = self._component.pages(node), node.parent is self._root
+        level = self._component.ledger.level[pages]
         row = {
             "node": node.id,
             "parent": ROOT if top else node.parent.id,
             "tokens": len(pages) * self._component.page_size,
             "pages": len(pages),
-            "bytes": int(blocks.sum()) * pool.layout.block_bytes + held * pool.layer_num * PAGE_TABLE_ENTRY,
-            "trimmed": below_near,
-            "demoted": demoted,
+            "bytes": self._component.pool.bytes_of_pages(pages),
+            "trimmed": np.count_nonzero((level < LEVEL_NEAR) & (level > LEVEL_BASE)),
+            "demoted": np.count_nonzero(level == LEVEL_BASE),
             "hits": node.hit_count,
             "locked": self._component.is_locked(node),
             "used": node.last_access_time,
